@@ -1,0 +1,207 @@
+"""The DGMN2 Transformer layer: attention from every position to nine sampled nodes (paper, section 4.1)."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm, Mlp, trunc_normal_
+from timm.models._features_fx import register_notrace_function, register_notrace_module
+from torch import Tensor, nn
+
+from dgmn.ops import sampled_attention
+
+register_notrace_function(sampled_attention)
+
+
+@register_notrace_module
+class RelativePosition(nn.Module):
+    r"""Position term of the attention logits, $\mathbf{r}_j$ of eq. 9 (Fig. 4b).
+
+    Two tables hold one row of `dim` numbers for every distance along the height and the width. The node s of
+    position (y, x) gets `query(y, x) · rel_width[W - 1 - x + s]` plus the same along the height, so a position
+    costs 2K dot products whatever the size of the map. Both tables are resized linearly to the map.
+
+    Args:
+        dim: channels of one head.
+        map_size: height and width of the map that the tables are made for.
+        nodes: sampled nodes of a position, K.
+        mode: "aligned": the height term at (y, x) belongs to the query at (y, x), as the paper says.
+            "official": it comes from the query at the mirrored position (x, y), stretched to the map where this
+            is not square. The published weights were trained with it.
+
+    Shape:
+        query (B, H, W, heads, dim) to bias (B, H, W, heads, K), in float32 (float64 for float64 input).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        map_size: tuple[int, int],
+        nodes: int = 9,
+        mode: Literal["official", "aligned"] = "official",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if mode not in ("official", "aligned"):
+            raise ValueError(f'rel_pos must be "official" or "aligned", got {mode!r}')
+        self.nodes = nodes
+        self.mode = mode
+        height, width = map_size
+        self.rel_height = nn.Parameter(torch.empty(height + nodes - 1, dim, device=device, dtype=dtype))
+        self.rel_width = nn.Parameter(torch.empty(width + nodes - 1, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        trunc_normal_(self.rel_height, std=0.02)
+        trunc_normal_(self.rel_width, std=0.02)
+
+    def _windows(self, table: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+        """The K rows that each of `length` positions meets, (length, dim, K)."""
+        rows = length + self.nodes - 1
+        table = table.to(dtype)
+        if table.shape[0] != rows:
+            table = F.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T
+        return table.unfold(0, self.nodes, 1).flip(0)
+
+    def forward(self, query: Tensor) -> Tensor:
+        batch, height, width, heads, _ = query.shape
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            query = query.to(dtype)
+            along_width = torch.einsum("byxhd,xdk->byxhk", query, self._windows(self.rel_width, width, dtype))
+            along_height = torch.einsum("byxhd,ydk->byxhk", query, self._windows(self.rel_height, height, dtype))
+            if self.mode == "official":
+                along_height = along_height.transpose(1, 2)
+                if height != width:
+                    maps = along_height.flatten(3).permute(0, 3, 1, 2)  # (B, heads * K, W, H)
+                    maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+                    along_height = maps.permute(0, 2, 3, 1).reshape(batch, height, width, heads, self.nodes)
+            return along_width + along_height
+
+    def extra_repr(self) -> str:
+        return f"tables={self.rel_height.shape[0]}+{self.rel_width.shape[0]}, nodes={self.nodes}, mode={self.mode}"
+
+
+@register_notrace_function
+def _predict_walks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # In float32 also under autocast: a walk is added to a pixel coordinate.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+class DGMN2Attention(nn.Module):
+    r"""Message passing of DGMN2 with query, key and value (eq. 8 and 9).
+
+    Every position predicts where its K nodes lie ($\Delta\mathbf{d}_j$, eq. 4), reads key and value there and
+    sums the values with a softmax over K. The walks of a head are predicted from its share of the input channels,
+    by one linear layer that all heads use. It starts at zero, on the regular grid.
+
+    Args:
+        dim: channels C.
+        num_heads: heads, a divisor of `dim`.
+        map_size: height and width of the map that the relative position is made for; other sizes work.
+        kernel_size: K = kernel_size² nodes.
+        rel_pos: "official" or "aligned", see [`RelativePosition`][dgmn.layers.RelativePosition].
+        attn_drop: dropout of attention weights.
+        proj_drop: dropout after the output projection.
+
+    Shape:
+        (B, H, W, C) to (B, H, W, C).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        map_size: tuple[int, int],
+        kernel_size: int = 3,
+        rel_pos: Literal["official", "aligned"] = "official",
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads must divide dim = {dim}, got {num_heads}")
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.kernel_size = kernel_size
+        self.attn_drop = attn_drop
+        nodes = kernel_size * kernel_size
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.offset = nn.Linear(self.head_dim, 2 * nodes, **dd)
+        self.rel_pos = RelativePosition(self.head_dim, map_size, nodes, rel_pos, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, dim = x.shape
+        heads = (self.num_heads, self.head_dim)
+        query, key, value = self.qkv(x).reshape(batch, height, width, 3, *heads).unbind(3)
+        walks = _predict_walks(x.reshape(batch, height, width, *heads), self.offset.weight, self.offset.bias)
+        x = sampled_attention(
+            query,
+            key,
+            value,
+            walks.reshape(batch, height, width, self.num_heads, self.kernel_size**2, 2),
+            self.rel_pos(query),
+            kernel_size=self.kernel_size,
+            dropout_p=self.attn_drop if self.training else 0.0,
+        )
+        return self.proj_drop(self.proj(x.reshape(batch, height, width, dim)))
+
+
+class DGMN2Block(nn.Module):
+    """One DGMN2 layer: attention and a two-layer perceptron, each with a LayerNorm before and a residual around.
+
+    Args:
+        dim: channels C.
+        num_heads: heads of the attention.
+        map_size: see [`DGMN2Attention`][dgmn.layers.DGMN2Attention].
+        mlp_ratio: width of the hidden layer over `dim`.
+        rel_pos: see [`DGMN2Attention`][dgmn.layers.DGMN2Attention].
+        attn_drop: dropout of attention weights.
+        proj_drop: dropout after the attention's projection and in the perceptron.
+        drop_path: probability to leave out a residual branch (stochastic depth).
+
+    Shape:
+        (B, H, W, C) to (B, H, W, C).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        map_size: tuple[int, int],
+        mlp_ratio: float = 4.0,
+        rel_pos: Literal["official", "aligned"] = "official",
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm1 = LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = DGMN2Attention(
+            dim, num_heads, map_size, rel_pos=rel_pos, attn_drop=attn_drop, proj_drop=proj_drop, **dd
+        )
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x

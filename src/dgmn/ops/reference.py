@@ -1,0 +1,106 @@
+"""The specification of both primitives in plain PyTorch operations.
+
+Runs on every device and in every floating dtype, is differentiable, and is what
+faster implementations are tested against. Arguments are checked in `functional.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    # Pixel coordinates, logits and softmax lose too much in half precision: in bfloat16 the
+    # coordinate 200.5 rounds to 200. So everything is computed in float32, or in float64 if given.
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """Absolute pixel coordinates of the sampled nodes.
+
+    Node ``t = kernel_size * i + j`` of position ``(y, x)`` lies at
+    ``(y + i * dilation - pad, x + j * dilation - pad)`` plus its walk (eq. 4), where ``pad`` is the
+    left padding of a convolution with ``padding="same"``: ``dilation * (kernel_size - 1) // 2``.
+
+    Args:
+        offset: walks in pixels as (dy, dx), (B, H, W, heads, K, 2).
+
+    Returns:
+        y and x, each (B, H, W, heads, K).
+    """
+    _, height, width, _, nodes, _ = offset.shape
+    tap = torch.arange(nodes, device=offset.device)
+    pad = dilation * (kernel_size - 1) // 2
+    dy = tap.div(kernel_size, rounding_mode="floor") * dilation - pad
+    dx = tap.remainder(kernel_size) * dilation - pad
+    y = torch.arange(height, device=offset.device).view(height, 1, 1, 1) + dy
+    x = torch.arange(width, device=offset.device).view(1, width, 1, 1) + dx
+    dy_walk, dx_walk = offset.unbind(-1)
+    return y + dy_walk, x + dx_walk
+
+
+def sample_nodes(nodes: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Bilinear sampling (the sampler of eq. 5 and 8); corners outside of the map count as zero.
+
+    Args:
+        nodes: (B, H, W, heads, D).
+        y, x: pixel coordinates, (B, H, W, heads or 1, K).
+
+    Returns:
+        (B, heads, D, H * W, K).
+    """
+    batch, height, width, heads, dim = nodes.shape
+    taps = y.shape[-1]
+    # grid_sample wants (x, y) in -1..1, where with align_corners=False the pixel p of n lies at (2p + 1) / n - 1.
+    grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+    grid = grid.expand(batch, height, width, heads, taps, 2).permute(0, 3, 1, 2, 4, 5)
+    maps = nodes.permute(0, 3, 4, 1, 2).reshape(batch * heads, dim, height, width)
+    sampled = F.grid_sample(
+        maps,
+        grid.reshape(batch * heads, height, width * taps, 2),
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    return sampled.view(batch, heads, dim, height * width, taps)
+
+
+def sampled_aggregate(value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int) -> Tensor:
+    batch, height, width, heads, dim = value.shape
+    dtype = _compute_dtype(value)
+    with torch.autocast(value.device.type, enabled=False):
+        y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
+        sampled = sample_nodes(value.to(dtype), y, x)
+        weight = weight.to(dtype).permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, -1)
+        out = torch.einsum("bhdnk,bhnk->bnhd", sampled, weight)
+    return out.reshape(batch, height, width, heads, dim).to(value.dtype)
+
+
+def sampled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offset: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    kernel_size: int,
+    dilation: int,
+    dropout_p: float,
+) -> Tensor:
+    batch, height, width, heads, _ = query.shape
+    dtype = _compute_dtype(query)
+    with torch.autocast(query.device.type, enabled=False):
+        y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
+        sampled = sample_nodes(key.to(dtype), y, x)
+        flat_query = query.to(dtype).reshape(batch, height * width, heads, -1)
+        logits = scale * torch.einsum("bnhd,bhdnk->bnhk", flat_query, sampled)
+        logits = logits.view(batch, height, width, heads, -1)
+        if bias is not None:
+            logits = logits + bias.to(dtype)
+        weight = logits.softmax(dim=-1)
+        if dropout_p > 0:
+            weight = F.dropout(weight, dropout_p)
+        sampled = sample_nodes(value.to(dtype), y, x)
+        weight = weight.permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, -1)
+        out = torch.einsum("bhdnk,bhnk->bnhd", sampled, weight)
+    return out.reshape(batch, height, width, heads, -1).to(value.dtype)

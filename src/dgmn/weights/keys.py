@@ -1,0 +1,149 @@
+"""Maps from the names in a checkpoint to the names in a model. Pure: dict in, dict out."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+# Where the official repositories keep the backbone: classification; mmdet and mmseg; Deformable DETR; detectron2.
+OFFICIAL_PREFIXES = ("backbone.bottom_up.", "backbone.0.", "backbone.", "")
+# Where our own files keep the network: a LightningModule and timm's feature extractor have it under `model.`.
+OWN_PREFIXES = ("model.model.", "model.", "")
+
+_OFFICIAL_RULES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"patch_embed1\.conv([123])\.(\w+)", lambda m: f"stem.{int(m[1]) - 1}.conv.{m[2]}"),
+        (r"patch_embed1\.norm([123])\.(\w+)", lambda m: f"stem.{int(m[1]) - 1}.bn.{m[2]}"),
+        (r"patch_embed([234])\.conv\.(\w+)", lambda m: f"stages.{int(m[1]) - 1}.downsample.conv.{m[2]}"),
+        (r"patch_embed([234])\.norm\.(\w+)", lambda m: f"stages.{int(m[1]) - 1}.downsample.bn.{m[2]}"),
+        (
+            r"block([1234])\.(\d+)\.attn\.conv_offset\.(\w+)",
+            lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.attn.offset.{m[3]}",
+        ),
+        (
+            r"block([1234])\.(\d+)\.attn\.pos_emb\.(\w+)",
+            lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.attn.rel_pos.{m[3]}",
+        ),
+        (
+            r"block([1234])\.(\d+)\.((?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.\w+)",
+            lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.{m[3]}",
+        ),
+        (r"head\.(\w+)", lambda m: f"head.{m[1]}"),
+    )
+)
+
+
+def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official DGMN2 backbone or classifier names to ours.
+
+    Raises:
+        ValueError: a name that the official network does not have.
+    """
+    mapped: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        for pattern, replacement in _OFFICIAL_RULES:
+            match = pattern.fullmatch(key)
+            if match:
+                mapped[replacement(match)] = tensor
+                break
+        else:
+            raise ValueError(f"unknown key {key!r}: not a name of the official DGMN2 network")
+    return mapped
+
+
+@dataclass(frozen=True)
+class Match:
+    """A state dict whose names are the model's, and what was found on the way to it."""
+
+    state_dict: dict[str, Tensor]
+    origin: str
+    ignored: tuple[str, ...]
+
+
+def match_keys(
+    state_dict: Mapping[str, Tensor], model: nn.Module, *, reset_head: bool = False, check_shapes: bool = True
+) -> Match:
+    """Finds the weights of `model` in a state dict of any known layout, strictly.
+
+    Layouts: names of the model itself; of our trained networks (under `model.`); of the official DGMN2
+    classifiers, detectors and segmenters. What belongs to parts that the model was built without (the classifier of
+    a `features_only` network, its stages after the last one asked for, a detector's heads) is left out and named
+    in `ignored`.
+
+    Args:
+        state_dict: name to tensor.
+        model: the network to fill; not changed.
+        reset_head: leave out the classifier, whatever number of classes it has.
+        check_shapes: False if the caller adapts shapes.
+
+    Raises:
+        ValueError: names that are missing or that nobody needs, shapes that differ; the message lists them.
+    """
+    expected = model.state_dict()
+    # timm's feature extractor wraps the network as `model`.
+    wrapper = "model." if expected and all(key.startswith("model.") for key in expected) else ""
+    expected = {key.removeprefix(wrapper): tensor for key, tensor in expected.items()}
+
+    source, origin, elsewhere = _find_network(state_dict, expected)
+    heads = {key for key in expected if reset_head and _is_head(key, model)}
+    wanted = {key: source[key] for key in expected if key in source and key not in heads}
+    missing = [key for key in expected if key not in source and key not in heads]
+    left = [key for key in source if key not in wanted]
+    unknown = [key for key in left if key not in heads and not _absent_by_design(key, expected)]
+    if missing or unknown:
+        problems = [f"{len(missing)} missing: {_first(missing)}"] if missing else []
+        problems += [f"{len(unknown)} unknown: {_first(unknown)}"] if unknown else []
+        raise ValueError(
+            f"the checkpoint ({origin}) is not of this {type(model).__name__} model; names {'; '.join(problems)}"
+        )
+    wrong = [key for key, tensor in wanted.items() if tensor.shape != expected[key].shape]
+    if wrong and check_shapes:
+        shapes = [f"{key} is {tuple(wanted[key].shape)}, wanted {tuple(expected[key].shape)}" for key in wrong]
+        only_head = all(_is_head(key, model) for key in wrong)
+        advice = "; the number of classes differs: reset_head=True leaves the classifier out" if only_head else ""
+        raise ValueError(f"{len(wrong)} shapes differ: {_first(shapes, 3)}{advice}")
+    return Match({wrapper + key: tensor for key, tensor in wanted.items()}, origin, tuple(left) + elsewhere)
+
+
+def _find_network(
+    state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """The part of a state dict that holds the network, where it was, and the other names."""
+    for prefix in OFFICIAL_PREFIXES:
+        if f"{prefix}patch_embed1.conv1.weight" in state_dict and "patch_embed1.conv1.weight" not in expected:
+            inner, elsewhere = _under(state_dict, prefix)
+            origin = "official network" if not prefix else f"official network under {prefix!r}"
+            return dgmn2_from_official(inner), origin, elsewhere
+    # The prefix under which most of the wanted names are; without any the plain names, whose report then tells.
+    best = max(reversed(OWN_PREFIXES), key=lambda prefix: sum(prefix + key in state_dict for key in expected))
+    inner, elsewhere = _under(state_dict, best)
+    return inner, "plain names" if not best else f"names under {best!r}", elsewhere
+
+
+def _under(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    inner = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+    return inner, tuple(key for key in state_dict if not key.startswith(prefix))
+
+
+def _is_head(key: str, model: nn.Module) -> bool:
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+    names = (classifier,) if isinstance(classifier, str) else classifier
+    return any(key.startswith(f"{name}.") for name in names)
+
+
+def _absent_by_design(key: str, expected: Mapping[str, Tensor]) -> bool:
+    """Whether the network was built without the part that this name belongs to."""
+    if not any(name.startswith("stem.") for name in expected):
+        return False
+    if key.startswith("head."):
+        return not any(name.startswith("head.") for name in expected)
+    stage = re.match(r"stages\.\d+\.", key)
+    return stage is not None and not any(name.startswith(stage[0]) for name in expected)
+
+
+def _first(names: Iterable[str], count: int = 5) -> str:
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -1,0 +1,130 @@
+"""Reading checkpoints, never executing what is in them, and loading them strictly."""
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dgmn.weights.keys import match_keys
+
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights in a file, and the entry that they were under ("" for none)."""
+
+    state_dict: dict[str, Tensor]
+    entry: str
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What [`load_checkpoint`][dgmn.load_checkpoint] loaded."""
+
+    path: Path
+    origin: str
+    loaded: int
+    ignored: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"loaded {self.loaded} tensors from {self.path} ({self.origin})"
+        if self.ignored:
+            parts = sorted({key.split(".")[0] for key in self.ignored})
+            text += f"; left out {len(self.ignored)} that this model has no place for ({', '.join(parts)})"
+        return text
+
+
+def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
+    """Reads the weights of a `.safetensors` file or a PyTorch checkpoint, without executing anything in it.
+
+    The weights may be the file's content or its entry `state_dict` or `model`; `module.` in front of every name
+    (from DistributedDataParallel) is removed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, damaged, without weights, or one that would execute code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    content = _read_file(path)
+    entry = ""
+    if isinstance(content, Mapping):
+        # mmcv's loader looks for `state_dict` only and silently loads nothing from a file with `model`.
+        for name in ("state_dict", "model"):
+            if isinstance(content.get(name), Mapping):
+                content, entry = content[name], name
+                break
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"checkpoint {path}: no weights in it (looked for names at the top, `state_dict`, `model`)")
+    state_dict = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    for wrapper in _WRAPPERS:
+        if all(key.startswith(wrapper) for key in state_dict):
+            state_dict = {key.removeprefix(wrapper): value for key, value in state_dict.items()}
+    return Checkpoint(state_dict, entry)
+
+
+def _read_file(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"checkpoint {path}: damaged or not a safetensors file ({error})") from error
+    try:
+        # The official classification files hold their command line as an argparse.Namespace, which only stores.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            if names:
+                raise ValueError(
+                    f"checkpoint {path}: it would execute code ({', '.join(names[:3])}), which is not allowed; "
+                    "save only its weights, best as .safetensors"
+                ) from error
+        raise ValueError(f"checkpoint {path}: damaged or not a PyTorch checkpoint") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {path}: damaged or not a PyTorch checkpoint ({_first_line(error)})") from error
+
+
+def load_checkpoint(model: nn.Module, path: str | PathLike[str], *, reset_head: bool = False) -> LoadReport:
+    """Loads an official or own checkpoint into a network, strictly: an unknown or missing name is an error.
+
+    Finds by itself where the weights are in the file (plain, `model`, `state_dict`, with `module.` in front) and
+    whose names they have (ours, the official classifiers', detectors' and segmenters').
+
+    Args:
+        model: the network to fill: a classifier, or a backbone from `timm.create_model(..., features_only=True)`.
+            Unchanged if an error is raised.
+        path: `.safetensors`, or a PyTorch checkpoint (read with `weights_only=True`, never executed).
+        reset_head: leave the classifier as it is, to train it on other classes.
+
+    Returns:
+        What was loaded and left out; printing it says so in one line.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, or one of another model; the message lists the names or shapes.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        match = match_keys(checkpoint.state_dict, model, reset_head=reset_head)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from error
+    model.load_state_dict(match.state_dict, strict=not reset_head)
+    origin = match.origin + (f" in {checkpoint.entry!r}" if checkpoint.entry else "")
+    return LoadReport(Path(path), origin, len(match.state_dict), match.ignored)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
