@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dgmn.errors import InputError
+
 # Where the official repositories keep the backbone: classification; mmdet and mmseg; Deformable DETR; detectron2.
 OFFICIAL_PREFIXES = ("backbone.bottom_up.", "backbone.0.", "backbone.", "")
 # Where our own files keep the network: a LightningModule and timm's feature extractor have it under `model.`.
@@ -39,7 +41,7 @@ def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official DGMN2 backbone or classifier names to ours.
 
     Raises:
-        ValueError: a name that the official network does not have.
+        InputError (a ValueError): a name that the official network does not have.
     """
     mapped: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
@@ -49,7 +51,7 @@ def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 mapped[replacement(match)] = tensor
                 break
         else:
-            raise ValueError(f"unknown key {key!r}: not a name of the official DGMN2 network")
+            raise InputError(f"unknown key {key!r}: not a name of the official DGMN2 network")
     return mapped
 
 
@@ -79,7 +81,7 @@ def match_keys(
         check_shapes: False if the caller adapts shapes.
 
     Raises:
-        ValueError: names that are missing or that nobody needs, shapes that differ; the message lists them.
+        InputError (a ValueError): names that are missing or that nobody needs, shapes that differ; the message lists them.
     """
     expected = model.state_dict()
     # timm's feature extractor wraps the network as `model`.
@@ -95,7 +97,7 @@ def match_keys(
     if missing or unknown:
         problems = [f"{len(missing)} missing: {_first(missing)}"] if missing else []
         problems += [f"{len(unknown)} unknown: {_first(unknown)}"] if unknown else []
-        raise ValueError(
+        raise InputError(
             f"the checkpoint ({origin}) is not of this {type(model).__name__} model; names {'; '.join(problems)}"
         )
     wrong = [key for key, tensor in wanted.items() if tensor.shape != expected[key].shape]
@@ -103,7 +105,7 @@ def match_keys(
         shapes = [f"{key} is {tuple(wanted[key].shape)}, wanted {tuple(expected[key].shape)}" for key in wrong]
         only_head = all(_is_head(key, model) for key in wrong)
         advice = "; the number of classes differs: reset_head=True leaves the classifier out" if only_head else ""
-        raise ValueError(f"{len(wrong)} shapes differ: {_first(shapes, 3)}{advice}")
+        raise InputError(f"{len(wrong)} shapes differ: {_first(shapes, 3)}{advice}")
     return Match({wrapper + key: tensor for key, tensor in wanted.items()}, origin, tuple(left) + elsewhere)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dgmn.errors import InputError
 from dgmn.weights.keys import match_keys
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
@@ -52,7 +53,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint, damaged, without weights, or one that would execute code.
+        InputError (a ValueError): not a checkpoint, damaged, without weights, or one that would execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,7 +67,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
                 content, entry = content[name], name
                 break
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"checkpoint {path}: no weights in it (looked for names at the top, `state_dict`, `model`)")
+        raise InputError(f"checkpoint {path}: no weights in it (looked for names at the top, `state_dict`, `model`)")
     state_dict = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     for wrapper in _WRAPPERS:
         if all(key.startswith(wrapper) for key in state_dict):
@@ -79,7 +80,7 @@ def _read_file(path: Path) -> Any:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"checkpoint {path}: damaged or not a safetensors file ({error})") from error
+            raise InputError(f"checkpoint {path}: damaged or not a safetensors file ({error})") from error
     try:
         # The official classification files hold their command line as an argparse.Namespace, which only stores.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -88,13 +89,13 @@ def _read_file(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             if names:
-                raise ValueError(
+                raise InputError(
                     f"checkpoint {path}: it would execute code ({', '.join(names[:3])}), which is not allowed; "
                     "save only its weights, best as .safetensors"
                 ) from error
-        raise ValueError(f"checkpoint {path}: damaged or not a PyTorch checkpoint") from error
+        raise InputError(f"checkpoint {path}: damaged or not a PyTorch checkpoint") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {path}: damaged or not a PyTorch checkpoint ({_first_line(error)})") from error
+        raise InputError(f"checkpoint {path}: damaged or not a PyTorch checkpoint ({_first_line(error)})") from error
 
 
 def load_checkpoint(model: nn.Module, path: str | PathLike[str], *, reset_head: bool = False) -> LoadReport:
@@ -114,13 +115,13 @@ def load_checkpoint(model: nn.Module, path: str | PathLike[str], *, reset_head: 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint, or one of another model; the message lists the names or shapes.
+        InputError (a ValueError): not a checkpoint, or one of another model; the message lists the names or shapes.
     """
     checkpoint = read_checkpoint(path)
     try:
         match = match_keys(checkpoint.state_dict, model, reset_head=reset_head)
-    except ValueError as error:
-        raise ValueError(f"checkpoint {path}: {error}") from error
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from error
     model.load_state_dict(match.state_dict, strict=not reset_head)
     origin = match.origin + (f" in {checkpoint.entry!r}" if checkpoint.entry else "")
     return LoadReport(Path(path), origin, len(match.state_dict), match.ignored)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from dgmn.errors import InputError
 from dgmn.weights.keys import match_keys
 from dgmn.weights.load import read_checkpoint
 
@@ -110,14 +111,14 @@ def find(name: str) -> ZooModel:
     """The row of this name.
 
     Raises:
-        ValueError: no such row; the message suggests near names.
+        InputError (a ValueError): no such row; the message suggests near names.
     """
     for model in ZOO:
         if model.name == name:
             return model
     near = difflib.get_close_matches(name, [model.name for model in ZOO], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`dgmn zoo` lists them"
-    raise ValueError(f"no published model {name!r}; {hint}")
+    raise InputError(f"no published model {name!r}; {hint}")
 
 
 def cache_folder() -> Path:
@@ -145,7 +146,7 @@ def download(name: str, file: str | PathLike[str] | None = None) -> Path:
         The path of the `.safetensors` in the cache.
 
     Raises:
-        ValueError: no such row, or the file is not that model.
+        InputError (a ValueError): no such row, or the file is not that model.
         ImportError: gdown is not installed.
         ConnectionError: no network, or the file is gone or over its quota.
     """
@@ -188,8 +189,8 @@ def _verify(model: ZooModel, state_dict: dict[str, torch.Tensor], path: Path) ->
         network = timm.create_model(model.backbone, features_only=model.task != "classification")
     try:
         match_keys(state_dict, network)
-    except ValueError as error:
-        raise ValueError(f"{path} is not the published {model.name}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path} is not the published {model.name}: {error}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,234 @@
+"""Images in one folder per class, or any torchvision dataset."""
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_info
+from timm.data import create_transform
+from timm.data.distributed_sampler import RepeatAugSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+from torchvision.datasets import ImageFolder
+from typing_extensions import override
+
+from dgmn.classification.transforms import eval_transform
+from dgmn.errors import InputError
+from dgmn.training.callbacks import epoch_seed, run_seed
+from dgmn.training.images import EXTENSIONS, check_images, load_image
+
+
+@dataclass
+class Augmentation:
+    """Training augmentation, by timm. The defaults are the paper's for ImageNet.
+
+    Attributes:
+        scale: area of the random crop, as a share of the image.
+        ratio: width over height of the crop.
+        hflip: probability of a horizontal flip; 0 for digits and text.
+        color_jitter: of brightness, contrast and saturation; only where `auto_augment` is None.
+        auto_augment: RandAugment and the like in timm's notation; None for none.
+        erasing: probability of random erasing.
+        interpolation: of the crop.
+        repeats: draw every image this often in a row of an epoch's images (repeated augmentation), which then
+            holds 1 / repeats of the set's different images; 1 for none.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    erasing: float = 0.25
+    interpolation: str = "bicubic"
+    repeats: int = 3
+
+    def transform(self, image_size: int) -> Any:
+        return create_transform(
+            image_size,
+            is_training=True,
+            scale=self.scale,
+            ratio=self.ratio,
+            hflip=self.hflip,
+            color_jitter=self.color_jitter,
+            auto_augment=self.auto_augment,
+            interpolation=self.interpolation,
+            re_prob=self.erasing,
+            re_mode="pixel",
+        )
+
+
+class _Transformed(Dataset[tuple[Tensor, int]]):
+    def __init__(self, dataset: Dataset[Any], transform: Any) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[index]
+        return self.transform(image.convert("RGB")), int(label)
+
+
+class ClassificationData(L.LightningDataModule):
+    """Images with class labels.
+
+    Give `root`, a folder with `train` and `val` (and perhaps `test`), each with one folder of images per class, as
+    ImageNet has it. Or give datasets, for instance `--data.train torchvision.datasets.CIFAR10`.
+
+    Args:
+        root: folder with `train/<class>/*.jpg` and `val/<class>/*.jpg`.
+        train: training set, instead of `root`.
+        val: validation set, instead of `root`.
+        test: test set; the validation set if there is none.
+        image_size: side of the images that the network gets.
+        crop_pct: share of the resized image that the centre crop keeps in evaluation; 0.875 is 224 of 256.
+        augmentation: of the training images.
+        batch_size: of each device.
+        num_workers: processes of each device that load images.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        train: Dataset[Any] | None = None,
+        val: Dataset[Any] | None = None,
+        test: Dataset[Any] | None = None,
+        image_size: int = 224,
+        crop_pct: float = 0.875,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - the command line shows its defaults
+        batch_size: int = 128,
+        num_workers: int = 4,
+    ) -> None:
+        super().__init__()
+        if (root is None) == (train is None and val is None and test is None):
+            raise InputError("data: give either --data.root FOLDER or the datasets --data.train and --data.val")
+        if batch_size < 1:
+            raise InputError(f"data.batch_size must be at least 1, got {batch_size}")
+        self.root = root
+        self.image_size = image_size
+        self.crop_pct = crop_pct
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._sets: dict[str, Dataset[Any] | None] = {"train": train, "val": val, "test": test}
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self.root is None:
+            return
+        wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        for split in wanted:
+            if self._sets[split] is None:
+                self._sets[split] = _image_folder(self.root, split)
+        if stage == "fit":
+            train, val = (cast(ImageFolder, self._sets[split]) for split in ("train", "val"))
+            if train.classes != val.classes:
+                odd = sorted(set(train.classes) ^ set(val.classes))
+                raise InputError(f"data.root {self.root}: train and val have different classes: {', '.join(odd[:5])}")
+            paths = [path for path, _ in train.samples + val.samples]
+            # In a spread order, so that the budget of a large set reaches all classes.
+            order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
+            checked = check_images(paths[i] for i in order)
+            rank_zero_info(
+                f"data: {len(train)} training and {len(val)} validation images of {len(train.classes)} classes; "
+                f"{checked if checked < len(paths) else 'all'} of them decoded without an error"
+            )
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes in the order of their labels, where the dataset has them."""
+        for dataset in self._sets.values():
+            names = getattr(dataset, "classes", None)
+            if names is not None:
+                return [str(name) for name in names]
+        return None
+
+    def _set(self, split: str) -> Dataset[Any]:
+        dataset = self._sets[split]
+        if dataset is None and split == "test":
+            dataset = self._sets["val"]
+        if dataset is None:
+            raise InputError(f"data: no {split} set; give --data.{split}")
+        return dataset
+
+    @override
+    def train_dataloader(self) -> DataLoader[Any]:
+        trainer = self._trainer()
+        dataset = _Transformed(self._set("train"), self.augmentation.transform(self.image_size))
+        ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+        sampler: Sampler[int]
+        if self.augmentation.repeats > 1:
+            sampler = RepeatAugSampler(dataset, num_repeats=self.augmentation.repeats, **ranks)
+        else:
+            sampler = DistributedSampler(dataset, shuffle=True, seed=run_seed(trainer), drop_last=True, **ranks)
+        sampler.set_epoch(trainer.current_epoch)  # Lightning does so after it started the workers of a resumed run
+        if len(cast(Sized, sampler)) < self.batch_size:
+            raise InputError(
+                f"data.batch_size {self.batch_size}: an epoch of one device has only {len(cast(Sized, sampler))} images"
+            )
+        seed = epoch_seed(run_seed(trainer), trainer.current_epoch, trainer.global_rank)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def _eval_dataloader(self, split: str) -> DataLoader[Any]:
+        trainer = self._trainer()
+        dataset = _Transformed(self._set(split), eval_transform(self.image_size, self.crop_pct))
+        if len(dataset) < trainer.world_size:
+            raise InputError(f"data: {len(dataset)} {split} images are too few for {trainer.world_size} processes")
+        # Every image once: a DistributedSampler would repeat some to give all processes equally many.
+        mine = Subset(dataset, range(trainer.global_rank, len(dataset), trainer.world_size))
+        return DataLoader(
+            mine, batch_size=self.batch_size, num_workers=self.num_workers, pin_memory=torch.cuda.is_available()
+        )
+
+    @override
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._eval_dataloader("val")
+
+    @override
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._eval_dataloader("test")
+
+    def _trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("ClassificationData makes its loaders for a Trainer: trainer.fit(task, data)")
+        return self.trainer
+
+
+def _image_folder(root: Path, split: str) -> ImageFolder:
+    folder = root / split
+    if split == "test" and root.is_dir() and not folder.is_dir():
+        folder = root / "val"
+    if not folder.is_dir():
+        what = _listing(root) if root.is_dir() else "there is no such folder"
+        raise InputError(f"data.root {root}: expected {split}/<class>/*.jpg in it, {what}")
+    if not any(entry.is_dir() for entry in folder.iterdir()):
+        raise InputError(f"data.root: {folder} has no folders of classes, {_listing(folder)}")
+    try:
+        return ImageFolder(folder, loader=load_image)
+    except FileNotFoundError as error:  # a class without images
+        empty = [d.name for d in sorted(folder.iterdir()) if d.is_dir() and not _has_images(d)]
+        raise InputError(
+            f"data.root: no images in {folder} for the classes {', '.join(empty[:5])} ({', '.join(sorted(EXTENSIONS))})"
+        ) from error
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))
+
+
+def _listing(folder: Path) -> str:
+    names: Sequence[str] = sorted(path.name for path in folder.iterdir())
+    return f"found {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "it is empty"

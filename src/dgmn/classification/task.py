@@ -1,0 +1,144 @@
+"""Training and evaluation of classifiers."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.cli import OptimizerCallable
+from timm.data import Mixup
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
+
+from dgmn.errors import InputError
+from dgmn.training.schedules import WarmupCosine
+from dgmn.training.task import ScheduleCallable, Task
+from dgmn.weights import load_checkpoint
+
+
+class ClassificationTask(Task):
+    """Trains any timm classifier.
+
+    Args:
+        model: name for `timm.create_model`: ours or any other, so that they can be compared.
+        num_classes: of the data.
+        model_args: more arguments for the network, for instance `drop_path_rate: 0.1`.
+        checkpoint: weights to start from, official or own. Their classifier is left out if it has other classes.
+        mixup: alpha of mixup; 0 for none.
+        cutmix: alpha of cutmix; 0 for none. With both, every batch gets one of them.
+        label_smoothing: share of the target that is spread over all classes.
+        optimizer, schedule, lr_batch: see [`Task`][dgmn.training.Task].
+    """
+
+    monitor = ("val/top1", "max")
+
+    def __init__(
+        self,
+        model: str = "dgmn2_tiny",
+        num_classes: int = 1000,
+        model_args: dict[str, Any] | None = None,
+        checkpoint: Path | None = None,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        label_smoothing: float = 0.1,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
+        schedule: ScheduleCallable = WarmupCosine,
+        lr_batch: int | None = 1024,
+    ) -> None:
+        if not timm.is_model(model):
+            near = timm.list_models(f"*{model.split('.')[0]}*")[:5] or timm.list_models("dgmn2*")
+            raise InputError(f"model.model: timm knows no {model!r}; for instance {', '.join(near)}")
+        if num_classes < 2:
+            raise InputError(f"model.num_classes must be at least 2, got {num_classes}")
+        self_args = {"model": model, "num_classes": num_classes, "model_args": model_args or {}}
+        network = timm.create_model(model, num_classes=num_classes, **(model_args or {}))
+        super().__init__(network, optimizer, schedule, lr_batch)
+        self.network_args = self_args
+        if checkpoint is not None:
+            _load_for_finetuning(network, checkpoint)
+        self.label_smoothing = label_smoothing
+        self.mixup = (
+            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
+        )
+        top5 = min(5, num_classes)
+        metrics = MetricCollection(
+            {
+                "top1": MulticlassAccuracy(num_classes, average="micro"),
+                "top5": MulticlassAccuracy(num_classes, top_k=top5, average="micro"),
+            }
+        )
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.val_loss = MeanMetric()
+        self.test_loss = MeanMetric()
+
+    @override
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        classes = data.classes
+        num_classes = self.network_args["num_classes"]
+        if classes is not None and len(classes) != num_classes:
+            names = ", ".join(classes[:5]) + (" ..." if len(classes) > 5 else "")
+            raise InputError(
+                f"model.num_classes is {num_classes}, but the data has {len(classes)} classes ({names}): "
+                f"give --model.num_classes {len(classes)}"
+            )
+        if stage == "fit" and self.mixup is not None and data.batch_size % 2:
+            raise InputError(f"data.batch_size must be even for mixup and cutmix, got {data.batch_size}")
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+            loss = F.cross_entropy(self.model(images), targets)
+        else:
+            loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val", self.val_metrics, self.val_loss)
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_metrics, self.test_loss)
+
+    def _evaluate(
+        self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection, mean_loss: MeanMetric
+    ) -> None:
+        images, labels = batch
+        logits = self.model(images).float()
+        metrics.update(logits, labels)
+        mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True)
+        self.log(f"{split}/loss", mean_loss, prog_bar=True, on_step=False, on_epoch=True)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "task": "classification",
+            **self.network_args,
+            "classes": data.classes,
+            "image_size": data.image_size,
+            "crop_pct": data.crop_pct,
+        }
+
+
+def _load_for_finetuning(network: torch.nn.Module, checkpoint: Path) -> None:
+    try:
+        report = load_checkpoint(network, checkpoint)
+    except InputError as error:
+        if "reset_head" not in str(error):
+            raise
+        report = load_checkpoint(network, checkpoint, reset_head=True)
+        warnings.warn("the checkpoint has other classes: its classifier is left out and trained anew", stacklevel=2)
+    rank_zero_info(str(report))

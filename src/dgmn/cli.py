@@ -1,0 +1,209 @@
+"""`dgmn fit | validate | test`: LightningCLI, kept thin."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dgmn.errors import InputError
+
+try:
+    import lightning as L
+    from jsonargparse import ArgumentError
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.trainer.states import TrainerStatus
+except ImportError as error:
+    raise InputError(f"training needs more packages: pip install 'dgmn[train]' ({error})") from error
+
+from typing_extensions import override
+
+from dgmn.tables import format_table
+from dgmn.training.callbacks import EpochSeed
+from dgmn.training.checkpoint import AtomicCheckpointIO
+from dgmn.training.task import Task
+
+
+class DgmnCLI(LightningCLI):
+    """Every run has one folder, `trainer.default_root_dir`: checkpoints/, logs/ and tensorboard/."""
+
+    def __init__(self, arguments: Sequence[str], run: bool = True) -> None:
+        super().__init__(
+            Task,
+            L.LightningDataModule,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(arguments),
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.setdefault("exit_on_error", False)
+        return super().init_parser(**kwargs)
+
+    @property
+    def root(self) -> Path:
+        return Path(self._get(self.config, "trainer").default_root_dir or "runs/unnamed")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Networks come from the recipe, never from a class path in a checkpoint."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand is None:
+            return
+        options = self.config[self.subcommand]
+        last = self.checkpoints / "last.ckpt"
+        if options.ckpt_path in ("last", "best"):
+            path = self.checkpoints / f"{options.ckpt_path}.ckpt"
+            if path.is_file():
+                options.ckpt_path = str(path)
+            elif self.subcommand == "fit" and options.ckpt_path == "last":
+                print(f"{self.root} has no checkpoint yet: starting from the beginning")
+                options.ckpt_path = None
+            else:
+                raise InputError(f"--ckpt_path {options.ckpt_path}: there is no {path}")
+        elif options.ckpt_path is not None and not Path(options.ckpt_path).is_file():
+            raise InputError(f"--ckpt_path {options.ckpt_path}: no such file")
+        elif self.subcommand == "fit" and options.ckpt_path is None and last.exists():
+            raise InputError(
+                f"{self.root} already holds a run: continue it with --ckpt_path last, "
+                "or write the new one elsewhere with --trainer.default_root_dir FOLDER"
+            )
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        given = self._get(self.config_init, "trainer")
+        monitor, mode = self.model.monitor
+        callbacks = [
+            *(given.get("callbacks") or []),
+            EpochSeed(int(self._get(self.config, "seed_everything"))),
+            ModelCheckpoint(
+                self.checkpoints,
+                "best",
+                monitor=monitor,
+                mode=mode,
+                save_last=True,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ]
+        loggers: Any = given.get("logger")
+        if loggers is None:
+            # A resumed run writes beside its first part's logs, never over them.
+            loggers = [CSVLogger(self.root, name="logs"), TensorBoardLogger(self.root, name="tensorboard", version="")]
+            callbacks.append(LearningRateMonitor("step"))
+        defaults = {
+            "default_root_dir": self.root,
+            "logger": loggers,
+            "callbacks": callbacks,
+            "plugins": [*(given.get("plugins") or []), AtomicCheckpointIO()],
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,  # the data was checked
+            "use_distributed_sampler": False,  # the data module shares the images out
+        }
+        return super().instantiate_trainer(**defaults, **kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        network = self.model.model
+        parameters = sum(p.numel() for p in network.parameters())
+        print(f"{type(network).__name__} with {parameters / 1e6:.2f} M parameters; this run's folder: {self.root}")
+        try:
+            self.trainer.fit(**kwargs)
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            if self.trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
+            if (self.checkpoints / "last.ckpt").exists():
+                print(f"The last finished epoch is kept in {self.checkpoints}. Continue with --ckpt_path last")
+            raise KeyboardInterrupt from None
+        if self.trainer.is_global_zero:
+            self._report(f"after {self.trainer.current_epoch} epochs")
+            best = self.trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
+            name, _ = self.model.monitor
+            print(f"best {name}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}" if best is not None else "")
+
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(**{**kwargs, "verbose": False})
+        self._report("validation")
+
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(**{**kwargs, "verbose": False})
+        self._report("test")
+
+    def _report(self, title: str) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        metrics = {k: float(v) for k, v in self.trainer.logged_metrics.items() if "/" in k and not k.endswith("_step")}
+        print(f"\n{format_table((title, ''), [(name, f'{value:.4f}') for name, value in sorted(metrics.items())])}")
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        commands = LightningCLI.subcommands()
+        # What reads a checkpoint never executes it, so there is nothing to choose.
+        return {name: skip | {"weights_only"} for name, skip in commands.items() if name != "predict"}
+
+
+def run_training(command: str, arguments: Sequence[str]) -> int:
+    """Runs `dgmn fit | validate | test` with these arguments."""
+    _quieten()
+    try:
+        DgmnCLI([command, *_with_recipes(arguments)])
+    except ArgumentError as error:
+        raise InputError(_condensed(str(error))) from error
+    return 0
+
+
+def _with_recipes(arguments: Sequence[str]) -> list[str]:
+    """Finds a recipe that is no file here among those that come with dgmn."""
+    resolved = []
+    for i, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag in ("-c", "--config") and value:
+            argument = f"{flag}={find_recipe(value)}"
+        elif i > 0 and arguments[i - 1] in ("-c", "--config"):
+            argument = str(find_recipe(argument))
+        resolved.append(argument)
+    return resolved
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file, or one of those that come with dgmn."""
+    package = Path(__file__).parent
+    for path in (Path(name), package / name, package / "recipes" / name):
+        if path.is_file():
+            return path
+    known = sorted(path.relative_to(package).as_posix() for path in package.glob("recipes/**/*.yaml"))
+    raise InputError(f"-c {name}: no such recipe; those that come with dgmn are {', '.join(known)}")
+
+
+def _condensed(message: str) -> str:
+    """The lines of a parser's message that say what is wrong, as one."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    return "; ".join(lines)
+
+
+def _quieten() -> None:
+    """Silences adverts and advice that a user of a recipe cannot act on."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*smaller than the logging interval.*",
+        r".*`isinstance\(treespec, LeafSpec\)`.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,89 @@
+"""Parameters and multiply-adds of networks, beside the paper's."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import dgmn  # noqa: F401 - registers the networks
+from dgmn.errors import InputError
+from dgmn.layers import RelativePosition
+from dgmn.tables import format_table
+from dgmn.weights import ZOO
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Cost of one image.
+
+    Attributes:
+        params: parameters.
+        macs: multiply-adds of convolutions and matrix products, attention and position logits included, bilinear
+            sampling, norms and activations not: torch's flop counter, halved.
+        original_macs: the same with the position logits as the original code computes them, H + W + 16 dot products
+            for every node instead of our 18. This is what the paper's figures count.
+    """
+
+    params: int
+    macs: int
+    original_macs: int
+
+
+def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complexity:
+    """Counts a network on an image of height and width `size`; runs it once."""
+    extra = 0
+
+    def add_original(module: RelativePosition, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal extra
+        _, height, width, heads, dim = args[0].shape
+        rows = height + width + 2 * (module.nodes - 1)
+        extra += height * width * heads * dim * (rows - 2 * module.nodes)
+
+    handles = [m.register_forward_hook(add_original) for m in model.modules() if isinstance(m, RelativePosition)]
+    parameter = next(model.parameters())
+    image = torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
+    was_training = model.training
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(image)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    macs = counter.get_total_flops() // 2
+    return Complexity(sum(p.numel() for p in model.parameters()), macs, macs + extra)
+
+
+def complexity(options: argparse.Namespace) -> int:
+    size = (options.size[0], options.size[-1])
+    names = options.models or timm.list_models("dgmn2_*")
+    paper = {m.name: m.metrics for m in ZOO if m.task == "classification"}
+    rows = []
+    for name in sorted(names, key=lambda n: -1 if n not in paper else list(paper).index(n)):
+        if not timm.is_model(name):
+            raise InputError(f"timm knows no model {name!r}; for instance {', '.join(timm.list_models('dgmn2_*'))}")
+        cost = count(timm.create_model(name), size)
+        published = paper.get(name, {}) if size == (224, 224) else {}
+        rows.append(
+            (
+                name,
+                f"{cost.params:,}",
+                f"{published['params_m']} M" if published else "-",
+                f"{cost.macs / 1e9:.2f}",
+                f"{cost.original_macs / 1e9:.2f}",
+                published.get("gmacs", "-"),
+            )
+        )
+    print(f"One image of {size[0]} x {size[1]}, 1000 classes")
+    header = ("model", "parameters", "paper", "GMACs", "GMACs, original form", "paper")
+    print(format_table(header, rows))
+    print(
+        "GMACs are billions of multiply-adds (what the papers call FLOPs) of convolutions and matrix products,\n"
+        "attention included, bilinear sampling and norms not. The original code computes the position term with\n"
+        "H + W + 16 dot products for every node instead of 18; the paper's figures count that form."
+    )
+    return 0

@@ -1,0 +1,55 @@
+"""Checkpoints that survive being killed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from typing_extensions import override
+
+from dgmn.errors import InputError
+
+_PARTIAL = ".partial"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that the target is always a whole checkpoint.
+
+    Lightning writes to the temporary folder and moves from there, which across file systems is a copy that can
+    be cut off. Reading never executes what is in the file.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path):  # an object store: its own writes are atomic
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + _PARTIAL)
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+    @override
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise InputError(f"checkpoint {path}: damaged, or not written by a training run") from error
+        if "pytorch-lightning_version" not in checkpoint:
+            raise InputError(
+                f"checkpoint {path}: not written by a training run; give weights as --model.checkpoint {path}"
+            )
+        return checkpoint

@@ -1,0 +1,79 @@
+"""Reading images that users give: verified, limited in size, in RGB."""
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dgmn.errors import InputError
+
+EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+MAX_PIXELS = 200_000_000
+"""A larger image is refused: decoding it could take all memory."""
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decodes a whole image as RGB, turned upright if the camera says so.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: not an image, truncated, or of more than `MAX_PIXELS` pixels; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InputError(f"{path}: {width} x {height} pixels, at most {MAX_PIXELS:,} are accepted")
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (FileNotFoundError, InputError):
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image, or of a format that Pillow does not know") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: too large, at most {MAX_PIXELS:,} pixels are accepted") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
+        raise InputError(f"{path}: damaged image ({error})") from error
+
+
+def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The images that files, folders (with all below) and globs stand for, in order, each once.
+
+    Raises:
+        InputError: one of them stands for no image; the message names it.
+    """
+    found: list[Path] = []
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            if not images:
+                raise InputError(f"{path}: no images in this folder ({', '.join(sorted(EXTENSIONS))})")
+        elif path.is_file():
+            images = [path]
+        else:
+            images = sorted(p for p in map(Path, glob.glob(str(source), recursive=True)) if p.is_file())
+            if not images:
+                raise InputError(f"{source}: no such file, folder or glob")
+        found.extend(images)
+    return list(dict.fromkeys(found))
+
+
+def check_images(paths: Iterable[str | os.PathLike[str]], budget: int = 256 * 2**20) -> int:
+    """Decodes images until `budget` bytes of files are read, to find damaged ones before hours are spent.
+
+    Raises:
+        InputError: of the first image that cannot be read.
+
+    Returns:
+        How many were decoded.
+    """
+    checked = 0
+    for path in paths:
+        load_image(path)
+        checked += 1
+        budget -= os.path.getsize(path)
+        if budget <= 0:
+            break
+    return checked

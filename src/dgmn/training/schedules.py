@@ -1,0 +1,33 @@
+"""Learning rate schedules, by optimiser step."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class WarmupCosine(LambdaLR):
+    """Linear warm-up, then half a cosine down to a fraction of the learning rate.
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        total_steps: steps of the whole training.
+        warmup: share of the steps that warm up.
+        start: factor of the first step.
+        end: factor of the last step.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup: float = 0.0, start: float = 1e-3, end: float = 0.01
+    ) -> None:
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is the share of steps that warm up, at least 0 and below 1, got {warmup}")
+        warmup_steps = round(warmup * total_steps)
+
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return start + (1 - start) * step / warmup_steps
+            progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+            return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+        super().__init__(optimizer, factor)

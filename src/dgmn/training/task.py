@@ -1,0 +1,88 @@
+"""The LightningModule that all tasks extend: optimiser, schedule and what a checkpoint says of itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.cli import OptimizerCallable
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from dgmn.training.schedules import WarmupCosine
+
+ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
+
+
+class Task(L.LightningModule):
+    """Trains `self.model`; tasks add the steps.
+
+    Args:
+        model: the network.
+        optimizer: makes the optimiser from parameter groups. Norms, biases and what the network's
+            `no_weight_decay` names are not decayed.
+        schedule: makes the schedule from the optimiser and the number of steps; called after every step.
+        lr_batch: total batch (of all devices and accumulated steps) that the learning rate belongs to; with
+            another one it is scaled linearly. None leaves it as it is.
+
+    Attributes:
+        monitor: the metric that chooses the best checkpoint, and "max" or "min".
+    """
+
+    monitor: tuple[str, str]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
+        schedule: ScheduleCallable = WarmupCosine,
+        lr_batch: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.lr_batch = lr_batch
+
+    @override
+    def configure_optimizers(self) -> Any:
+        groups = param_groups_weight_decay(self.model, no_weight_decay_list=_no_weight_decay(self.model))
+        for group in groups:
+            if group["weight_decay"]:
+                del group["weight_decay"]  # so that the optimiser's own applies
+        optimizer = self.optimizer(groups)
+        if self.lr_batch is not None:
+            self._scale_learning_rate(optimizer, self.lr_batch)
+        schedule = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _scale_learning_rate(self, optimizer: Optimizer, lr_batch: int) -> None:
+        trainer = self.trainer
+        per_device = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        total = per_device * trainer.world_size * trainer.accumulate_grad_batches
+        given = optimizer.param_groups[0]["lr"]
+        for group in optimizer.param_groups:
+            group["lr"] *= total / lr_batch
+        if total != lr_batch:
+            rank_zero_info(
+                f"learning rate {given:g} is for a total batch of {lr_batch}; here it is {total} "
+                f"({per_device} x {trainer.world_size} device(s) x {trainer.accumulate_grad_batches} accumulated), "
+                f"so it becomes {given * total / lr_batch:g}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that rebuild the network for prediction; kept in the checkpoint as `dgmn`."""
+        raise NotImplementedError
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dgmn"] = self.describe()
+
+
+def _no_weight_decay(model: nn.Module) -> tuple[str, ...]:
+    names = getattr(model, "no_weight_decay", None)
+    return tuple(names()) if callable(names) else ()

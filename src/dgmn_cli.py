@@ -1,0 +1,222 @@
+"""The `dgmn` command, before anything heavy is imported: help and simple mistakes are answered at once.
+
+It stands beside the package, because importing anything of `dgmn` imports torch and timm first.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+HELP = """\
+dgmn: dynamic graph message passing networks for classification
+
+  dgmn quickstart                       train a small classifier on handwritten digits, 2 minutes on a CPU
+  dgmn fit      -c RECIPE [options]     train
+  dgmn validate -c RECIPE [options]     evaluate on the validation set
+  dgmn test     -c RECIPE [options]     evaluate on the test set
+  dgmn predict  IMAGES --ckpt_path CKPT name what is in images
+  dgmn zoo      [download NAME]         list or fetch the published models
+  dgmn complexity [MODEL ...]           parameters and multiply-adds beside the paper's
+
+Each has its own help: dgmn fit --help.
+Start with: dgmn quickstart
+"""
+
+RUN_HELP = """\
+usage: dgmn {command} -c RECIPE [options]
+
+{purpose}
+
+A recipe is a YAML file with the data, the network and the training. These come with dgmn:
+{recipes}
+
+Often changed:
+  --data.root FOLDER                your images: FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg
+  --model.num_classes N             how many classes they have
+  --model.model NAME                the network: dgmn2_nano, _tiny, _small, _medium, _large, or any of timm's
+  --model.checkpoint FILE           weights to start from (official or own)
+  --data.batch_size N               images of one device in a step
+  --trainer.max_epochs N            how long to train
+  --trainer.devices N               GPUs; also --trainer.accelerator cpu, --trainer.precision bf16-mixed
+  --trainer.default_root_dir FOLDER where the run is written
+  --ckpt_path last|best|FILE        {ckpt_path}
+
+Example:
+  {example}
+
+--print_config shows the whole configuration, --help-all explains every option.
+"""
+
+_PURPOSES = {
+    "fit": (
+        "Trains a network and keeps checkpoints, metrics and the configuration in one folder.",
+        "continue a run from its checkpoint",
+        "dgmn fit -c recipes/classification/finetune.yaml --data.root photos --model.num_classes 5",
+    ),
+    "validate": (
+        "Evaluates a checkpoint on the validation set.",
+        "the checkpoint to evaluate",
+        "dgmn validate -c recipes/classification/finetune.yaml --data.root photos --model.num_classes 5 "
+        "--ckpt_path best",
+    ),
+    "test": (
+        "Evaluates a checkpoint on the test set, or on the validation set where there is none.",
+        "the checkpoint to evaluate",
+        "dgmn test -c recipes/classification/finetune.yaml --data.root photos --model.num_classes 5 --ckpt_path best",
+    ),
+}
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; what the user did wrong is told in one line with exit code 2, bugs keep their traceback."""
+    arguments = list(arguments)
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("\ndgmn: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from dgmn.errors import InputError
+
+        if not isinstance(error, InputError | FileNotFoundError | ConnectionError):
+            raise
+        print(f"dgmn: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error; of one from a data loading process without that process's traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"dgmn {version('dgmn')}")
+        return 0
+    if command in _PURPOSES:
+        return _run_training(command, arguments[1:])
+    if command not in _COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, [*_PURPOSES, *_COMMANDS], n=1)
+        hint = f", did you mean {near[0]}?" if near else f": one of {', '.join([*_PURPOSES, *_COMMANDS])}"
+        print(f"dgmn: error: no command {command!r}{hint}", file=sys.stderr)
+        return 2
+    return _COMMANDS[command](arguments[1:])
+
+
+def _run_training(command: str, arguments: list[str]) -> int:
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        purpose, ckpt_path, example = _PURPOSES[command]
+        recipes = "\n".join(f"  {name}" for name in recipe_names())
+        print(
+            RUN_HELP.format(command=command, purpose=purpose, recipes=recipes, ckpt_path=ckpt_path, example=example),
+            end="",
+        )
+        return 0
+    from dgmn.cli import run_training
+
+    return run_training(command, ["--help" if a == "--help-all" else a for a in arguments])
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with dgmn, as -c takes them."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    spec = find_spec("dgmn_cli")
+    assert spec is not None and spec.origin is not None
+    package = Path(spec.origin).parent / "dgmn"
+    return sorted(path.relative_to(package).as_posix() for path in package.glob("recipes/**/*.yaml"))
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "dgmn predict",
+        description="Names what is in images: a table of the most probable classes.",
+        epilog="Example: dgmn predict photos/*.jpg --ckpt_path runs/finetune/checkpoints/best.ckpt --pictures out",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
+    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of a run, or official weights with --model")
+    parser.add_argument("--model", metavar="NAME", help="a published model, for instance dgmn2_tiny: see dgmn zoo")
+    parser.add_argument("-c", "--config", metavar="RECIPE", help="take network and image size from this recipe")
+    parser.add_argument("--top", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
+    parser.add_argument("--json", metavar="FILE", help="write all results to FILE")
+    parser.add_argument("--pictures", metavar="FOLDER", help="write every image with its classes to FOLDER")
+    parser.add_argument("--batch_size", type=_positive, default=16, metavar="N", help="images at a time (default 16)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the fastest there is")
+    options = parser.parse_args(arguments)
+    from dgmn.predict import predict
+
+    return predict(options)
+
+
+def _zoo(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "dgmn zoo", description="Lists the published models, or fetches one: dgmn zoo download dgmn2_tiny"
+    )
+    parser.add_argument("--task", choices=("classification", "detection", "segmentation"), help="only of this task")
+    commands = parser.add_subparsers(dest="command", metavar="download")
+    download = commands.add_parser("download", description="Fetches, verifies and converts a published model.")
+    download.add_argument("name", metavar="NAME", help="as dgmn zoo lists it")
+    download.add_argument("--file", help="convert this file, fetched otherwise, instead of downloading")
+    options = parser.parse_args(arguments)
+    from dgmn.tables import zoo
+
+    return zoo(options)
+
+
+def _complexity(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "dgmn complexity", description="Parameters and multiply-adds (GMACs) of networks, beside the paper's."
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names for timm; default: all of ours")
+    parser.add_argument(
+        "--size", type=_positive, nargs="+", default=[224], metavar="N", help="side, or height and width of the image"
+    )
+    options = parser.parse_args(arguments)
+    if len(options.size) > 2:
+        parser.error("--size takes one number or two")
+    from dgmn.complexity import complexity
+
+    return complexity(options)
+
+
+def _quickstart(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "dgmn quickstart",
+        description="Trains dgmn2_nano on handwritten digits, tests it and draws predictions: 2 minutes on a CPU.",
+    )
+    parser.add_argument(
+        "--output", default="runs/quickstart", metavar="FOLDER", help="where to write (default runs/quickstart)"
+    )
+    options = parser.parse_args(arguments)
+    from dgmn.quickstart import quickstart
+
+    return quickstart(options)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+_COMMANDS = {"predict": _predict, "zoo": _zoo, "complexity": _complexity, "quickstart": _quickstart}
+
+if __name__ == "__main__":
+    main()
