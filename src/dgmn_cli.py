@@ -111,7 +111,8 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in _COMMANDS:
         import difflib
 
-        near = difflib.get_close_matches(command, [*_PURPOSES, *_COMMANDS], n=1)
+        near = [_SYNONYMS[command]] if command in _SYNONYMS else []
+        near += difflib.get_close_matches(command, [*_PURPOSES, *_COMMANDS], n=1)
         hint = f", did you mean {near[0]}?" if near else f": one of {', '.join([*_PURPOSES, *_COMMANDS])}"
         print(f"dgmn: error: no command {command!r}{hint}", file=sys.stderr)
         return 2
@@ -127,6 +128,9 @@ def _run_training(command: str, arguments: list[str]) -> int:
             end="",
         )
         return 0
+    if not any(a.startswith(("-c", "--config", "--help-all")) for a in arguments):
+        print(f"dgmn: error: give a recipe: dgmn {command} -c RECIPE; dgmn {command} --help lists them", file=sys.stderr)
+        return 2
     from dgmn.cli import run_training
 
     return run_training(command, ["--help" if a == "--help-all" else a for a in arguments])
@@ -216,6 +220,7 @@ def _positive(text: str) -> int:
     return number
 
 
+_SYNONYMS = {"train": "fit", "eval": "validate", "evaluate": "validate", "download": "zoo", "flops": "complexity"}
 _COMMANDS = {"predict": _predict, "zoo": _zoo, "complexity": _complexity, "quickstart": _quickstart}
 
 if __name__ == "__main__":

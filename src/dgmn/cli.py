@@ -88,18 +88,13 @@ class DgmnCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         given = self._get(self.config_init, "trainer")
         monitor, mode = self.model.monitor
+        every_epoch: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
         callbacks = [
             *(given.get("callbacks") or []),
             EpochSeed(int(self._get(self.config, "seed_everything"))),
-            ModelCheckpoint(
-                self.checkpoints,
-                "best",
-                monitor=monitor,
-                mode=mode,
-                save_last=True,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
+            ModelCheckpoint(self.checkpoints, "best", monitor=monitor, mode=mode, **every_epoch),
+            # By itself: with save_last, Lightning keeps the last epoch only where it is also the best.
+            ModelCheckpoint(self.checkpoints, "last", **every_epoch),
         ]
         loggers: Any = given.get("logger")
         if loggers is None:
@@ -162,9 +157,19 @@ def run_training(command: str, arguments: Sequence[str]) -> int:
     _quieten()
     try:
         DgmnCLI([command, *_with_recipes(arguments)])
-    except ArgumentError as error:
-        raise InputError(_condensed(str(error))) from error
+    except Exception as error:
+        raise _explained(error) from error
     return 0
+
+
+def describe_recipe(recipe: str) -> dict[str, Any]:
+    """What a checkpoint of this recipe would say of itself, without training it."""
+    _quieten()
+    try:
+        cli = DgmnCLI([*_with_recipes(["-c", recipe])], run=False)
+    except Exception as error:
+        raise _explained(error) from error
+    return {**cli.model.network_args, **cli.datamodule.describe()}
 
 
 def _with_recipes(arguments: Sequence[str]) -> list[str]:
@@ -190,10 +195,22 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"-c {name}: no such recipe; those that come with dgmn are {', '.join(known)}")
 
 
-def _condensed(message: str) -> str:
-    """The lines of a parser's message that say what is wrong, as one."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    return "; ".join(lines)
+def _explained(error: Exception) -> Exception:
+    """What a user needs to know of an error of the parser: one line of ours, or the lines of its message that help."""
+    cause: BaseException | None = error
+    while cause is not None:  # the parser wraps what constructors raise
+        if isinstance(cause, InputError | FileNotFoundError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if not isinstance(error, ArgumentError):
+        return error
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(_NOISE) and line != "Expected a <class 'NoneType'>"]
+    return InputError(": ".join(line.rstrip(":") for line in lines))
+
+
+# How the parser leads up to what is wrong.
+_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value type:", "Given value: NestedArg")
 
 
 def _quieten() -> None:
@@ -204,6 +221,7 @@ def _quieten() -> None:
         r".*does not have many workers.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*smaller than the logging interval.*",
+        r"LightningCLI's args parameter is intended.*",
         r".*`isinstance\(treespec, LeafSpec\)`.*",
     ):
         warnings.filterwarnings("ignore", message)

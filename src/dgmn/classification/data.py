@@ -1,5 +1,6 @@
 """Images in one folder per class, or any torchvision dataset."""
 
+import sys
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,10 @@ class ClassificationData(L.LightningDataModule):
                 return [str(name) for name in names]
         return None
 
+    def describe(self) -> dict[str, Any]:
+        """What prediction needs to know of the data."""
+        return {"classes": self.classes, "image_size": self.image_size, "crop_pct": self.crop_pct}
+
     def _set(self, split: str) -> Dataset[Any]:
         dataset = self._sets[split]
         if dataset is None and split == "test":
@@ -166,21 +171,16 @@ class ClassificationData(L.LightningDataModule):
             sampler = RepeatAugSampler(dataset, num_repeats=self.augmentation.repeats, **ranks)
         else:
             sampler = DistributedSampler(dataset, shuffle=True, seed=run_seed(trainer), drop_last=True, **ranks)
-        sampler.set_epoch(trainer.current_epoch)  # Lightning does so after it started the workers of a resumed run
+        # A resumed run's workers start before Lightning sets the sampler's epoch, and before `current_epoch` is right.
+        epoch = trainer.fit_loop.epoch_progress.current.processed
+        sampler.set_epoch(epoch)
         if len(cast(Sized, sampler)) < self.batch_size:
             raise InputError(
                 f"data.batch_size {self.batch_size}: an epoch of one device has only {len(cast(Sized, sampler))} images"
             )
-        seed = epoch_seed(run_seed(trainer), trainer.current_epoch, trainer.global_rank)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),
-        )
+        seed = epoch_seed(run_seed(trainer), epoch, trainer.global_rank)
+        generator = torch.Generator().manual_seed(seed)
+        return self._loader(dataset, sampler=sampler, drop_last=True, generator=generator)
 
     def _eval_dataloader(self, split: str) -> DataLoader[Any]:
         trainer = self._trainer()
@@ -189,8 +189,17 @@ class ClassificationData(L.LightningDataModule):
             raise InputError(f"data: {len(dataset)} {split} images are too few for {trainer.world_size} processes")
         # Every image once: a DistributedSampler would repeat some to give all processes equally many.
         mine = Subset(dataset, range(trainer.global_rank, len(dataset), trainer.world_size))
+        return self._loader(mine)
+
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(
-            mine, batch_size=self.batch_size, num_workers=self.num_workers, pin_memory=torch.cuda.is_available()
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Workers start anew in every epoch: forking takes no time, what Python 3.14 does by default takes seconds.
+            multiprocessing_context="fork" if self.num_workers > 0 and sys.platform == "linux" else None,
+            **options,
         )
 
     @override

@@ -123,14 +123,7 @@ class ClassificationTask(Task):
 
     @override
     def describe(self) -> dict[str, Any]:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return {
-            "task": "classification",
-            **self.network_args,
-            "classes": data.classes,
-            "image_size": data.image_size,
-            "crop_pct": data.crop_pct,
-        }
+        return {"task": "classification", **self.network_args, **self.trainer.datamodule.describe()}  # type: ignore[attr-defined]
 
 
 def _load_for_finetuning(network: torch.nn.Module, checkpoint: Path) -> None:

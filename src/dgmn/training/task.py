@@ -1,5 +1,6 @@
 """The LightningModule that all tasks extend: optimiser, schedule and what a checkpoint says of itself."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,8 +58,18 @@ class Task(L.LightningModule):
         optimizer = self.optimizer(groups)
         if self.lr_batch is not None:
             self._scale_learning_rate(optimizer, self.lr_batch)
-        schedule = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        schedule = self.schedule(optimizer, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        # Not trainer.estimated_stepping_batches: it starts the loader's workers before a resumed run knows its epoch.
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return int(trainer.max_steps)
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
 
     def _scale_learning_rate(self, optimizer: Optimizer, lr_batch: int) -> None:
         trainer = self.trainer

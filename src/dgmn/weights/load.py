@@ -22,10 +22,17 @@ _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights in a file, and the entry that they were under ("" for none)."""
+    """The weights in a file.
+
+    Attributes:
+        state_dict: name to tensor.
+        entry: what they were under in the file, "" for nothing.
+        description: what a training run of ours wrote of the network, None in other files.
+    """
 
     state_dict: dict[str, Tensor]
     entry: str
+    description: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,9 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(f"checkpoint {path}: no such file")
     content = _read_file(path)
     entry = ""
+    description = None
     if isinstance(content, Mapping):
+        description = content.get("dgmn")
         # mmcv's loader looks for `state_dict` only and silently loads nothing from a file with `model`.
         for name in ("state_dict", "model"):
             if isinstance(content.get(name), Mapping):
@@ -72,7 +81,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     for wrapper in _WRAPPERS:
         if all(key.startswith(wrapper) for key in state_dict):
             state_dict = {key.removeprefix(wrapper): value for key, value in state_dict.items()}
-    return Checkpoint(state_dict, entry)
+    return Checkpoint(state_dict, entry, description if isinstance(description, dict) else None)
 
 
 def _read_file(path: Path) -> Any:

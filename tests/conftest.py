@@ -1,0 +1,47 @@
+"""Shared fixtures. The golden vectors come from the official code: see golden_vectors.py."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from digits import all_digits, few_digits  # noqa: F401 - fixtures
+from golden_vectors import Vectors, fill, load_keys
+
+import dgmn  # noqa: F401 - registers the networks with timm
+
+GOLDEN = Path(__file__).parent / "golden"
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@functools.cache
+def _official_weights(case):
+    keys = load_keys(GOLDEN / f"{case}.keys.json")
+    return {name: torch.from_numpy(array) for name, array in fill(keys["keys"], keys["aliases"]).items()}
+
+
+@pytest.fixture
+def official_weights():
+    """`official_weights("a_cls_tiny")`: the weights of a golden case under their official names."""
+    return lambda case: dict(_official_weights(case))
+
+
+@pytest.fixture
+def golden():
+    """`golden("a_cls_tiny").check(name, value, rtol)`: compares with the numbers of the official code."""
+    return lambda case: Vectors(GOLDEN / f"{case}.npz")
+
+
+@pytest.fixture
+def hub_dir(tmp_path):
+    """An empty torch.hub folder, in which dgmn keeps its downloads, for one test."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / "hub")
+    yield tmp_path / "hub"
+    torch.hub.set_dir(before)

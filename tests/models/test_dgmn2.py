@@ -1,0 +1,217 @@
+import pytest
+import timm
+import torch
+
+from models.testers import TimmModelTester
+
+PARAMETERS = {
+    "dgmn2_tiny": 12_101_464,
+    "dgmn2_small": 20_968_360,
+    "dgmn2_medium": 35_811_712,
+    "dgmn2_large": 48_286_762,
+}
+
+
+class TestNano(TimmModelTester):
+    name = "dgmn2_nano"
+
+    @pytest.mark.slow
+    def test_compiles_with_inductor(self):
+        self.check_compiled("inductor", atol=1e-4, rtol=1e-3)
+
+
+class TestTiny(TimmModelTester):
+    name = "dgmn2_tiny"
+
+
+class TestSmall(TimmModelTester):
+    name = "dgmn2_small"
+
+    @pytest.mark.slow
+    def test_compiles_to_one_graph(self):
+        super().test_compiles_to_one_graph()
+
+
+def nano(**options):
+    return timm.create_model("dgmn2_nano", **options)
+
+
+# --------------------------------------------------------------------------------------------------------- sizes
+
+
+def test_timm_lists_the_models():
+    assert sorted(timm.list_models("dgmn2_*")) == sorted([*PARAMETERS, "dgmn2_nano"])
+    assert timm.list_pretrained("dgmn2_*") == []  # timm can fetch none of them by itself
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_number_of_parameters_is_the_papers(name):
+    model = timm.create_model(name, device="meta")
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+def test_number_of_parameters_of_nano():
+    assert 1.4e6 < sum(parameter.numel() for parameter in nano().parameters()) < 1.6e6
+
+
+@pytest.mark.parametrize(
+    ("name", "depths"),
+    [
+        ("dgmn2_tiny", [2, 2, 2, 2]),
+        ("dgmn2_small", [3, 4, 6, 3]),
+        ("dgmn2_medium", [3, 4, 18, 3]),
+        ("dgmn2_large", [3, 8, 27, 3]),
+    ],
+)
+def test_architecture_is_the_papers(name, depths):
+    model = timm.create_model(name, device="meta", features_only=True)
+    stages = model.model.stages
+    assert [len(stage.blocks) for stage in stages] == depths
+    assert model.feature_info.channels() == [64, 128, 320, 512]
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
+    attention = [stage.blocks[0].attn for stage in stages]
+    assert [layer.num_heads for layer in attention] == [1, 2, 5, 8]
+    assert [len(layer.rel_pos.rel_width) for layer in attention] == [64, 36, 22, 15]
+    assert [stage.blocks[0].mlp.fc1.out_features for stage in stages] == [512, 1024, 1280, 2048]
+
+
+@pytest.mark.parametrize("name", ["dgmn2_medium", "dgmn2_large"])
+def test_large_models_run(name):
+    with torch.no_grad():
+        maps = timm.create_model(name, features_only=True).eval()(torch.randn(1, 3, 64, 96))
+    assert [tuple(feature.shape) for feature in maps] == [
+        (1, 64, 16, 24),
+        (1, 128, 8, 12),
+        (1, 320, 4, 6),
+        (1, 512, 2, 3),
+    ]
+    assert all(feature.isfinite().all() for feature in maps)
+
+
+# ------------------------------------------------------------------------------------------------------- options
+
+
+def test_drop_path_grows_linearly_over_the_depth():
+    model = timm.create_model("dgmn2_small", drop_path_rate=0.3)
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    rates = torch.linspace(0, 0.3, 16)
+    for drop_path in ("drop_path1", "drop_path2"):
+        torch.testing.assert_close(torch.tensor([getattr(block, drop_path).drop_prob for block in blocks]), rates)
+
+
+@pytest.mark.parametrize("option", ["attn_drop_rate", "proj_drop_rate", "drop_rate", "drop_path_rate"])
+def test_dropout_is_active_in_training_only(option):
+    model = nano(**{option: 0.5}, num_classes=10)
+    plain = nano(num_classes=10)
+    plain.load_state_dict(model.state_dict())
+    image = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(image), plain.eval()(image))
+        model.train()
+        plain.train()
+        torch.testing.assert_close(plain(image), plain(image))
+        assert not torch.allclose(model(image), model(image))
+
+
+def test_number_of_channels_and_classes():
+    image = torch.randn(2, 1, 64, 64)
+    assert nano(in_chans=1, num_classes=7)(image).shape == (2, 7)
+    assert nano(in_chans=1, num_classes=0)(image).shape == (2, 192)
+    assert nano(in_chans=1, num_classes=0, global_pool="")(image).shape == (2, 192, 2, 2)
+    with pytest.raises(RuntimeError):
+        nano()(image)
+
+
+def test_device_and_dtype_of_the_constructor():
+    model = nano(device="meta", dtype=torch.bfloat16)
+    for name, tensor in model.state_dict().items():
+        assert tensor.is_meta, name
+        assert tensor.dtype == torch.bfloat16 or name.endswith("num_batches_tracked"), name
+    model.reset_classifier(3)
+    assert model.head.weight.is_meta
+    assert model.head.weight.dtype == torch.bfloat16
+
+
+def test_both_relative_positions():
+    official, aligned = nano().eval(), nano(rel_pos="aligned").eval()
+    aligned.load_state_dict(official.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.allclose(official(image), aligned(image))
+
+
+def test_initial_values():
+    model = timm.create_model("dgmn2_tiny")
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "attn.offset" in name:
+            assert not parameter.any(), name
+        elif parameter.ndim == 1:
+            assert (parameter == 1).all(), name
+        elif parameter.ndim == 2:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.15), name
+        else:
+            fan_out = 9 * parameter.shape[0]
+            assert parameter.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_stride": 4}, r"output_stride must be 8, 16 or 32, got 4"),
+        ({"output_stride": 64}, r"output_stride must be 8, 16 or 32, got 64"),
+        ({"output_stride": "8"}, r"output_stride must be 8, 16 or 32, got '8'"),
+        ({"global_pool": "max"}, r"global_pool must be .*avg.*, got 'max'"),
+        ({"rel_pos": "foo"}, r"rel_pos must be .*official.*aligned.*, got 'foo'"),
+        ({"num_heads": (1, 2, 3, 6)}, r"num_heads must divide dim = 128, got 3"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        nano(**options)
+
+
+def test_bad_arguments():
+    model = nano()
+    with pytest.raises(ValueError, match=r"global_pool must be .*avg.*, got 'max'"):
+        model.reset_classifier(5, "max")
+    with pytest.raises(ValueError, match=r"output_fmt must be .*NCHW.*NHWC.*, got 'NLC'"):
+        model.forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt="NLC")
+
+
+# -------------------------------------------------------------------------------------------------------- precision
+
+
+def test_bfloat16_autocast():
+    # With the running statistics: batch norm over two images would double every difference.
+    model = nano(num_classes=10).eval()
+    image = torch.randn(2, 3, 96, 96)
+    results = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = model(image)
+        out.float().square().mean().backward()
+        results.append((out.float(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])))
+    for wide, half in zip(*results, strict=True):
+        assert half.isfinite().all()
+        assert (half - wide).norm() < 0.05 * wide.norm()
+
+
+def test_model_in_bfloat16():
+    model = nano(num_classes=10).eval()
+    image = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        wide = model(image)
+        half = model.to(torch.bfloat16)(image.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - wide).norm() < 0.05 * wide.norm()
+
+
+# ---------------------------------------------------------------------------------------------------- pretrained
+
+
+@pytest.mark.parametrize("name", ["dgmn2_tiny", "dgmn2_nano"])
+def test_pretrained_without_weights_is_an_error(name, hub_dir):
+    with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):
+        timm.create_model(name, pretrained=True)
