@@ -129,7 +129,9 @@ def _run_training(command: str, arguments: list[str]) -> int:
         )
         return 0
     if not any(a.startswith(("-c", "--config", "--help-all")) for a in arguments):
-        print(f"dgmn: error: give a recipe: dgmn {command} -c RECIPE; dgmn {command} --help lists them", file=sys.stderr)
+        print(
+            f"dgmn: error: give a recipe: dgmn {command} -c RECIPE; dgmn {command} --help lists them", file=sys.stderr
+        )
         return 2
     from dgmn.cli import run_training
 
@@ -138,12 +140,9 @@ def _run_training(command: str, arguments: list[str]) -> int:
 
 def recipe_names() -> list[str]:
     """The recipes that come with dgmn, as -c takes them."""
-    from importlib.util import find_spec
     from pathlib import Path
 
-    spec = find_spec("dgmn_cli")
-    assert spec is not None and spec.origin is not None
-    package = Path(spec.origin).parent / "dgmn"
+    package = Path(__file__).parent / "dgmn"
     return sorted(path.relative_to(package).as_posix() for path in package.glob("recipes/**/*.yaml"))
 
 

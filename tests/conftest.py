@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits import all_digits, few_digits  # noqa: F401 - fixtures
-from golden_vectors import Vectors, fill, load_keys
 
 import dgmn  # noqa: F401 - registers the networks with timm
+
+from digits import all_digits, few_digits  # noqa: F401 - fixtures
+from golden_vectors import Vectors, fill, load_keys
 
 GOLDEN = Path(__file__).parent / "golden"
 

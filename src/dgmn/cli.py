@@ -10,6 +10,7 @@ from dgmn.errors import InputError
 
 try:
     import lightning as L
+    import yaml
     from jsonargparse import ArgumentError
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -29,7 +30,7 @@ from dgmn.training.task import Task
 class DgmnCLI(LightningCLI):
     """Every run has one folder, `trainer.default_root_dir`: checkpoints/, logs/ and tensorboard/."""
 
-    def __init__(self, arguments: Sequence[str], run: bool = True) -> None:
+    def __init__(self, arguments: list[str] | dict[str, Any], run: bool = True) -> None:
         super().__init__(
             Task,
             L.LightningDataModule,
@@ -38,7 +39,7 @@ class DgmnCLI(LightningCLI):
             parser_kwargs={"exit_on_error": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
-            args=list(arguments),
+            args=arguments,
             run=run,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -126,7 +127,7 @@ class DgmnCLI(LightningCLI):
             raise KeyboardInterrupt from None
         if self.trainer.is_global_zero:
             self._report(f"after {self.trainer.current_epoch} epochs")
-            best = self.trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
+            best = self.trainer.checkpoint_callback.best_model_score
             name, _ = self.model.monitor
             print(f"best {name}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}" if best is not None else "")
 
@@ -166,7 +167,8 @@ def describe_recipe(recipe: str) -> dict[str, Any]:
     """What a checkpoint of this recipe would say of itself, without training it."""
     _quieten()
     try:
-        cli = DgmnCLI([*_with_recipes(["-c", recipe])], run=False)
+        content = yaml.safe_load(find_recipe(recipe).read_text())
+        cli = DgmnCLI({section: content[section] for section in ("model", "data")}, run=False)
     except Exception as error:
         raise _explained(error) from error
     return {**cli.model.network_args, **cli.datamodule.describe()}

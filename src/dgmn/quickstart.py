@@ -7,8 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
-from dgmn.cli import run_training  # says what to install where lightning is missing
 from dgmn.classification.predict import Classifier
+from dgmn.cli import run_training  # says what to install where lightning is missing
 from dgmn.errors import InputError
 from dgmn.tables import format_table
 from dgmn.training.images import find_images

@@ -51,7 +51,9 @@ def prediction_grid(
         y = margin + i // columns * (tile + text_height + margin)
         canvas.paste(load_image(path).resize((tile, tile), Image.Resampling.BICUBIC), (x, y))
         right = name == true
-        draw.text((x, y + tile + 3), _fitting(f"{name}  {probability:.0%}", font, tile), _GREEN if right else _RED, font)
+        draw.text(
+            (x, y + tile + 3), _fitting(f"{name}  {probability:.0%}", font, tile), _GREEN if right else _RED, font
+        )
         if not right:
             draw.text((x, y + tile + 22), _fitting(f"true: {true}", font, tile), _INK, font)
     return canvas

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from golden_vectors import array
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn.layers import DGMN2Attention, DGMN2Block, RelativePosition
+
+from golden_vectors import array
 
 # Golden outputs are stored in float32, from a float64 run.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}

@@ -5,9 +5,10 @@ import argparse
 import pytest
 import timm
 import torch
-from golden_vectors import image
 
 import dgmn
+
+from golden_vectors import image
 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_vectors import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
 from dgmn.ops import BACKENDS, sampled_aggregate, sampled_attention
+
+from golden_vectors import array
 
 # ------------------------------------------------------------------ an independent implementation, in plain loops
 

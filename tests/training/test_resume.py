@@ -42,7 +42,12 @@ def _fit(data: Path, run: Path, kill_epoch: int | None = None, kill_while_writin
     arguments += ["--model.num_classes", "3", "--data.batch_size", "20", "--trainer.max_epochs", str(EPOCHS)]
     # Everything that draws random numbers: workers, augmentation, mixup, stochastic depth, dropout.
     arguments += ["--data.num_workers", "2", "--model.mixup", "0.8", "--model.cutmix", "1.0"]
-    arguments += ["--model.model_args", "{drop_path_rate: 0.2, proj_drop_rate: 0.1}", "--data.augmentation.hflip", "0.5"]
+    arguments += [
+        "--model.model_args",
+        "{drop_path_rate: 0.2, proj_drop_rate: 0.1}",
+        "--data.augmentation.hflip",
+        "0.5",
+    ]
     arguments += ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"]
     arguments += ["--trainer.enable_progress_bar", "false", "--ckpt_path", "last"]
     if kill_epoch is not None:

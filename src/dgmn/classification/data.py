@@ -8,11 +8,10 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_info
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.datasets import ImageFolder
 from typing_extensions import override
 
@@ -20,6 +19,7 @@ from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
 from dgmn.training.callbacks import epoch_seed, run_seed
 from dgmn.training.images import EXTENSIONS, check_images, load_image
+from dgmn.training.messages import say
 
 
 @dataclass
@@ -96,9 +96,9 @@ class ClassificationData(L.LightningDataModule):
     def __init__(
         self,
         root: Path | None = None,
-        train: Dataset[Any] | None = None,
-        val: Dataset[Any] | None = None,
-        test: Dataset[Any] | None = None,
+        train: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
+        val: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
+        test: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
         image_size: int = 224,
         crop_pct: float = 0.875,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - the command line shows its defaults
@@ -106,8 +106,6 @@ class ClassificationData(L.LightningDataModule):
         num_workers: int = 4,
     ) -> None:
         super().__init__()
-        if (root is None) == (train is None and val is None and test is None):
-            raise InputError("data: give either --data.root FOLDER or the datasets --data.train and --data.val")
         if batch_size < 1:
             raise InputError(f"data.batch_size must be at least 1, got {batch_size}")
         self.root = root
@@ -116,10 +114,13 @@ class ClassificationData(L.LightningDataModule):
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self._given = (train, val, test)
         self._sets: dict[str, Dataset[Any] | None] = {"train": train, "val": val, "test": test}
 
     @override
     def setup(self, stage: str) -> None:
+        if (self.root is None) == all(dataset is None for dataset in self._given):
+            raise InputError("data: give either --data.root FOLDER or the datasets --data.train and --data.val")
         if self.root is None:
             return
         wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
@@ -135,7 +136,7 @@ class ClassificationData(L.LightningDataModule):
             # In a spread order, so that the budget of a large set reaches all classes.
             order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
             checked = check_images(paths[i] for i in order)
-            rank_zero_info(
+            say(
                 f"data: {len(train)} training and {len(val)} validation images of {len(train.classes)} classes; "
                 f"{checked if checked < len(paths) else 'all'} of them decoded without an error"
             )
@@ -166,7 +167,7 @@ class ClassificationData(L.LightningDataModule):
         trainer = self._trainer()
         dataset = _Transformed(self._set("train"), self.augmentation.transform(self.image_size))
         ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
-        sampler: Sampler[int]
+        sampler: RepeatAugSampler | DistributedSampler[Any]
         if self.augmentation.repeats > 1:
             sampler = RepeatAugSampler(dataset, num_repeats=self.augmentation.repeats, **ranks)
         else:

@@ -7,7 +7,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.cli import OptimizerCallable
 from timm.data import Mixup
 from torch import Tensor
@@ -16,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from dgmn.errors import InputError
+from dgmn.training.messages import say
 from dgmn.training.schedules import WarmupCosine
 from dgmn.training.task import ScheduleCallable, Task
 from dgmn.weights import load_checkpoint
@@ -35,6 +35,7 @@ class ClassificationTask(Task):
         optimizer, schedule, lr_batch: see [`Task`][dgmn.training.Task].
     """
 
+    name = "classification"
     monitor = ("val/top1", "max")
 
     def __init__(
@@ -55,10 +56,9 @@ class ClassificationTask(Task):
             raise InputError(f"model.model: timm knows no {model!r}; for instance {', '.join(near)}")
         if num_classes < 2:
             raise InputError(f"model.num_classes must be at least 2, got {num_classes}")
-        self_args = {"model": model, "num_classes": num_classes, "model_args": model_args or {}}
-        network = timm.create_model(model, num_classes=num_classes, **(model_args or {}))
-        super().__init__(network, optimizer, schedule, lr_batch)
-        self.network_args = self_args
+        network_args: dict[str, Any] = {"model": model, "num_classes": num_classes, "model_args": model_args or {}}
+        network = timm.create_model(model, num_classes=num_classes, **network_args["model_args"])
+        super().__init__(network, network_args, optimizer, schedule, lr_batch)
         if checkpoint is not None:
             _load_for_finetuning(network, checkpoint)
         self.label_smoothing = label_smoothing
@@ -79,7 +79,7 @@ class ClassificationTask(Task):
 
     @override
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule
         classes = data.classes
         num_classes = self.network_args["num_classes"]
         if classes is not None and len(classes) != num_classes:
@@ -121,10 +121,6 @@ class ClassificationTask(Task):
         self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True)
         self.log(f"{split}/loss", mean_loss, prog_bar=True, on_step=False, on_epoch=True)
 
-    @override
-    def describe(self) -> dict[str, Any]:
-        return {"task": "classification", **self.network_args, **self.trainer.datamodule.describe()}  # type: ignore[attr-defined]
-
 
 def _load_for_finetuning(network: torch.nn.Module, checkpoint: Path) -> None:
     try:
@@ -134,4 +130,4 @@ def _load_for_finetuning(network: torch.nn.Module, checkpoint: Path) -> None:
             raise
         report = load_checkpoint(network, checkpoint, reset_head=True)
         warnings.warn("the checkpoint has other classes: its classifier is left out and trained anew", stacklevel=2)
-    rank_zero_info(str(report))
+    say(str(report))

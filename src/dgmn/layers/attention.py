@@ -9,6 +9,7 @@ from timm.models._features_fx import register_notrace_function, register_notrace
 from torch import Tensor, nn
 
 from dgmn.ops import sampled_attention
+from dgmn.ops.reference import without_autocast
 
 register_notrace_function(sampled_attention)
 
@@ -67,7 +68,7 @@ class RelativePosition(nn.Module):
     def forward(self, query: Tensor) -> Tensor:
         batch, height, width, heads, _ = query.shape
         dtype = torch.promote_types(query.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             query = query.to(dtype)
             along_width = torch.einsum("byxhd,xdk->byxhk", query, self._windows(self.rel_width, width, dtype))
             along_height = torch.einsum("byxhd,ydk->byxhk", query, self._windows(self.rel_height, height, dtype))
@@ -87,7 +88,7 @@ class RelativePosition(nn.Module):
 def _predict_walks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # In float32 also under autocast: a walk is added to a pixel coordinate.
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
@@ -157,7 +158,8 @@ class DGMN2Attention(nn.Module):
             kernel_size=self.kernel_size,
             dropout_p=self.attn_drop if self.training else 0.0,
         )
-        return self.proj_drop(self.proj(x.reshape(batch, height, width, dim)))
+        out: Tensor = self.proj_drop(self.proj(x.reshape(batch, height, width, dim)))
+        return out
 
 
 class DGMN2Block(nn.Module):

@@ -49,10 +49,7 @@ class DGMN2Stage(nn.Module):
         x = self.downsample(x)
         # Maps are kept in channels-last memory, so neither permutation copies.
         x = x.permute(0, 2, 3, 1)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         return x.permute(0, 3, 1, 2)
 
 
@@ -147,24 +144,21 @@ class DGMN2(nn.Module):
             return nn.Identity()
         return nn.Linear(self.num_features, self.num_classes, **get_device_dtype(self))
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Nothing beyond norms and biases: the original recipe decays the position tables too."""
         return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         if coarse:
             return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": blocks}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
+        for stage in self.stages.children():
+            assert isinstance(stage, DGMN2Stage)
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head
 

@@ -22,7 +22,8 @@ def sampled_aggregate(
 ) -> Tensor:
     r"""Sums K sampled nodes of a feature map at every position, with weights of the position's own.
 
-    $$ \mathbf{m}_i = \sum_{j \in \mathcal{N}(i)} w_{i,j} \, \varrho(\mathbf{h}_j \mid \mathcal{V}, j, \Delta\mathbf{d}_j) $$
+    $$ \mathbf{m}_i = \sum_{j \in \mathcal{N}(i)} w_{i,j} \,
+       \varrho(\mathbf{h}_j \mid \mathcal{V}, j, \Delta\mathbf{d}_j) $$
 
     The K = `kernel_size`² nodes start on a grid around each position, `dilation` pixels apart (the sampling
     rate), are moved by the predicted walks and read bilinearly. What lies outside of the map counts as zero, as
@@ -138,9 +139,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 def _check_map(name: str, tensor: Tensor) -> None:
     _check_tensor(name, tensor)
     if tensor.dim() != 5 or 0 in tensor.shape[1:]:
-        raise ValueError(
-            f"{name} must have the shape (B, H, W, heads, D), none but B zero, got {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{name} must have the shape (B, H, W, heads, D), none but B zero, got {tuple(tensor.shape)}")
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], like: Tensor) -> None:

@@ -4,6 +4,8 @@ Runs on every device and in every floating dtype, is differentiable, and is what
 faster implementations are tested against. Arguments are checked in `functional.py`.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,12 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     # Pixel coordinates, logits and softmax lose too much in half precision: in bfloat16 the
     # coordinate 200.5 rounds to 200. So everything is computed in float32, or in float64 if given.
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Keeps the dtypes that the code asks for; also on devices that know no autocast, such as meta."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +76,7 @@ def sample_nodes(nodes: Tensor, y: Tensor, x: Tensor) -> Tensor:
 def sampled_aggregate(value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int) -> Tensor:
     batch, height, width, heads, dim = value.shape
     dtype = _compute_dtype(value)
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value):
         y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
         sampled = sample_nodes(value.to(dtype), y, x)
         weight = weight.to(dtype).permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, -1)
@@ -89,7 +97,7 @@ def sampled_attention(
 ) -> Tensor:
     batch, height, width, heads, _ = query.shape
     dtype = _compute_dtype(query)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
         sampled = sample_nodes(key.to(dtype), y, x)
         flat_query = query.to(dtype).reshape(batch, height * width, heads, -1)

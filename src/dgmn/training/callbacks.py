@@ -6,9 +6,10 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_info
 from timm.layers import DropPath
 from typing_extensions import override
+
+from dgmn.training.messages import say
 
 
 class DropPathSchedule(L.Callback):
@@ -26,7 +27,7 @@ class DropPathSchedule(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._rates = {name: module.drop_prob for name, module in _drop_paths(pl_module)}
         if not any(self._rates.values()):
-            rank_zero_info("DropPathSchedule: this network has no stochastic depth, give it a drop_path_rate")
+            say("DropPathSchedule: this network has no stochastic depth, give it a drop_path_rate")
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,4 +81,4 @@ def epoch_seed(seed: int, epoch: int, rank: int) -> int:
 
 def run_seed(trainer: L.Trainer) -> int:
     """The seed of the run, also after resuming."""
-    return next((c.seed for c in trainer.callbacks if isinstance(c, EpochSeed)), 0)  # type: ignore[attr-defined]
+    return next((c.seed for c in trainer.callbacks if isinstance(c, EpochSeed)), 0)

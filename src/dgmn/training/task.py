@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.cli import OptimizerCallable
 from timm.optim import param_groups_weight_decay
 from torch import nn
@@ -14,6 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from dgmn.errors import InputError
+from dgmn.training.messages import say
 from dgmn.training.schedules import WarmupCosine
 
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -24,6 +25,7 @@ class Task(L.LightningModule):
 
     Args:
         model: the network.
+        network_args: plain values that build the network again; they stand in the checkpoints.
         optimizer: makes the optimiser from parameter groups. Norms, biases and what the network's
             `no_weight_decay` names are not decayed.
         schedule: makes the schedule from the optimiser and the number of steps; called after every step.
@@ -31,20 +33,24 @@ class Task(L.LightningModule):
             another one it is scaled linearly. None leaves it as it is.
 
     Attributes:
+        name: of the task, for the checkpoints.
         monitor: the metric that chooses the best checkpoint, and "max" or "min".
     """
 
+    name: str
     monitor: tuple[str, str]
 
     def __init__(
         self,
         model: nn.Module,
+        network_args: dict[str, Any],
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
         schedule: ScheduleCallable = WarmupCosine,
         lr_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.network_args = network_args
         self.optimizer = optimizer
         self.schedule = schedule
         self.lr_batch = lr_batch
@@ -66,32 +72,37 @@ class Task(L.LightningModule):
         trainer = self.trainer
         if trainer.max_steps > 0:
             return int(trainer.max_steps)
-        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        batches = len(trainer.datamodule.train_dataloader())
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
+        steps: int = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
+        return steps
 
     def _scale_learning_rate(self, optimizer: Optimizer, lr_batch: int) -> None:
         trainer = self.trainer
-        per_device = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        per_device = trainer.datamodule.batch_size
         total = per_device * trainer.world_size * trainer.accumulate_grad_batches
         given = optimizer.param_groups[0]["lr"]
         for group in optimizer.param_groups:
             group["lr"] *= total / lr_batch
         if total != lr_batch:
-            rank_zero_info(
+            say(
                 f"learning rate {given:g} is for a total batch of {lr_batch}; here it is {total} "
                 f"({per_device} x {trainer.world_size} device(s) x {trainer.accumulate_grad_batches} accumulated), "
                 f"so it becomes {given * total / lr_batch:g}"
             )
 
-    def describe(self) -> dict[str, Any]:
-        """Plain values that rebuild the network for prediction; kept in the checkpoint as `dgmn`."""
-        raise NotImplementedError
-
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["dgmn"] = self.describe()
+        # What prediction needs, as plain values.
+        checkpoint["dgmn"] = {"task": self.name, **self.network_args, **self.trainer.datamodule.describe()}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint.get("dgmn", {})
+        for key, here in self.network_args.items():
+            if key in stored and stored[key] != here:
+                raise InputError(f"the checkpoint was trained with {key} {stored[key]}, but here it is {here}")
 
 
 def _no_weight_decay(model: nn.Module) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Maps from the names in a checkpoint to the names in a model. Pure: dict in, dict out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,27 +13,25 @@ OFFICIAL_PREFIXES = ("backbone.bottom_up.", "backbone.0.", "backbone.", "")
 # Where our own files keep the network: a LightningModule and timm's feature extractor have it under `model.`.
 OWN_PREFIXES = ("model.model.", "model.", "")
 
-_OFFICIAL_RULES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"patch_embed1\.conv([123])\.(\w+)", lambda m: f"stem.{int(m[1]) - 1}.conv.{m[2]}"),
-        (r"patch_embed1\.norm([123])\.(\w+)", lambda m: f"stem.{int(m[1]) - 1}.bn.{m[2]}"),
-        (r"patch_embed([234])\.conv\.(\w+)", lambda m: f"stages.{int(m[1]) - 1}.downsample.conv.{m[2]}"),
-        (r"patch_embed([234])\.norm\.(\w+)", lambda m: f"stages.{int(m[1]) - 1}.downsample.bn.{m[2]}"),
-        (
-            r"block([1234])\.(\d+)\.attn\.conv_offset\.(\w+)",
-            lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.attn.offset.{m[3]}",
-        ),
-        (
-            r"block([1234])\.(\d+)\.attn\.pos_emb\.(\w+)",
-            lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.attn.rel_pos.{m[3]}",
-        ),
-        (
-            r"block([1234])\.(\d+)\.((?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.\w+)",
-            lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.{m[3]}",
-        ),
-        (r"head\.(\w+)", lambda m: f"head.{m[1]}"),
-    )
+_Rule = tuple[str, Callable[[re.Match[str]], str]]
+_OFFICIAL_RULES: tuple[_Rule, ...] = (
+    (r"patch_embed1\.conv([123])\.(\w+)", lambda m: f"stem.{int(m[1]) - 1}.conv.{m[2]}"),
+    (r"patch_embed1\.norm([123])\.(\w+)", lambda m: f"stem.{int(m[1]) - 1}.bn.{m[2]}"),
+    (r"patch_embed([234])\.conv\.(\w+)", lambda m: f"stages.{int(m[1]) - 1}.downsample.conv.{m[2]}"),
+    (r"patch_embed([234])\.norm\.(\w+)", lambda m: f"stages.{int(m[1]) - 1}.downsample.bn.{m[2]}"),
+    (
+        r"block([1234])\.(\d+)\.attn\.conv_offset\.(\w+)",
+        lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.attn.offset.{m[3]}",
+    ),
+    (
+        r"block([1234])\.(\d+)\.attn\.pos_emb\.(\w+)",
+        lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.attn.rel_pos.{m[3]}",
+    ),
+    (
+        r"block([1234])\.(\d+)\.((?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.\w+)",
+        lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.{m[3]}",
+    ),
+    (r"head\.(\w+)", lambda m: f"head.{m[1]}"),
 )
 
 
@@ -46,7 +44,7 @@ def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     mapped: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         for pattern, replacement in _OFFICIAL_RULES:
-            match = pattern.fullmatch(key)
+            match = re.fullmatch(pattern, key)
             if match:
                 mapped[replacement(match)] = tensor
                 break
@@ -81,7 +79,8 @@ def match_keys(
         check_shapes: False if the caller adapts shapes.
 
     Raises:
-        InputError (a ValueError): names that are missing or that nobody needs, shapes that differ; the message lists them.
+        InputError (a ValueError): names that are missing or that nobody needs, or shapes that differ; the message
+            lists them.
     """
     expected = model.state_dict()
     # timm's feature extractor wraps the network as `model`.

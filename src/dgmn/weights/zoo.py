@@ -168,7 +168,7 @@ def download(name: str, file: str | PathLike[str] | None = None) -> Path:
 
 def _fetch(model: ZooModel, target: Path) -> Path:
     try:
-        import gdown  # type: ignore[import-untyped]
+        import gdown
     except ImportError as error:
         raise ImportError("downloading needs gdown: pip install 'dgmn[zoo]'") from error
     try:
