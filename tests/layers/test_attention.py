@@ -183,15 +183,31 @@ def test_maps_of_any_size(batch):
         assert block(torch.randn(batch, height, width, 8)).shape == (batch, height, width, 8)
 
 
-@pytest.mark.parametrize("option", ["attn_drop", "proj_drop", "drop_path"])
-def test_dropout_is_active_in_training_only(option):
-    block = DGMN2Block(8, 2, (5, 5), **{option: 0.5})
-    plain = DGMN2Block(8, 2, (5, 5))
-    plain.load_state_dict(block.state_dict())
+@pytest.mark.parametrize(
+    ("layer", "option"),
+    [
+        (DGMN2Attention, "attn_drop"),
+        (DGMN2Attention, "proj_drop"),
+        (DGMN2Block, "attn_drop"),
+        (DGMN2Block, "proj_drop"),
+        (DGMN2Block, "drop_path"),
+    ],
+)
+def test_dropout_is_active_in_training_only(layer, option):
+    module = layer(8, 2, (5, 5), **{option: 0.5})
+    plain = layer(8, 2, (5, 5))
+    plain.load_state_dict(module.state_dict())
+    x = torch.randn(8, 5, 5, 8)
+    assert not torch.allclose(module(x), module(x))
+    assert torch.equal(plain(x), plain(x))
+    torch.testing.assert_close(module.eval()(x), plain(x))
+
+
+def test_perceptron_has_dropout_too():
+    block = DGMN2Block(8, 2, (5, 5), proj_drop=0.5)
+    torch.nn.init.zeros_(block.attn.proj.weight)  # silences the attention
     x = torch.randn(8, 5, 5, 8)
     assert not torch.allclose(block(x), block(x))
-    assert torch.equal(plain(x), plain(x))
-    torch.testing.assert_close(block.eval()(x), plain(x))
 
 
 def test_drop_path_leaves_whole_images_out():

@@ -233,12 +233,13 @@ class TimmModelTester:
             for parameter in group["params"]:
                 rates[parameter] = group["lr_scale"]
         assert len(rates) == len(names)
-        order = [model.stem[0].conv.weight]
-        order += [block.attn.qkv.weight for stage in model.stages for block in stage.blocks]
-        order.append(model.head.weight)
-        scales = [rates[parameter] for parameter in order]
+        blocks = [block.attn.qkv.weight for stage in model.stages for block in stage.blocks]
+        scales = [rates[parameter] for parameter in (model.stem[0].conv.weight, *blocks, model.head.weight)]
         assert scales == sorted(set(scales))
         assert scales[-1] == 1
+        # A patch embedding belongs to the block after it.
+        for stage in model.stages[1:]:
+            assert rates[stage.downsample.conv.weight] == rates[stage.blocks[0].attn.qkv.weight]
 
     def test_no_weight_decay(self):
         model = self.create()

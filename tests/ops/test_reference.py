@@ -381,6 +381,14 @@ def test_permuted_and_expanded_inputs_equal_contiguous_ones():
 
 
 @pytest.mark.parametrize(("function", "first"), [(sampled_attention, 0), (sampled_aggregate, 2)])
+def test_meta_device(function, first):
+    out = function(*(tensor.to("meta") for tensor in make_inputs(dtype=torch.bfloat16)[first:]))
+    assert out.is_meta
+    assert out.dtype == torch.bfloat16
+    assert out.shape == (2, 4, 5, 2, 3)
+
+
+@pytest.mark.parametrize(("function", "first"), [(sampled_attention, 0), (sampled_aggregate, 2)])
 def test_empty_batch(function, first):
     inputs = [tensor[:0].requires_grad_() for tensor in make_inputs(dtype=torch.float32)[first:]]
     out = function(*inputs)

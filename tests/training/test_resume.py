@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,18 +12,21 @@ import lightning as L
 import pytest
 import torch
 
+import dgmn_cli
+
 from digits import RECIPE
 
 EPOCHS = 4
 
 
 class KillInEpoch(L.Callback):
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, number: int) -> None:
         self.epoch = epoch
+        self.number = number
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
         if trainer.current_epoch == self.epoch and trainer.fit_loop.batch_idx == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 def _kill_while_writing(folder: Path) -> None:
@@ -32,9 +36,13 @@ def _kill_while_writing(folder: Path) -> None:
         time.sleep(1e-4)
 
 
-def _fit(data: Path, run: Path, kill_epoch: int | None = None, kill_while_writing: bool = False) -> None:
-    from dgmn.cli import run_training
-
+def _fit(
+    data: Path,
+    run: Path,
+    kill_epoch: int | None = None,
+    number: int = signal.SIGKILL,
+    kill_while_writing: bool = False,
+) -> None:
     torch.set_num_threads(1)
     if kill_while_writing:
         threading.Thread(target=_kill_while_writing, args=(run,), daemon=True).start()
@@ -52,7 +60,8 @@ def _fit(data: Path, run: Path, kill_epoch: int | None = None, kill_while_writin
     arguments += ["--trainer.enable_progress_bar", "false", "--ckpt_path", "last"]
     if kill_epoch is not None:
         arguments += [f"--trainer.callbacks+={__name__}.KillInEpoch", f"--trainer.callbacks.epoch={kill_epoch}"]
-    run_training("fit", arguments)
+        arguments += [f"--trainer.callbacks.number={int(number)}"]
+    sys.exit(dgmn_cli.run(["fit", *arguments]))
 
 
 def _run(expected: int, *args: object, **kwargs: object) -> None:
@@ -70,6 +79,7 @@ def test_killed_run_ends_with_the_same_weights(few_digits: Path, tmp_path: Path)
 
     last = killed / "checkpoints" / "last.ckpt"
     _run(-signal.SIGKILL, few_digits, killed, kill_epoch=1)
+    _run(130, few_digits, killed, kill_epoch=2, number=signal.SIGINT)  # Ctrl-C
     before = last.read_bytes()
     _run(-signal.SIGKILL, few_digits, killed, kill_while_writing=True)
     assert list(last.parent.glob("*.partial")), "was not killed while a checkpoint was written"

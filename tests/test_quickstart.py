@@ -1,0 +1,28 @@
+"""The main job, as a newcomer runs it."""
+
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dgmn_cli import run
+
+
+@pytest.mark.timeout(300)
+def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.perf_counter()
+    assert run(["quickstart", "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    table = {line.split("  ")[0]: line.split()[-1] for line in out.splitlines() if "  " in line}
+    assert float(table["top-1"].rstrip("%")) >= 95
+    assert time.perf_counter() - start < 120
+    assert len(list((tmp_path / "out/digits").rglob("*.png"))) == 1797
+    for name in ("checkpoint", "metrics", "pictures of predictions"):
+        assert Path(table[name]).is_file()
+    with Image.open(table["pictures of predictions"]) as picture:
+        assert picture.width > 500
+    assert "dgmn predict" in out
+
+    assert run(["quickstart", "--output", str(tmp_path / "out")]) == 2
+    assert "finished quickstart" in capsys.readouterr().err

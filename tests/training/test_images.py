@@ -1,0 +1,67 @@
+"""Images that users give."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dgmn.errors import InputError
+from dgmn.training import images
+from dgmn.training.images import check_images, find_images, load_image
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
+    Image.new(mode, (7, 5), 1).save(path) if mode in ("1", "L", "P", "I;16") else Image.new(mode, (7, 5)).save(path)
+    image = load_image(path)
+    assert (image.mode, image.size) == ("RGB", (7, 5))
+
+
+def test_turned_upright(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((4, 8, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned
+    image.save(tmp_path / "x.jpg", exif=exif)
+    assert load_image(tmp_path / "x.jpg").size == (4, 8)
+
+
+def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        load_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(InputError, match=r"text\.png: not an image"):
+        load_image(tmp_path / "text.png")
+    whole = tmp_path / "whole.jpg"
+    Image.effect_noise((200, 200), 60).save(whole)
+    (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"cut\.jpg: damaged"):
+        load_image(tmp_path / "cut.jpg")
+    monkeypatch.setattr(images, "MAX_PIXELS", 39_999)
+    with pytest.raises(InputError, match=r"whole\.jpg: 200 x 200 pixels, at most 39,999"):
+        load_image(whole)
+
+
+def test_find_images(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "deep/c.webp", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = [p.relative_to(tmp_path).as_posix() for p in find_images([tmp_path])]
+    assert names == ["a.JPG", "b.png", "deep/c.webp"]
+    assert find_images([tmp_path / "b.png", tmp_path / "*.png"]) == [tmp_path / "b.png"]
+    assert len(find_images([str(tmp_path / "**/*.*")])) == 4
+    for missing in ("no.png", "*.gif"):
+        with pytest.raises(InputError, match="no such file, folder or glob"):
+            find_images([tmp_path / missing])
+
+
+def test_check_images_stops_at_its_budget(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in paths:
+        Image.effect_noise((50, 50), 60).save(path)
+    assert check_images(paths) == 4
+    assert check_images(paths, budget=paths[0].stat().st_size + 1) == 2
+    paths[3].write_bytes(b"")
+    with pytest.raises(InputError, match=r"3\.png"):
+        check_images(paths)
