@@ -17,7 +17,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from dgmn.layers import DGMN2Attention, DGMN2Block
-from dgmn.weights import cached_file, match_keys, read_checkpoint
+from dgmn.weights import ZOO, cached_file, match_keys, read_checkpoint
 
 __all__ = ["DGMN2"]
 
@@ -262,16 +262,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
 
 def _create_dgmn2(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    file = overlay.get("file")
     if pretrained:
-        sources = (overlay, kwargs.get("pretrained_cfg") or {})
-        if file is None and not any(
-            isinstance(s, Mapping) and (s.get("state_dict") or s.get("file") or s.get("source")) for s in sources
-        ):
-            file = cached_file(variant)
-        if file is not None:
-            # Read here, because official files hold an argparse.Namespace that timm's reader refuses.
-            overlay = {**overlay, "file": None, "state_dict": read_checkpoint(file).state_dict}
+        overlay = _with_weights(variant, overlay, kwargs.get("pretrained_cfg"))
     model: nn.Module = build_model_with_cfg(
         DGMN2,
         variant,
@@ -281,7 +273,28 @@ def _create_dgmn2(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.M
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **kwargs,
     )
+    for network in model.modules():  # the feature extractor and what it wraps
+        cfg = getattr(network, "pretrained_cfg", None)
+        if isinstance(cfg, dict):
+            cfg.pop("state_dict", None)  # loaded: not to be kept twice
     return model
+
+
+def _with_weights(variant: str, overlay: dict[str, Any], pretrained_cfg: Any) -> dict[str, Any]:
+    """Reads the weights here: official files hold an argparse.Namespace, which timm's own reader refuses."""
+    file = overlay.get("file")
+    if file is None:
+        given = {**(pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}), **overlay}
+        if any(given.get(source) for source in ("state_dict", "file", "url", "hf_hub_id", "source")):
+            return overlay
+        file = cached_file(variant)
+    if file is None:
+        published = any(model.name == variant for model in ZOO)
+        how = f"fetch them with `dgmn zoo download {variant}`" if published else "there are no published ones"
+        raise RuntimeError(
+            f"no weights of {variant} on this machine: {how}, or give pretrained_cfg_overlay=dict(file=...)"
+        )
+    return {**overlay, "file": None, "state_dict": read_checkpoint(file).state_dict}
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
