@@ -16,7 +16,7 @@ register_notrace_function(sampled_attention)
 
 @register_notrace_module
 class RelativePosition(nn.Module):
-    r"""Position term of the attention logits, $\mathbf{r}_j$ of eq. 9 (Fig. 4b).
+    """Position term of the attention logits, r_j of eq. 9 (Fig. 4b).
 
     Two tables hold one row of `dim` numbers for every distance along the height and the width. The node s of
     position (y, x) gets `query(y, x) · rel_width[W - 1 - x + s]` plus the same along the height, so a position
@@ -93,9 +93,9 @@ def _predict_walks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class DGMN2Attention(nn.Module):
-    r"""Message passing of DGMN2 with query, key and value (eq. 8 and 9).
+    """Message passing of DGMN2 with query, key and value (eq. 8 and 9).
 
-    Every position predicts where its K nodes lie ($\Delta\mathbf{d}_j$, eq. 4), reads key and value there and
+    Every position predicts where its K nodes lie (the walks Δd_j, eq. 4), reads key and value there and
     sums the values with a softmax over K. The walks of a head are predicted from its share of the input channels,
     by one linear layer that all heads use. It starts at zero, on the regular grid.
 

@@ -20,10 +20,9 @@ def sampled_aggregate(
     dilation: int = 1,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Sums K sampled nodes of a feature map at every position, with weights of the position's own.
+    """Sums K sampled nodes of a feature map at every position, with weights of the position's own.
 
-    $$ \mathbf{m}_i = \sum_{j \in \mathcal{N}(i)} w_{i,j} \,
-       \varrho(\mathbf{h}_j \mid \mathcal{V}, j, \Delta\mathbf{d}_j) $$
+    `m_i = Σ_j w_ij ϱ(h_j | V, j, Δd_j)`, where ϱ samples the map at node j moved by its walk Δd_j.
 
     The K = `kernel_size`² nodes start on a grid around each position, `dilation` pixels apart (the sampling
     rate), are moved by the predicted walks and read bilinearly. What lies outside of the map counts as zero, as
@@ -67,10 +66,9 @@ def sampled_attention(
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Attends from every position to its K sampled nodes: the message of DGMN2.
+    """Attends from every position to its K sampled nodes: the message of DGMN2.
 
-    $$ \mathbf{m}_i = \sum_{j \in \mathcal{N}(i)} \operatorname{softmax}_j
-       \left( s \, \mathbf{q}_i \cdot \tilde{\mathbf{k}}_j + r_{i,j} \right) \tilde{\mathbf{v}}_j $$
+    `m_i = Σ_j softmax_j(s q_i · k_j + r_ij) v_j`
 
     where the key and the value of a node are sampled at the same point (see
     [`sampled_aggregate`][dgmn.ops.sampled_aggregate] for where). A node outside of the map has key and value

@@ -37,7 +37,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What [`load_checkpoint`][dgmn.load_checkpoint] loaded."""
+    """What [`load_checkpoint`][dgmn.load_checkpoint] loaded; prints as one line.
+
+    Attributes:
+        path: the file.
+        origin: whose names it has, and where in the file they were.
+        loaded: tensors that the network got.
+        ignored: names of the file that the network has no place for.
+    """
 
     path: Path
     origin: str
