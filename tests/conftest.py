@@ -1,9 +1,15 @@
 """Shared fixtures. The golden vectors come from the official code: see golden_vectors.py."""
 
 import functools
+import os
 from pathlib import Path
 
 import pytest
+
+# Read when torch is imported: waiting threads sleep. Spinning ones take the cores from other processes, and on a busy
+# machine from each other: the tests take four times as long.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 import torch
 
 import dgmn  # noqa: F401 - registers the networks with timm

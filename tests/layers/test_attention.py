@@ -42,7 +42,7 @@ def aligned_by_hand(query, table_height, table_width):
 
 
 def relative_position(map_size, dim=3, mode="official", dtype=torch.float64):
-    module = RelativePosition(dim, map_size, mode=mode, dtype=dtype)
+    module = RelativePosition(dim, map_size, rel_pos=mode, dtype=dtype)
     torch.nn.init.normal_(module.rel_height)
     torch.nn.init.normal_(module.rel_width)
     return module
@@ -117,7 +117,7 @@ def test_both_modes_agree_where_mirroring_changes_nothing():
 
 @pytest.mark.parametrize("mode", ["aligned", "official"])
 def test_relative_position_is_linear_in_pixels(mode):
-    module = RelativePosition(8, (56, 56), mode=mode)
+    module = RelativePosition(8, (56, 56), rel_pos=mode)
     flops = []
     for side in (16, 64):
         with FlopCounterMode(display=False) as counter:
@@ -129,7 +129,7 @@ def test_relative_position_is_linear_in_pixels(mode):
 
 @pytest.mark.parametrize("mode", ["aligned", "official"])
 def test_relative_position_is_float32_for_half_precision(mode):
-    module = relative_position((5, 6), mode=mode, dtype=torch.bfloat16)
+    module = relative_position((5, 6), rel_pos=mode, dtype=torch.bfloat16)
     query = torch.randn(2, 5, 6, 2, 3).bfloat16()
     expected = module.double()(query.double())
     module.bfloat16()
@@ -239,7 +239,7 @@ def test_heads_must_divide_the_channels(num_heads):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: RelativePosition(8, (7, 7), mode="foo"),
+        lambda: RelativePosition(8, (7, 7), rel_pos="foo"),
         lambda: DGMN2Attention(8, 2, (7, 7), rel_pos="foo"),
         lambda: DGMN2Block(8, 2, (7, 7), rel_pos="foo"),
     ],

@@ -109,7 +109,7 @@ def test_convert_a_classifier(classifier_file, hub_dir):
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, expected.state_dict()[name]), name
     assert download("dgmn2_tiny", str(classifier_file)) == path
-    with pytest.raises(RuntimeError, match="No pretrained weights exist for dgmn2_small"):
+    with pytest.raises(RuntimeError, match="no weights of dgmn2_small"):
         timm.create_model("dgmn2_small", pretrained=True)
 
 

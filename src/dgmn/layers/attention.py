@@ -5,13 +5,15 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm, Mlp, trunc_normal_
-from timm.models._features_fx import register_notrace_function, register_notrace_module
+from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from dgmn.ops import sampled_attention
 from dgmn.ops.reference import without_autocast
 
-register_notrace_function(sampled_attention)
+# For FX tracing, which cannot look into them. timm's register_notrace_function acts only in the root's own module.
+torch.fx.wrap("sampled_attention")
+torch.fx.wrap("_predict_walks")
 
 
 @register_notrace_module
@@ -26,7 +28,7 @@ class RelativePosition(nn.Module):
         dim: channels of one head.
         map_size: height and width of the map that the tables are made for.
         nodes: sampled nodes of a position, K.
-        mode: "aligned": the height term at (y, x) belongs to the query at (y, x), as the paper says.
+        rel_pos: "aligned": the height term at (y, x) belongs to the query at (y, x), as the paper says.
             "official": it comes from the query at the mirrored position (x, y), stretched to the map where this
             is not square. The published weights were trained with it.
 
@@ -39,15 +41,15 @@ class RelativePosition(nn.Module):
         dim: int,
         map_size: tuple[int, int],
         nodes: int = 9,
-        mode: Literal["official", "aligned"] = "official",
+        rel_pos: Literal["official", "aligned"] = "official",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if mode not in ("official", "aligned"):
-            raise ValueError(f'rel_pos must be "official" or "aligned", got {mode!r}')
+        if rel_pos not in ("official", "aligned"):
+            raise ValueError(f'rel_pos must be "official" or "aligned", got {rel_pos!r}')
         self.nodes = nodes
-        self.mode = mode
+        self.rel_pos = rel_pos
         height, width = map_size
         self.rel_height = nn.Parameter(torch.empty(height + nodes - 1, dim, device=device, dtype=dtype))
         self.rel_width = nn.Parameter(torch.empty(width + nodes - 1, dim, device=device, dtype=dtype))
@@ -72,7 +74,7 @@ class RelativePosition(nn.Module):
             query = query.to(dtype)
             along_width = torch.einsum("byxhd,xdk->byxhk", query, self._windows(self.rel_width, width, dtype))
             along_height = torch.einsum("byxhd,ydk->byxhk", query, self._windows(self.rel_height, height, dtype))
-            if self.mode == "official":
+            if self.rel_pos == "official":
                 along_height = along_height.transpose(1, 2)
                 if height != width:
                     maps = along_height.flatten(3).permute(0, 3, 1, 2)  # (B, heads * K, W, H)
@@ -81,10 +83,9 @@ class RelativePosition(nn.Module):
             return along_width + along_height
 
     def extra_repr(self) -> str:
-        return f"tables={self.rel_height.shape[0]}+{self.rel_width.shape[0]}, nodes={self.nodes}, mode={self.mode}"
+        return f"tables={self.rel_height.shape[0]}+{self.rel_width.shape[0]}, nodes={self.nodes}, rel_pos={self.rel_pos}"
 
 
-@register_notrace_function
 def _predict_walks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # In float32 also under autocast: a walk is added to a pixel coordinate.
     dtype = torch.promote_types(x.dtype, torch.float32)

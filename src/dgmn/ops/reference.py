@@ -75,11 +75,12 @@ def sample_nodes(nodes: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 def sampled_aggregate(value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int) -> Tensor:
     batch, height, width, heads, dim = value.shape
+    nodes = kernel_size * kernel_size
     dtype = _compute_dtype(value)
     with without_autocast(value):
         y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
         sampled = sample_nodes(value.to(dtype), y, x)
-        weight = weight.to(dtype).permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, -1)
+        weight = weight.to(dtype).permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, nodes)
         out = torch.einsum("bhdnk,bhnk->bnhd", sampled, weight)
     return out.reshape(batch, height, width, heads, dim).to(value.dtype)
 
@@ -95,20 +96,21 @@ def sampled_attention(
     dilation: int,
     dropout_p: float,
 ) -> Tensor:
-    batch, height, width, heads, _ = query.shape
+    batch, height, width, heads, dim = query.shape
+    nodes = kernel_size * kernel_size
     dtype = _compute_dtype(query)
     with without_autocast(query):
         y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
         sampled = sample_nodes(key.to(dtype), y, x)
-        flat_query = query.to(dtype).reshape(batch, height * width, heads, -1)
+        flat_query = query.to(dtype).reshape(batch, height * width, heads, dim)
         logits = scale * torch.einsum("bnhd,bhdnk->bnhk", flat_query, sampled)
-        logits = logits.view(batch, height, width, heads, -1)
+        logits = logits.view(batch, height, width, heads, nodes)
         if bias is not None:
             logits = logits + bias.to(dtype)
         weight = logits.softmax(dim=-1)
         if dropout_p > 0:
             weight = F.dropout(weight, dropout_p)
         sampled = sample_nodes(value.to(dtype), y, x)
-        weight = weight.permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, -1)
+        weight = weight.permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, nodes)
         out = torch.einsum("bhdnk,bhnk->bnhd", sampled, weight)
-    return out.reshape(batch, height, width, heads, -1).to(value.dtype)
+    return out.reshape(batch, height, width, heads, dim).to(value.dtype)

@@ -94,8 +94,8 @@ def match_keys(
     left = [key for key in source if key not in wanted]
     unknown = [key for key in left if key not in heads and not _absent_by_design(key, expected)]
     if missing or unknown:
-        problems = [f"{len(missing)} names missing: {_first(missing)}"] if missing else []
-        problems += [f"{len(unknown)} names unknown: {_first(unknown)}"] if unknown else []
+        problems = [f"names missing ({len(missing)}): {_first(missing)}"] if missing else []
+        problems += [f"names unknown ({len(unknown)}): {_first(unknown)}"] if unknown else []
         raise InputError(f"not a checkpoint of this {type(model).__name__} ({origin}); {'; '.join(problems)}")
     wrong = [key for key, tensor in wanted.items() if tensor.shape != expected[key].shape]
     if wrong and check_shapes:

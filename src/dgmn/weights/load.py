@@ -2,7 +2,6 @@
 
 import argparse
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -101,17 +100,22 @@ def _read_file(path: Path) -> Any:
         # The official classification files hold their command line as an argparse.Namespace, which only stores.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            if names:
-                raise InputError(
-                    f"checkpoint {path}: it would execute code ({', '.join(names[:3])}), which is not allowed; "
-                    "save only its weights, best as .safetensors"
-                ) from error
-        raise InputError(f"checkpoint {path}: damaged or not a PyTorch checkpoint") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        code = _code_in(path) if isinstance(error, pickle.UnpicklingError) else []
+        if code:
+            raise InputError(
+                f"checkpoint {path}: it would execute code ({', '.join(code[:3])}), which is not allowed; "
+                "save only its weights, best as .safetensors"
+            ) from error
         raise InputError(f"checkpoint {path}: damaged or not a PyTorch checkpoint ({_first_line(error)})") from error
+
+
+def _code_in(path: Path) -> list[str]:
+    """What a checkpoint would execute, as far as that can be read from it."""
+    try:
+        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # damaged, or of the format before zip files
+        return []
 
 
 def load_checkpoint(model: nn.Module, path: str | PathLike[str], *, reset_head: bool = False) -> LoadReport:

@@ -116,7 +116,7 @@ def find(name: str) -> ZooModel:
     for model in ZOO:
         if model.name == name:
             return model
-    near = difflib.get_close_matches(name, [model.name for model in ZOO], n=2, cutoff=0.7)
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), [model.name for model in ZOO], n=2, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}?" if near else "`dgmn zoo` lists them"
     raise InputError(f"no published model {name!r}; {hint}")
 
