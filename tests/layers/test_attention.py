@@ -41,8 +41,8 @@ def aligned_by_hand(query, table_height, table_width):
     return torch.from_numpy(bias)
 
 
-def relative_position(map_size, dim=3, mode="official", dtype=torch.float64):
-    module = RelativePosition(dim, map_size, rel_pos=mode, dtype=dtype)
+def relative_position(map_size, dim=3, rel_pos="official", dtype=torch.float64):
+    module = RelativePosition(dim, map_size, rel_pos=rel_pos, dtype=dtype)
     torch.nn.init.normal_(module.rel_height)
     torch.nn.init.normal_(module.rel_width)
     return module
@@ -78,7 +78,7 @@ def test_layers_equal_the_official_code(golden, official_weights, unit, layer, h
 @pytest.mark.parametrize("map_size", [(3, 4), (7, 7), (2, 2)])
 def test_aligned_relative_position_equals_its_formula(map_size):
     # The map is 3 x 4: tables of its own size, larger and smaller ones.
-    module = relative_position(map_size, mode="aligned")
+    module = relative_position(map_size, rel_pos="aligned")
     query = torch.randn(2, 3, 4, 2, 3, dtype=torch.float64)
     expected = aligned_by_hand(query, module.rel_height.detach(), module.rel_width.detach())
     torch.testing.assert_close(module(query).detach(), expected)
@@ -86,7 +86,7 @@ def test_aligned_relative_position_equals_its_formula(map_size):
 
 def test_official_height_term_is_the_aligned_one_of_the_mirrored_position():
     official = relative_position((6, 6))
-    aligned = relative_position((6, 6), mode="aligned")
+    aligned = relative_position((6, 6), rel_pos="aligned")
     aligned.load_state_dict(official.state_dict())
     query = torch.randn(2, 6, 6, 2, 3, dtype=torch.float64)
     assert not torch.allclose(official(query), aligned(query))
@@ -105,7 +105,7 @@ def test_both_modes_agree_where_mirroring_changes_nothing():
     official = relative_position((6, 6))
     with torch.no_grad():
         official.rel_height.copy_(official.rel_height[:1].expand_as(official.rel_height))
-    aligned = relative_position((6, 6), mode="aligned")
+    aligned = relative_position((6, 6), rel_pos="aligned")
     aligned.load_state_dict(official.state_dict())
     query = torch.randn(2, 6, 6, 2, 3, dtype=torch.float64)
     query = query + query.transpose(1, 2)

@@ -83,7 +83,8 @@ class RelativePosition(nn.Module):
             return along_width + along_height
 
     def extra_repr(self) -> str:
-        return f"tables={self.rel_height.shape[0]}+{self.rel_width.shape[0]}, nodes={self.nodes}, rel_pos={self.rel_pos}"
+        rows = f"{self.rel_height.shape[0]}+{self.rel_width.shape[0]}"
+        return f"rows={rows}, nodes={self.nodes}, rel_pos={self.rel_pos}"
 
 
 def _predict_walks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
