@@ -24,6 +24,7 @@ from typing_extensions import override
 from dgmn.tables import format_table
 from dgmn.training.callbacks import EpochSeed
 from dgmn.training.checkpoint import AtomicCheckpointIO
+from dgmn.training.messages import say
 from dgmn.training.task import Task
 
 
@@ -73,7 +74,7 @@ class DgmnCLI(LightningCLI):
             if path.is_file():
                 options.ckpt_path = str(path)
             elif self.subcommand == "fit" and options.ckpt_path == "last":
-                print(f"{self.root} has no checkpoint yet: starting from the beginning")
+                say(f"{self.root} has no checkpoint yet: starting from the beginning")
                 options.ckpt_path = None
             else:
                 raise InputError(f"--ckpt_path {options.ckpt_path}: there is no {path}")
@@ -116,20 +117,20 @@ class DgmnCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         network = self.model.model
         parameters = sum(p.numel() for p in network.parameters())
-        print(f"{type(network).__name__} with {parameters / 1e6:.2f} M parameters; this run's folder: {self.root}")
+        say(f"{type(network).__name__} with {parameters / 1e6:.2f} M parameters; this run's folder: {self.root}")
         try:
             self.trainer.fit(**kwargs)
         except SystemExit:  # how Lightning ends after Ctrl-C
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
             if (self.checkpoints / "last.ckpt").exists():
-                print(f"The last finished epoch is kept in {self.checkpoints}. Continue with --ckpt_path last")
+                say(f"The last finished epoch is kept in {self.checkpoints}. Continue with --ckpt_path last")
             raise KeyboardInterrupt from None
         if self.trainer.is_global_zero:
             self._report(f"after {self.trainer.current_epoch} epochs")
             best = self.trainer.checkpoint_callback.best_model_score
-            name, _ = self.model.monitor
-            print(f"best {name}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}" if best is not None else "")
+            if best is not None:
+                print(f"best {self.model.monitor[0]}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}")
 
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(**{**kwargs, "verbose": False})

@@ -44,6 +44,7 @@ def _fit(
     kill_while_writing: bool = False,
 ) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     if kill_while_writing:
         threading.Thread(target=_kill_while_writing, args=(run,), daemon=True).start()
     arguments = ["-c", RECIPE, "--data.root", str(data), "--trainer.default_root_dir", str(run)]

@@ -80,6 +80,8 @@ class ClassificationTask(Task):
     @override
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
+        if data is None:
+            raise InputError("a ClassificationTask is trained with a ClassificationData: trainer.fit(task, data)")
         classes = data.classes
         num_classes = self.network_args["num_classes"]
         if classes is not None and len(classes) != num_classes:
