@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         from dgmn.errors import InputError
 
-        if not isinstance(error, InputError | FileNotFoundError | ConnectionError):
+        if isinstance(error, BrokenPipeError) or not isinstance(error, InputError | OSError):
             raise
         print(f"dgmn: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -155,7 +155,9 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of a run, or official weights with --model")
     parser.add_argument("--model", metavar="NAME", help="a published model, for instance dgmn2_tiny: see dgmn zoo")
-    parser.add_argument("-c", "--config", metavar="RECIPE", help="take network and image size from this recipe")
+    parser.add_argument(
+        "-c", "--config", metavar="RECIPE", help="take the network from a recipe: logs/version_N/config.yaml of a run"
+    )
     parser.add_argument("--top", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE")
     parser.add_argument("--pictures", metavar="FOLDER", help="write every image with its classes to FOLDER")
@@ -213,10 +215,9 @@ def _quickstart(arguments: list[str]) -> int:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 _SYNONYMS = {"train": "fit", "eval": "validate", "evaluate": "validate", "download": "zoo", "flops": "complexity"}

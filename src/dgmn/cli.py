@@ -16,6 +16,7 @@ try:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.trainer.states import TrainerStatus
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 except ImportError as error:
     raise InputError(f"training needs more packages: pip install 'dgmn[train]' ({error})") from error
 
@@ -26,6 +27,7 @@ from dgmn.training.callbacks import EpochSeed
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn.training.messages import say
 from dgmn.training.task import Task
+from dgmn_cli import recipe_names
 
 
 class DgmnCLI(LightningCLI):
@@ -80,11 +82,18 @@ class DgmnCLI(LightningCLI):
                 raise InputError(f"--ckpt_path {options.ckpt_path}: there is no {path}")
         elif options.ckpt_path is not None and not Path(options.ckpt_path).is_file():
             raise InputError(f"--ckpt_path {options.ckpt_path}: no such file")
+        elif self.subcommand != "fit" and options.ckpt_path is None and not self._starts_from_weights(options):
+            raise InputError(f"dgmn {self.subcommand} needs weights: --ckpt_path best, or --model.checkpoint FILE")
         elif self.subcommand == "fit" and options.ckpt_path is None and last.exists():
             raise InputError(
                 f"{self.root} already holds a run: continue it with --ckpt_path last, "
                 "or write the new one elsewhere with --trainer.default_root_dir FOLDER"
             )
+
+    @staticmethod
+    def _starts_from_weights(options: Any) -> bool:
+        arguments = options.model.get("init_args") or {}
+        return bool(arguments.get("checkpoint") or (arguments.get("model_args") or {}).get("pretrained"))
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -126,7 +135,9 @@ class DgmnCLI(LightningCLI):
             if (self.checkpoints / "last.ckpt").exists():
                 say(f"The last finished epoch is kept in {self.checkpoints}. Continue with --ckpt_path last")
             raise KeyboardInterrupt from None
-        if self.trainer.is_global_zero:
+        if not self.trainer.logged_metrics:
+            say(f"Nothing to train: the run has its {self.trainer.current_epoch} epochs; raise --trainer.max_epochs")
+        elif self.trainer.is_global_zero:
             self._report(f"after {self.trainer.current_epoch} epochs")
             best = self.trainer.checkpoint_callback.best_model_score
             if best is not None:
@@ -169,7 +180,10 @@ def describe_recipe(recipe: str) -> dict[str, Any]:
     _quieten()
     try:
         content = yaml.safe_load(find_recipe(recipe).read_text())
-        cli = DgmnCLI({section: content[section] for section in ("model", "data")}, run=False)
+        sections = ("model", "data")
+        if not isinstance(content, dict) or not all(section in content for section in sections):
+            raise InputError(f"-c {recipe}: a recipe with the sections model and data is needed")
+        cli = DgmnCLI({section: content[section] for section in sections}, run=False)
     except Exception as error:
         raise _explained(error) from error
     return {**cli.model.network_args, **cli.datamodule.describe()}
@@ -194,16 +208,17 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), package / name, package / "recipes" / name):
         if path.is_file():
             return path
-    known = sorted(path.relative_to(package).as_posix() for path in package.glob("recipes/**/*.yaml"))
-    raise InputError(f"-c {name}: no such recipe; those that come with dgmn are {', '.join(known)}")
+    raise InputError(f"-c {name}: no such recipe; those that come with dgmn are {', '.join(recipe_names())}")
 
 
 def _explained(error: Exception) -> Exception:
     """What a user needs to know of an error of the parser: one line of ours, or the lines of its message that help."""
     cause: BaseException | None = error
     while cause is not None:  # the parser wraps what constructors raise
-        if isinstance(cause, InputError | FileNotFoundError):
+        if isinstance(cause, InputError | OSError):
             return cause
+        if isinstance(cause, MisconfigurationException | yaml.YAMLError):
+            return InputError(" ".join(str(cause).split()))
         cause = cause.__cause__ or cause.__context__
     if not isinstance(error, ArgumentError):
         return error
@@ -224,6 +239,7 @@ def _quieten() -> None:
         r".*does not have many workers.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*smaller than the logging interval.*",
+        r"You're using the WeightAveraging callback, but loading a checkpoint outside.*",
         r"LightningCLI's args parameter is intended.*",
         r".*`isinstance\(treespec, LeafSpec\)`.*",
     ):

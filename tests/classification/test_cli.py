@@ -88,7 +88,6 @@ def test_finetune_recipe_starts_from_weights(
     assert "loaded" in out
     assert "learning rate 0.0002 is for a total batch of 64; here it is 20" in out
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert "current_model_state" in checkpoint  # averaged weights beside the raw ones
     assert checkpoint["dgmn"]["classes"] == ["0", "1", "2"]
 
 
@@ -142,6 +141,11 @@ MISTAKES = {
     "no such checkpoint": (["--ckpt_path", "none.ckpt"], "none.ckpt: no such file"),
     "odd batch with mixup": (["--model.mixup", "0.8", "--data.batch_size", "7"], "even"),
     "batch too large": (["--data.batch_size", "1000"], "data.batch_size 1000"),
+    "bad image size": (["--data.image_size", "0"], "image_size must be at least 1"),
+    "endless": (["--trainer.max_epochs", "-1"], "trainer.max_epochs"),
+    "no devices": (["--trainer.accelerator", "cpu", "--trainer.devices", "0"], "devices"),
+    "bad schedule": (["--model.schedule.warmup", "2"], "warmup is the share"),
+    "bad network argument": (["--model.model_args", "{depth_of: 2}"], "depth_of"),
     "no such recipe": (["-c", "nope.yaml"], "nope.yaml"),
 }
 
@@ -227,6 +231,33 @@ def test_a_run_is_not_overwritten(trained: Path, few_digits: Path, capsys: pytes
     assert fit(few_digits, trained) == 2
     _one_line(capsys, "already holds a run")
     assert (trained / "checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_a_run_continues_only_as_it_was(
+    trained: Path, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(few_digits, trained, "--ckpt_path", "last", "--trainer.max_epochs", "6") == 0
+    assert "Nothing to train: the run has its 6 epochs" in capsys.readouterr().out
+    assert fit(few_digits, trained, "--ckpt_path", "last", "--data.batch_size", "10") == 2
+    _one_line(capsys, "total_batch 20, but here it is 10")
+    assert fit(few_digits, tmp_path / "new", command="validate") == 2
+    _one_line(capsys, "needs weights: --ckpt_path best")
+    renamed = tmp_path / "renamed"
+    shutil.copytree(few_digits, renamed)
+    (renamed / "val" / "0").rename(renamed / "val" / "9")
+    assert fit(renamed, trained, "--ckpt_path", "last", command="validate") == 2
+    _one_line(capsys, "classes ['0', '1', '2'], but here it is ['1', '2', '9']")
+
+
+def test_predict_needs_a_whole_recipe(
+    trained: Path, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(trained / "checkpoints/last.ckpt")
+    for content in ("", "model: {}", "a: [b"):
+        (tmp_path / "bad.yaml").write_text(content)
+        arguments = [str(few_digits / "test"), "--ckpt_path", checkpoint, "-c", str(tmp_path / "bad.yaml")]
+        assert run(["predict", *arguments]) == 2
+        _one_line(capsys, "")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,17 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     assert (image.mode, image.size) == ("RGB", (7, 5))
 
 
+def test_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
+    greys = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(greys).save(tmp_path / "x.png")
+    loaded = np.asarray(load_image(tmp_path / "x.png"))[..., 0]
+    assert np.abs(loaded.astype(int) - greys // 257).max() == 0
+    assert loaded.max() == 255
+    Image.new("F", (4, 4)).save(tmp_path / "x.tif")
+    with pytest.raises(InputError, match=r"x\.tif: pixels of mode F"):
+        load_image(tmp_path / "x.tif")
+
+
 def test_turned_upright(tmp_path: Path) -> None:
     image = Image.fromarray(np.zeros((4, 8, 3), np.uint8))
     exif = image.getexif()

@@ -51,7 +51,7 @@ class Spy(L.Callback):
 def fit(data: Path, tmp_path: Path, task: ClassificationTask, **trainer: Any) -> Spy:
     spy = Spy()
     module = ClassificationData(
-        root=data, image_size=32, crop_pct=1.0, batch_size=20, num_workers=0, augmentation=Augmentation(repeats=1)
+        root=str(data), image_size=32, crop_pct=1.0, batch_size=20, num_workers=0, augmentation=Augmentation(repeats=1)
     )
     options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, **trainer}
     options["callbacks"] = [*options.get("callbacks", []), spy]

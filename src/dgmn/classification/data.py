@@ -95,7 +95,7 @@ class ClassificationData(L.LightningDataModule):
 
     def __init__(
         self,
-        root: Path | None = None,
+        root: Path | str | None = None,
         train: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
         val: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
         test: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
@@ -108,7 +108,16 @@ class ClassificationData(L.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise InputError(f"data.batch_size must be at least 1, got {batch_size}")
-        self.root = root
+        if image_size < 1 or not 0 < crop_pct <= 1:
+            raise InputError(
+                f"data: image_size must be at least 1 and crop_pct in 0..1, not 0, got {image_size} and {crop_pct}"
+            )
+        if num_workers < 0 or augmentation.repeats < 1:
+            raise InputError(
+                "data: num_workers must be at least 0 and augmentation.repeats at least 1, "
+                f"got {num_workers} and {augmentation.repeats}"
+            )
+        self.root = None if root is None else Path(root)
         self.image_size = image_size
         self.crop_pct = crop_pct
         self.augmentation = augmentation

@@ -57,7 +57,10 @@ class ClassificationTask(Task):
         if num_classes < 2:
             raise InputError(f"model.num_classes must be at least 2, got {num_classes}")
         network_args: dict[str, Any] = {"model": model, "num_classes": num_classes, "model_args": model_args or {}}
-        network = timm.create_model(model, num_classes=num_classes, **network_args["model_args"])
+        try:
+            network = timm.create_model(model, num_classes=num_classes, **network_args["model_args"])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"model: {model} cannot be built with {network_args['model_args']}: {error}") from error
         super().__init__(network, network_args, optimizer, schedule, lr_batch)
         if checkpoint is not None:
             _load_for_finetuning(network, checkpoint)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dgmn.errors import InputError
@@ -26,7 +27,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise InputError(f"{path}: {width} x {height} pixels, at most {MAX_PIXELS:,} are accepted")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            return (_eight_bit(upright, path) if upright.mode[0] in "IF" else upright).convert("RGB")
     except (FileNotFoundError, InputError):
         raise
     except UnidentifiedImageError as error:
@@ -35,6 +37,14 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise InputError(f"{path}: too large, at most {MAX_PIXELS:,} pixels are accepted") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
         raise InputError(f"{path}: damaged image ({error})") from error
+
+
+def _eight_bit(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+    """Grey values of 16 bits as 8 bits; Pillow's own conversion clips them to white."""
+    values = np.asarray(image)
+    if image.mode == "F" or (values.size and (values.min() < 0 or values.max() > 65535)):
+        raise InputError(f"{path}: pixels of mode {image.mode}; 8 or 16 bits are accepted")
+    return Image.fromarray((values // 257).astype(np.uint8))
 
 
 def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:

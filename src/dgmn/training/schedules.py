@@ -5,6 +5,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dgmn.errors import InputError
+
 
 class WarmupCosine(LambdaLR):
     """Linear warm-up, then half a cosine down to a fraction of the learning rate.
@@ -21,7 +23,7 @@ class WarmupCosine(LambdaLR):
         self, optimizer: Optimizer, total_steps: int, warmup: float = 0.0, start: float = 1e-3, end: float = 0.01
     ) -> None:
         if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is the share of steps that warm up, at least 0 and below 1, got {warmup}")
+            raise InputError(f"warmup is the share of steps that warm up, at least 0 and below 1, got {warmup}")
         warmup_steps = round(warmup * total_steps)
 
         def factor(step: int) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
@@ -72,16 +73,22 @@ class Task(L.LightningModule):
         trainer = self.trainer
         if trainer.max_steps > 0:
             return int(trainer.max_steps)
+        if (trainer.max_epochs or 0) < 0:
+            raise InputError(f"trainer.max_epochs must be given for the schedule, got {trainer.max_epochs}")
         batches = len(trainer.datamodule.train_dataloader())
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         steps: int = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
         return steps
 
+    def _total_batch(self) -> int:
+        trainer = self.trainer
+        total: int = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return total
+
     def _scale_learning_rate(self, optimizer: Optimizer, lr_batch: int) -> None:
         trainer = self.trainer
-        per_device = trainer.datamodule.batch_size
-        total = per_device * trainer.world_size * trainer.accumulate_grad_batches
+        per_device, total = trainer.datamodule.batch_size, self._total_batch()
         given = optimizer.param_groups[0]["lr"]
         for group in optimizer.param_groups:
             group["lr"] *= total / lr_batch
@@ -94,14 +101,23 @@ class Task(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What prediction needs, as plain values.
-        checkpoint["dgmn"] = {"task": self.name, **self.network_args, **self.trainer.datamodule.describe()}
+        # What prediction and resuming need, as plain values.
+        checkpoint["dgmn"] = {
+            "task": self.name,
+            "total_batch": self._total_batch(),
+            **self.network_args,
+            **self.trainer.datamodule.describe(),
+        }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("dgmn", {})
-        for key, here in self.network_args.items():
-            if key in stored and stored[key] != here:
+        expected = {**self.network_args, "classes": self.trainer.datamodule.describe().get("classes")}
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            # Its schedule, its number of steps and its learning rate belong to this batch.
+            expected["total_batch"] = self._total_batch()
+        for key, here in expected.items():
+            if stored.get(key) is not None and here is not None and stored[key] != here:
                 raise InputError(f"the checkpoint was trained with {key} {stored[key]}, but here it is {here}")
 
 
