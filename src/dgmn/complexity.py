@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import dgmn  # noqa: F401 - registers the networks
 from dgmn.errors import InputError
 from dgmn.layers import RelativePosition
 from dgmn.tables import format_table

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-import dgmn  # noqa: F401 - registers the networks
 from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
 from dgmn.training.images import load_image
