@@ -338,17 +338,17 @@ def test_logits_and_softmax_of_half_precision_are_float32():
         assert out[0, 0, 0, 0, 0].item() == pytest.approx(math.e / (1 + math.e), rel=1e-2)
 
 
-def test_autocast_changes_nothing():
+def test_autocast_is_that_of_scaled_dot_product_attention():
     query, key, value, offset, bias = make_inputs(dtype=torch.float32)
     plain = (sampled_attention(query, key, value, offset, bias), sampled_aggregate(value, offset, bias))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = (sampled_attention(query, key, value, offset, bias), sampled_aggregate(value, offset, bias))
-        half = sampled_attention(*(t.bfloat16() for t in (query, key, value)), offset, bias)
-    for got, want in zip(inside, plain, strict=True):
-        assert got.dtype == torch.float32
-        torch.testing.assert_close(got, want)
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), plain[0], atol=3e-2, rtol=3e-2)
+        attended = sampled_attention(query, key.bfloat16(), value, offset, bias)
+        summed = sampled_aggregate(value, offset, bias)
+        double = sampled_aggregate(value.double(), offset, bias)
+    for got, want in zip((attended, summed), plain, strict=True):
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.float(), want, atol=3e-2, rtol=3e-2)
+    assert double.dtype == torch.float64
 
 
 def test_slices_of_one_projection_need_no_copy():

@@ -8,11 +8,12 @@ from timm.layers import DropPath, LayerNorm, Mlp, trunc_normal_
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from dgmn.ops import sampled_attention
+from dgmn.ops import position_scores, sampled_attention
 from dgmn.ops.reference import without_autocast
 
 # For FX tracing, which cannot look into them. timm's register_notrace_function acts only in the root's own module.
 torch.fx.wrap("sampled_attention")
+torch.fx.wrap("position_scores")
 torch.fx.wrap("_predict_walks")
 
 
@@ -59,28 +60,26 @@ class RelativePosition(nn.Module):
         trunc_normal_(self.rel_height, std=0.02)
         trunc_normal_(self.rel_width, std=0.02)
 
-    def _windows(self, table: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-        """The K rows that each of `length` positions meets, (length, dim, K)."""
+    def _resized(self, table: Tensor, length: int) -> Tensor:
         rows = length + self.nodes - 1
-        table = table.to(dtype)
-        if table.shape[0] != rows:
-            table = F.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T
-        return table.unfold(0, self.nodes, 1).flip(0)
+        if table.shape[0] == rows:
+            return table
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        return F.interpolate(table.to(dtype).T[None], size=rows, mode="linear", align_corners=False)[0].T
 
-    def forward(self, query: Tensor) -> Tensor:
+    def forward(self, query: Tensor, backend: str = "auto") -> Tensor:
         batch, height, width, heads, _ = query.shape
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        with without_autocast(query):
-            query = query.to(dtype)
-            along_width = torch.einsum("byxhd,xdk->byxhk", query, self._windows(self.rel_width, width, dtype))
-            along_height = torch.einsum("byxhd,ydk->byxhk", query, self._windows(self.rel_height, height, dtype))
-            if self.rel_pos == "official":
-                along_height = along_height.transpose(1, 2)
-                if height != width:
-                    maps = along_height.flatten(3).permute(0, 3, 1, 2)  # (B, heads * K, W, H)
-                    maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
-                    along_height = maps.permute(0, 2, 3, 1).reshape(batch, height, width, heads, self.nodes)
-            return along_width + along_height
+        backend = "auto" if backend == "triton" else backend  # which has no kernel of this
+        rows, columns = self._resized(self.rel_height, height), self._resized(self.rel_width, width)
+        mirrored = self.rel_pos == "official"
+        if not mirrored or height == width:
+            return position_scores(query, rows, columns, nodes=self.nodes, mirrored=mirrored, backend=backend)
+        # Not square: the height term of the mirrored map, stretched to the map's shape.
+        along_height = position_scores(query, rows, nodes=self.nodes, backend=backend).transpose(1, 2)
+        maps = along_height.flatten(3).permute(0, 3, 1, 2)  # (B, heads * K, W, H)
+        maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+        along_height = maps.permute(0, 2, 3, 1).reshape(batch, height, width, heads, self.nodes)
+        return position_scores(query, columns=columns, nodes=self.nodes, backend=backend) + along_height
 
     def extra_repr(self) -> str:
         rows = f"{self.rel_height.shape[0]}+{self.rel_width.shape[0]}"
@@ -134,6 +133,7 @@ class DGMN2Attention(nn.Module):
         self.head_dim = dim // num_heads
         self.kernel_size = kernel_size
         self.attn_drop = attn_drop
+        self.backend = "auto"  # of the ops, see dgmn.ops.BACKENDS
         nodes = kernel_size * kernel_size
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.offset = nn.Linear(self.head_dim, 2 * nodes, **dd)
@@ -156,9 +156,10 @@ class DGMN2Attention(nn.Module):
             key,
             value,
             walks.reshape(batch, height, width, self.num_heads, self.kernel_size**2, 2),
-            self.rel_pos(query),
+            self.rel_pos(query, self.backend),
             kernel_size=self.kernel_size,
             dropout_p=self.attn_drop if self.training else 0.0,
+            backend=self.backend,
         )
         out: Tensor = self.proj_drop(self.proj(x.reshape(batch, height, width, dim)))
         return out

@@ -1,14 +1,18 @@
 """The public functions: they check their arguments and choose a backend."""
 
 import math
+import warnings
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from dgmn.ops import reference
+from dgmn.ops import library, native, reference
 
-BACKENDS = ("auto", "reference")
-"""What the argument `backend` accepts."""
+BACKENDS = ("auto", "reference", "native", "triton")
+"""What the argument `backend` accepts: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def sampled_aggregate(
@@ -34,23 +38,28 @@ def sampled_aggregate(
         weight: (B, H, W, heads, K).
         kernel_size: side of the grid.
         dilation: distance of the grid points in pixels.
-        backend: "auto" or "reference".
+        backend: one of [`BACKENDS`][dgmn.ops.BACKENDS].
 
     Returns:
-        (B, H, W, heads, D), in the dtype of `value`.
+        (B, H, W, heads, D), in the dtype of `value`; under autocast in that of autocast.
 
     Raises:
         TypeError: an argument is no tensor, or not of floating point.
         ValueError: shapes, devices or numbers that do not fit; the message names the argument.
+        RuntimeError: the backend asked for cannot run here; the message says why.
 
     Source: Dynamic Graph Message Passing Networks, eq. 3 and 5 (https://arxiv.org/abs/2209.09760).
     """
     nodes = _check_grid(kernel_size, dilation)
-    _check_backend(backend)
     _check_map("value", value)
     _check_offset(offset, value, nodes, "value")
     _check_shape("weight", weight, (*value.shape[:4], nodes), value)
-    return reference.sampled_aggregate(value, offset, weight, kernel_size, dilation)
+    (value,) = _autocast(value)
+    backend = _chosen(backend, value)
+    if backend == "reference":
+        return reference.sampled_aggregate(value, offset, weight, kernel_size, dilation)
+    out: Tensor = library.sampled_aggregate(value, offset, weight, kernel_size, dilation, backend)
+    return out
 
 
 def sampled_attention(
@@ -83,23 +92,24 @@ def sampled_attention(
         kernel_size: side of the grid; K = kernel_size².
         dilation: distance of the grid points in pixels.
         dropout_p: probability to drop an attention weight (pass 0 in evaluation).
-        backend: "auto" or "reference".
+        backend: one of [`BACKENDS`][dgmn.ops.BACKENDS].
 
     Returns:
-        (B, H, W, heads, D), in the dtype of `value`.
+        (B, H, W, heads, D), in the dtype of `value`; under autocast in that of autocast.
 
     Raises:
         TypeError: an argument is no tensor, or not of floating point.
         ValueError: shapes, devices or numbers that do not fit; the message names the argument.
+        RuntimeError: the backend asked for cannot run here; the message says why.
 
     Source: Dynamic Graph Message Passing Networks for Visual Recognition, eq. 8 and 9
     (https://arxiv.org/abs/2209.09760).
     """
     nodes = _check_grid(kernel_size, dilation)
-    _check_backend(backend)
     _check_map("query", query)
     _check_shape("key", key, query.shape, query)
     _check_shape("value", value, query.shape, query)
+    query, key, value = _autocast(query, key, value)
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dtype != query.dtype:
             raise ValueError(f"{name} has dtype {tensor.dtype}, but query has {query.dtype}: give them one dtype")
@@ -112,19 +122,120 @@ def sampled_attention(
         scale = query.shape[-1] ** -0.5
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale}")
-    return reference.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, dropout_p)
+    backend = _chosen(backend, value, dropout_p)
+    if backend == "reference":
+        return reference.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, dropout_p)
+    out: Tensor
+    out, _ = library.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, backend)
+    return out
+
+
+def position_scores(
+    query: Tensor,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+    *,
+    nodes: int = 9,
+    mirrored: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """The relative position term of the attention logits: every query times the table rows that it meets.
+
+    Node s of position (y, x) gets `query(y, x) · rows[H - 1 - y + s] + query(y, x) · columns[W - 1 - x + s]`: up
+    to 2K dot products a position, whatever the size of the map.
+
+    Args:
+        query: (B, H, W, heads, D), floating point. Any strides.
+        rows: table of the height, (H + nodes - 1, D), or None to leave the term out.
+        columns: table of the width, (W + nodes - 1, D), or None.
+        nodes: K, scores of a position.
+        mirrored: take the height term of the position (x, y), which needs a square map.
+        backend: "auto", "reference" or "native".
+
+    Returns:
+        (B, H, W, heads, K) in float32, or float64 if `query` is.
+
+    Raises:
+        TypeError: an argument is no tensor, or not of floating point.
+        ValueError: shapes, devices or numbers that do not fit; the message names the argument.
+        RuntimeError: the backend asked for cannot run here; the message says why.
+
+    Source: Dynamic Graph Message Passing Networks for Visual Recognition, eq. 9, Fig. 4b
+    (https://arxiv.org/abs/2209.09760).
+    """
+    _check_map("query", query)
+    _, height, width, _, dim = query.shape
+    _check_number("nodes", nodes)
+    for name, table, length in (("rows", rows, height), ("columns", columns, width)):
+        if table is not None:
+            _check_shape(name, table, (length + nodes - 1, dim), query)
+    if mirrored and height != width:
+        raise ValueError(f"mirrored needs a square map, got {height} x {width}")
+    if backend == "triton":
+        raise RuntimeError("backend 'triton' cannot run: position_scores has the backends reference and native")
+    backend = _chosen(backend, query)
+    if backend != "native":
+        return reference.position_scores(query, rows, columns, mirrored, nodes)
+    scores: Tensor = library.position_scores(query, rows, columns, mirrored, nodes)
+    return scores
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Maps in the dtype of autocast, where it is on: as in scaled_dot_product_attention."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def _unsupported(backend: str, value: Tensor, dropout_p: float) -> str | None:
+    """Why a backend cannot run, or None."""
+    if backend == "reference":
+        return None
+    if dropout_p > 0:
+        return f"it has no dropout, got dropout_p = {dropout_p}"
+    if backend == "native":
+        return native.unsupported(value)
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    from dgmn.ops import triton_kernels
+
+    return triton_kernels.unsupported(value)
+
+
+def _chosen(backend: str, value: Tensor, dropout_p: float = 0.0) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend != "auto":
+        reason = _unsupported(backend, value, dropout_p)
+        if reason is not None:
+            raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
+        return backend
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return "reference"  # ONNX has no operator of ours
+    if value.device.type == "cpu":
+        if native.LIBRARY is None and not torch.compiler.is_compiling():
+            warnings.warn(
+                "dgmn runs on plain PyTorch, many times slower: its CPU kernels were not built. "
+                "Install a C++ compiler, then dgmn again.",
+                stacklevel=1,
+            )
+        return "native" if _unsupported("native", value, dropout_p) is None else "reference"
+    if value.is_cuda and _unsupported("triton", value, dropout_p) is None:
+        return "triton"
+    return "reference"
+
+
+def _check_number(name: str, number: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int | torch.SymInt) or number < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
 
 
 def _check_grid(kernel_size: int, dilation: int) -> int:
-    for name, number in (("kernel_size", kernel_size), ("dilation", dilation)):
-        if isinstance(number, bool) or not isinstance(number, int | torch.SymInt) or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+    _check_number("kernel_size", kernel_size)
+    _check_number("dilation", dilation)
     return kernel_size * kernel_size
-
-
-def _check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:

@@ -114,3 +114,22 @@ def sampled_attention(
         weight = weight.permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, nodes)
         out = torch.einsum("bhdnk,bhnk->bnhd", sampled, weight)
     return out.reshape(batch, height, width, heads, dim).to(value.dtype)
+
+
+def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+    batch, height, width, heads, _ = query.shape
+    dtype = _compute_dtype(query)
+    scores = query.new_zeros((batch, height, width, heads, nodes), dtype=dtype)
+    with without_autocast(query):
+        query = query.to(dtype)
+        if columns is not None:
+            scores = scores + torch.einsum("byxhd,xdk->byxhk", query, _windows(columns.to(dtype), nodes))
+        if rows is not None:
+            along_rows = torch.einsum("byxhd,ydk->byxhk", query, _windows(rows.to(dtype), nodes))
+            scores = scores + (along_rows.transpose(1, 2) if mirrored else along_rows)
+    return scores
+
+
+def _windows(table: Tensor, nodes: int) -> Tensor:
+    """The rows that every position along an axis meets, (length, dim, nodes)."""
+    return table.unfold(0, nodes, 1).flip(0)

@@ -1,0 +1,60 @@
+// The C interface of the native CPU kernels. No PyTorch headers: Python calls it with ctypes.
+#pragma once
+#include <stdint.h>
+
+#define DGMN_ABI 1
+
+#if defined(_WIN32)
+#define DGMN_EXPORT extern "C" __declspec(dllexport)
+#else
+#define DGMN_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// A feature map (B, H * W, heads, D). Strides count elements; the channels are adjacent.
+// So the slices of one projection go in as they are.
+struct DgmnMap {
+    const void* data;
+    int64_t batch, position, head;
+};
+
+// offset (B, H * W, offset_heads, K, 2) and everything of K numbers a node is contiguous float32.
+// Maps are float32, or bfloat16; arithmetic is in float32.
+struct DgmnProblem {
+    int64_t batch, height, width, heads, dim;
+    int64_t kernel_size, dilation, offset_heads;
+    int64_t bfloat16;
+    int64_t threads;
+    int64_t target;  // instruction set: 0 the best this processor has, else an index into dgmn_target_name()
+};
+
+// All return 0, 1 if memory ran out, 2 if the processor lacks the instruction set asked for.
+DGMN_EXPORT int dgmn_abi(void);
+DGMN_EXPORT const char* dgmn_target_name(int64_t target);  // null if the processor lacks it; 0: the best
+
+DGMN_EXPORT int dgmn_attention_forward(
+    const DgmnProblem*, float scale, const DgmnMap* query, const DgmnMap* key, const DgmnMap* value,
+    const float* offset, const float* bias, void* out, float* log_sum);
+
+// grad_key and grad_value are float32 and start at zero; affinity is work space of the size of grad_bias.
+DGMN_EXPORT int dgmn_attention_backward(
+    const DgmnProblem*, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
+    const DgmnMap* value, const float* offset, const float* bias, const float* log_sum, void* grad_query,
+    float* grad_key, float* grad_value, float* grad_offset, float* grad_bias, float* affinity);
+
+DGMN_EXPORT int dgmn_aggregate_forward(
+    const DgmnProblem*, const DgmnMap* value, const float* offset, const float* weight, void* out);
+
+DGMN_EXPORT int dgmn_aggregate_backward(
+    const DgmnProblem*, const DgmnMap* grad_out, const DgmnMap* value, const float* offset, const float* weight,
+    float* grad_value, float* grad_offset, float* grad_weight);
+
+// scores (B, H * W, heads, nodes) = query . row_table[H - 1 - y + s] + query . column_table[W - 1 - x + s];
+// either table may be null. mirrored: the first term at (y, x) is that of position (x, y), for square maps.
+DGMN_EXPORT int dgmn_position_forward(
+    const DgmnProblem*, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table, const float* column_table,
+    float* scores);
+
+// The gradients of the tables start at zero.
+DGMN_EXPORT int dgmn_position_backward(
+    const DgmnProblem*, int64_t mirrored, int64_t nodes, const float* grad_scores, const DgmnMap* query, const float* row_table,
+    const float* column_table, void* grad_query, float* grad_row_table, float* grad_column_table);

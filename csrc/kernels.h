@@ -1,0 +1,673 @@
+// The kernels, written once on vectors of floats (`Simd`). Included inside the namespace of each instruction set:
+// the functions of one never stand in for those of another.
+//
+// Work is cut into blocks of positions. For a block, the sampled points are computed first, for all nodes at once;
+// then every position reads its nodes from the map, four corners each, which stay in the cache between key and value.
+
+#define DGMN_RESTRICT __restrict__
+
+typedef Simd::Vector Vector;
+
+enum { block_size = 16, strip_size = 4, corners = 4, all_inside = 15 };
+
+// The channels of one head: NV whole vectors; with NV = MANY any multiple of four; with NV = 0 any number of channels.
+enum { MANY = -1 };
+
+template <int NV>
+struct Channels {
+    int64_t dim;
+    int count;
+
+    explicit Channels(int64_t dim) : dim(dim), count(NV > 0 ? NV : (int)((dim + Simd::width - 1) / Simd::width)) {}
+
+    inline int64_t left(int v) const { return dim - (int64_t)v * Simd::width; }
+
+    template <class T>
+    inline Vector load(const T* row, int v) const {
+        row += (int64_t)v * Simd::width;
+        if (NV || left(v) >= Simd::width) return Simd::load(row);
+        T part[Simd::width];
+        memset(part, 0, sizeof part);
+        memcpy(part, row, (size_t)left(v) * sizeof(T));
+        return Simd::load(part);
+    }
+
+    template <class T>
+    inline void store(T* row, int v, Vector x) const {
+        row += (int64_t)v * Simd::width;
+        if (NV || left(v) >= Simd::width) return Simd::store(row, x);
+        T part[Simd::width];
+        Simd::store(part, x);
+        memcpy(row, part, (size_t)left(v) * sizeof(T));
+    }
+};
+
+// One head of one image of a map; row(i) are the channels of position i.
+template <class T>
+struct Rows {
+    const T* data;
+    int64_t step;
+
+    Rows(const DgmnMap* map, int64_t image, int64_t head)
+        : data((const T*)map->data + image * map->batch + head * map->head), step(map->position) {}
+    inline const T* row(int64_t position) const { return data + position * step; }
+};
+
+// A row kept in registers, where the number of its vectors is known.
+template <class T, int NV>
+struct Row {
+    const Channels<NV>& channels;
+    const T* data;
+    Vector kept[NV > 0 ? NV : 1];
+
+    Row(const Channels<NV>& channels, const T* data) : channels(channels), data(data) {
+        for (int v = 0; v < NV; ++v) kept[v] = Simd::load(data + v * Simd::width);
+    }
+    inline Vector operator[](int v) const { return NV > 0 ? kept[v] : channels.load(data, v); }
+};
+
+// The sampled points of a block, [position][node], and room for what is computed from them.
+struct Points {
+    float *y, *x;  // position within the cell of the four corners, 0 to 1
+    float* weight[corners];  // bilinear
+    int32_t* corner;  // index of the upper left corner; it may lie outside of the map
+    int32_t* inside;  // bit c: corner c lies in the map
+    float* room;
+
+    static size_t floats(int64_t nodes, int room) { return (size_t)(nodes * block_size * (8 + room)); }
+
+    Points(float* memory, int64_t nodes) {
+        const int64_t n = nodes * block_size;
+        y = memory;
+        x = y + n;
+        for (int c = 0; c < corners; ++c) weight[c] = x + (c + 1) * n;
+        corner = (int32_t*)(x + 5 * n);
+        inside = corner + n;
+        room = (float*)(inside + n);
+    }
+};
+
+// Neighbouring positions of one row of the map.
+struct Block {
+    int64_t image, row, column, count;
+    int64_t first;  // index of its first position
+};
+
+static inline int64_t blocks_in_row(const DgmnProblem* problem) { return (problem->width + block_size - 1) / block_size; }
+
+static inline int64_t blocks_in_image(const DgmnProblem* problem) { return blocks_in_row(problem) * problem->height; }
+
+// Blocks follow each other down a strip of columns, so that the rows which they read stay in the cache in wide maps.
+static inline Block block_of(const DgmnProblem* problem, int64_t index) {
+    const int64_t in_row = blocks_in_row(problem), in_image = blocks_in_image(problem);
+    const int64_t image = index / in_image, place = index % in_image;
+    const int64_t strip = place / (strip_size * problem->height), done = strip * strip_size;
+    const int64_t across = in_row - done < strip_size ? in_row - done : (int64_t)strip_size;
+    const int64_t rest = place - done * problem->height;
+    const int64_t size = (problem->width + in_row - 1) / in_row;
+    const int64_t row = rest / across, column = (done + rest % across) * size;
+    const int64_t left = problem->width - column;
+    return Block{image, row, column, left < 0 ? 0 : left < size ? left : size, row * problem->width + column};
+}
+
+// The walks of one group of heads start at `offset` + position * step.
+static void locate(const DgmnProblem* problem, const float* offset, int64_t step, Block block, Points points) {
+    const int64_t side = problem->kernel_size, nodes = side * side, n = block.count * nodes;
+    const int64_t pad = problem->dilation * (side - 1) / 2;
+    float* DGMN_RESTRICT y = points.y;
+    float* DGMN_RESTRICT x = points.x;
+    for (int64_t p = 0, e = 0; p < block.count; ++p) {
+        const float* walk = offset + (block.first + p) * step;
+        for (int64_t i = 0; i < side; ++i)
+            for (int64_t j = 0; j < side; ++j, ++e, walk += 2) {
+                y[e] = (float)(block.row + i * problem->dilation - pad) + walk[0];
+                x[e] = (float)(block.column + p + j * problem->dilation - pad) + walk[1];
+            }
+    }
+    const int32_t height = (int32_t)problem->height, width = (int32_t)problem->width;
+    const float last_y = (float)height, last_x = (float)width;
+    float* DGMN_RESTRICT w0 = points.weight[0];
+    float* DGMN_RESTRICT w1 = points.weight[1];
+    float* DGMN_RESTRICT w2 = points.weight[2];
+    float* DGMN_RESTRICT w3 = points.weight[3];
+    int32_t* DGMN_RESTRICT corner = points.corner;
+    int32_t* DGMN_RESTRICT inside = points.inside;
+#pragma omp simd
+    for (int64_t e = 0; e < n; ++e) {
+        // Comparisons with NaN are false: a walk that is not a number leads outside.
+        const int32_t counts = (y[e] > -1.0f) & (y[e] < last_y) & (x[e] > -1.0f) & (x[e] < last_x);
+        const float py = counts ? y[e] : 0.0f, px = counts ? x[e] : 0.0f;
+        int32_t top = (int32_t)py, left = (int32_t)px;
+        top -= py < (float)top;
+        left -= px < (float)left;
+        const float fy = py - (float)top, fx = px - (float)left;
+        const int32_t has_top = top >= 0, has_bottom = top < height - 1;
+        const int32_t has_left = left >= 0, has_right = left < width - 1;
+        const int32_t bits = (has_top & has_left) | (has_top & has_right) << 1 | (has_bottom & has_left) << 2 |
+                             (has_bottom & has_right) << 3;
+        inside[e] = counts ? bits : 0;
+        corner[e] = top * width + left;
+        y[e] = fy;
+        x[e] = fx;
+        w0[e] = (1.0f - fy) * (1.0f - fx);
+        w1[e] = (1.0f - fy) * fx;
+        w2[e] = fy * (1.0f - fx);
+        w3[e] = fy * fx;
+    }
+}
+
+// Positions from the upper left corner to corner c.
+static inline int64_t corner_step(int c, int64_t width) { return (c & 1) + (c >> 1) * width; }
+
+// <query, sampled key> of one node, as a vector still to be summed.
+template <class T, int NV>
+static inline Vector sampled_dot(
+    const Channels<NV>& channels, const Row<T, NV>& query, const Rows<T>& key, const Points& points, int64_t e,
+    int64_t width) {
+    Vector dot = Simd::set(0.0f);
+    const T* k0 = key.row(points.corner[e]);
+    if (points.inside[e] == all_inside) {
+        const T *k1 = k0 + key.step, *k2 = k0 + width * key.step, *k3 = k2 + key.step;
+        const Vector w0 = Simd::set(points.weight[0][e]), w1 = Simd::set(points.weight[1][e]);
+        const Vector w2 = Simd::set(points.weight[2][e]), w3 = Simd::set(points.weight[3][e]);
+        for (int v = 0; v < channels.count; ++v) {
+            Vector node = Simd::mul(w0, channels.load(k0, v));
+            node = Simd::fma(w1, channels.load(k1, v), node);
+            node = Simd::fma(w2, channels.load(k2, v), node);
+            node = Simd::fma(w3, channels.load(k3, v), node);
+            dot = Simd::fma(query[v], node, dot);
+        }
+        return dot;
+    }
+    for (int c = 0; c < corners; ++c)
+        if (points.inside[e] >> c & 1) {
+            const T* row = k0 + corner_step(c, width) * key.step;
+            const Vector w = Simd::set(points.weight[c][e]);
+            for (int v = 0; v < channels.count; ++v)
+                dot = Simd::fma(Simd::mul(w, channels.load(row, v)), query[v], dot);
+        }
+    return dot;
+}
+
+// <row, map> at the four corners of one node; zero outside of the map.
+template <class T, int NV>
+static inline void corner_dots(
+    const Channels<NV>& channels, const Row<T, NV>& row, const Rows<T>& map, const Points& points, int64_t e,
+    int64_t width, float* out) {
+    Vector dots[corners] = {Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f)};
+    const T* m0 = map.row(points.corner[e]);
+    if (points.inside[e] == all_inside) {
+        const T *m1 = m0 + map.step, *m2 = m0 + width * map.step, *m3 = m2 + map.step;
+        for (int v = 0; v < channels.count; ++v) {
+            dots[0] = Simd::fma(row[v], channels.load(m0, v), dots[0]);
+            dots[1] = Simd::fma(row[v], channels.load(m1, v), dots[1]);
+            dots[2] = Simd::fma(row[v], channels.load(m2, v), dots[2]);
+            dots[3] = Simd::fma(row[v], channels.load(m3, v), dots[3]);
+        }
+    } else {
+        for (int c = 0; c < corners; ++c)
+            if (points.inside[e] >> c & 1) {
+                const T* m = m0 + corner_step(c, width) * map.step;
+                for (int v = 0; v < channels.count; ++v) dots[c] = Simd::fma(row[v], channels.load(m, v), dots[c]);
+            }
+    }
+    Simd::sums(dots[0], dots[1], dots[2], dots[3], out);
+}
+
+// out = sum over the nodes from e on of coefficient * sampled map.
+template <class T, int NV>
+static inline void sampled_sum(
+    const Channels<NV>& channels, const Rows<T>& map, const Points& points, int64_t e, int64_t nodes, int64_t width,
+    const float* coefficient, T* out) {
+    enum { chunk = NV == MANY ? 4 : NV == 0 ? 1 : NV };  // as many sums as registers hold
+    for (int v = 0; v < channels.count; v += chunk) {
+        Vector sum[chunk];
+        for (int i = 0; i < chunk; ++i) sum[i] = Simd::set(0.0f);
+        for (int64_t k = 0; k < nodes; ++k) {
+            const T* m0 = map.row(points.corner[e + k]);
+            const float scale = coefficient[k];
+            if (points.inside[e + k] == all_inside) {
+                const T *m1 = m0 + map.step, *m2 = m0 + width * map.step, *m3 = m2 + map.step;
+                const Vector w0 = Simd::set(scale * points.weight[0][e + k]);
+                const Vector w1 = Simd::set(scale * points.weight[1][e + k]);
+                const Vector w2 = Simd::set(scale * points.weight[2][e + k]);
+                const Vector w3 = Simd::set(scale * points.weight[3][e + k]);
+                for (int i = 0; i < chunk; ++i) {
+                    sum[i] = Simd::fma(w0, channels.load(m0, v + i), sum[i]);
+                    sum[i] = Simd::fma(w1, channels.load(m1, v + i), sum[i]);
+                    sum[i] = Simd::fma(w2, channels.load(m2, v + i), sum[i]);
+                    sum[i] = Simd::fma(w3, channels.load(m3, v + i), sum[i]);
+                }
+            } else {
+                for (int c = 0; c < corners; ++c)
+                    if (points.inside[e + k] >> c & 1) {
+                        const T* m = m0 + corner_step(c, width) * map.step;
+                        const Vector w = Simd::set(scale * points.weight[c][e + k]);
+                        for (int i = 0; i < chunk; ++i) sum[i] = Simd::fma(w, channels.load(m, v + i), sum[i]);
+                    }
+            }
+        }
+        for (int i = 0; i < chunk; ++i) channels.store(out, v + i, sum[i]);
+    }
+}
+
+// e ** x to 2e-7, for x <= 0; without calls, so that loops of it become vectors.
+static inline float exp_below_zero(float x) {
+    const float clamped = x < -87.0f ? -87.0f : x;
+    const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2 ** 23: rounds to a whole number
+    const float whole = shifted - 12582912.0f;
+    float r = clamped - whole * 0.693359375f;
+    r -= whole * -2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    union {
+        int32_t bits;
+        float value;
+    } power;
+    power.bits = ((int32_t)whole + 127) << 23;
+    return x < -87.0f ? 0.0f : y * power.value;
+}
+
+static inline float log_above_one(float x) { return __builtin_logf(x); }
+
+static inline int threads_of(const DgmnProblem* problem, int64_t units) {
+    // Waking threads costs more than a tiny map.
+    const int64_t work = problem->batch * problem->height * problem->width * problem->heads * problem->dim;
+    if (work < 1 << 13 || problem->threads < 1) return 1;
+    return (int)(problem->threads < units ? problem->threads : units < 1 ? 1 : units);
+}
+
+static inline float* room_for(const DgmnProblem* problem, int threads, int room) {
+    const int64_t nodes = problem->kernel_size * problem->kernel_size;
+    return (float*)malloc((size_t)threads * Points::floats(nodes, room) * sizeof(float));
+}
+
+// Heads that share their walks are one group; the groups are worked on in parallel, as the blocks are.
+struct Group {
+    Block block;
+    int64_t index, first_head, heads;
+
+    Group(const DgmnProblem* problem, int64_t unit)
+        : block(block_of(problem, unit / problem->offset_heads)),
+          index(unit % problem->offset_heads),
+          first_head(index * (problem->heads / problem->offset_heads)),
+          heads(problem->heads / problem->offset_heads) {}
+};
+
+static inline Points points_of(const DgmnProblem* problem, const Group& group, const float* offset, float* memory) {
+    const int64_t nodes = problem->kernel_size * problem->kernel_size, step = problem->offset_heads * nodes * 2;
+    const int64_t image = group.block.image * problem->height * problem->width * step;
+    Points points(memory, nodes);
+    locate(problem, offset + image + group.index * nodes * 2, step, group.block, points);
+    return points;
+}
+
+// Index of a position and head in a contiguous (B, H * W, heads) array.
+static inline int64_t flat(const DgmnProblem* problem, Block block, int64_t position, int64_t head) {
+    const int64_t positions = problem->height * problem->width;
+    return (block.image * positions + block.first + position) * problem->heads + head;
+}
+
+template <class T, int NV>
+static int attention_forward(
+    const DgmnProblem* problem, float scale, const DgmnMap* query, const DgmnMap* key, const DgmnMap* value,
+    const float* offset, const float* bias, void* out, float* log_sum) {
+    const Channels<NV> channels(problem->dim);
+    const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
+    const int64_t units = problem->batch * blocks_in_image(problem) * problem->offset_heads;
+    const int threads = threads_of(problem, units), room = 1;
+    float* memory = room_for(problem, threads, room);
+    if (!memory) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t unit = 0; unit < units; ++unit) {
+        const Group group(problem, unit);
+        const Block block = group.block;
+        float* own = memory + omp_get_thread_num() * Points::floats(nodes, room);
+        const Points points = points_of(problem, group, offset, own);
+        float* DGMN_RESTRICT weight = points.room;
+        for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
+            const Rows<T> queries(query, block.image, head), keys(key, block.image, head);
+            const Rows<T> values(value, block.image, head);
+            for (int64_t p = 0; p < block.count; ++p) {
+                const Row<T, NV> q(channels, queries.row(block.first + p));
+                float* logits = weight + p * nodes;
+                const float* added = bias ? bias + flat(problem, block, p, head) * nodes : 0;
+                int64_t k = 0;
+                float most = -__builtin_inff();
+                for (; k < nodes; k += 4) {
+                    Vector dots[4];
+                    const int64_t some = nodes - k < 4 ? nodes - k : 4;
+                    for (int64_t i = 0; i < some; ++i)
+                        dots[i] = sampled_dot(channels, q, keys, points, p * nodes + k + i, width);
+                    for (int64_t i = some; i < 4; ++i) dots[i] = Simd::set(0.0f);
+                    float sums[4];
+                    Simd::sums(dots[0], dots[1], dots[2], dots[3], sums);
+                    for (int64_t i = 0; i < some; ++i) {
+                        const float logit = scale * sums[i] + (added ? added[k + i] : 0.0f);
+                        logits[k + i] = logit;
+                        most = logit > most ? logit : most;
+                    }
+                }
+                for (k = 0; k < nodes; ++k) logits[k] -= most;
+                log_sum[flat(problem, block, p, head)] = most;
+            }
+#pragma omp simd
+            for (int64_t e = 0; e < block.count * nodes; ++e) weight[e] = exp_below_zero(weight[e]);
+            for (int64_t p = 0; p < block.count; ++p) {
+                const int64_t index = flat(problem, block, p, head);
+                float* row = weight + p * nodes;
+                float sum = 0.0f;
+                for (int64_t k = 0; k < nodes; ++k) sum += row[k];
+                for (int64_t k = 0; k < nodes; ++k) row[k] /= sum;
+                log_sum[index] += log_above_one(sum);
+                sampled_sum(channels, values, points, p * nodes, nodes, width, row, (T*)out + index * problem->dim);
+            }
+        }
+    }
+    free(memory);
+    return 0;
+}
+
+template <class T, int NV>
+static int aggregate_forward(
+    const DgmnProblem* problem, const DgmnMap* value, const float* offset, const float* weight, void* out) {
+    const Channels<NV> channels(problem->dim);
+    const int64_t nodes = problem->kernel_size * problem->kernel_size;
+    const int64_t units = problem->batch * blocks_in_image(problem) * problem->offset_heads;
+    const int threads = threads_of(problem, units);
+    float* memory = room_for(problem, threads, 0);
+    if (!memory) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t unit = 0; unit < units; ++unit) {
+        const Group group(problem, unit);
+        float* own = memory + omp_get_thread_num() * Points::floats(nodes, 0);
+        const Points points = points_of(problem, group, offset, own);
+        for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
+            const Rows<T> values(value, group.block.image, head);
+            for (int64_t p = 0; p < group.block.count; ++p) {
+                const int64_t index = flat(problem, group.block, p, head);
+                sampled_sum(channels, values, points, p * nodes, nodes, problem->width, weight + index * nodes,
+                            (T*)out + index * problem->dim);
+            }
+        }
+    }
+    free(memory);
+    return 0;
+}
+
+// What a point's coordinates change in sum_c weight_c * dots[c], added to the gradient of its walk.
+static inline void add_walk(const Points& points, int64_t e, const float* dots, float coefficient, float* walk) {
+    const float y = points.y[e], x = points.x[e];
+    walk[0] += coefficient * ((1.0f - x) * (dots[2] - dots[0]) + x * (dots[3] - dots[1]));
+    walk[1] += coefficient * ((1.0f - y) * (dots[1] - dots[0]) + y * (dots[3] - dots[2]));
+}
+
+static inline float interpolated(const Points& points, int64_t e, const float* dots) {
+    return points.weight[0][e] * dots[0] + points.weight[1][e] * dots[1] + points.weight[2][e] * dots[2] +
+           points.weight[3][e] * dots[3];
+}
+
+// target row += coefficient * row at the corners of a node, for the vectors from v on.
+template <int NV, int N, class R>
+static inline void scatter_node(
+    const Channels<NV>& channels, const R& row, const Points& points, int64_t e, int64_t width, float coefficient,
+    float* target, int64_t step, int v) {
+    float* t0 = target + points.corner[e] * step;
+    if (points.inside[e] == all_inside) {
+        float *t1 = t0 + step, *t2 = t0 + width * step, *t3 = t2 + step;
+        const Vector w0 = Simd::set(coefficient * points.weight[0][e]);
+        const Vector w1 = Simd::set(coefficient * points.weight[1][e]);
+        const Vector w2 = Simd::set(coefficient * points.weight[2][e]);
+        const Vector w3 = Simd::set(coefficient * points.weight[3][e]);
+        for (int i = 0; i < N; ++i) {
+            channels.store(t0, v + i, Simd::fma(w0, row[i], channels.load(t0, v + i)));
+            channels.store(t1, v + i, Simd::fma(w1, row[i], channels.load(t1, v + i)));
+            channels.store(t2, v + i, Simd::fma(w2, row[i], channels.load(t2, v + i)));
+            channels.store(t3, v + i, Simd::fma(w3, row[i], channels.load(t3, v + i)));
+        }
+        return;
+    }
+    for (int c = 0; c < corners; ++c)
+        if (points.inside[e] >> c & 1) {
+            float* t = t0 + corner_step(c, width) * step;
+            const Vector w = Simd::set(coefficient * points.weight[c][e]);
+            for (int i = 0; i < N; ++i) channels.store(t, v + i, Simd::fma(w, row[i], channels.load(t, v + i)));
+        }
+}
+
+// The scatter of N vectors of one head of one image, by one thread, in the order of the blocks: no two threads
+// write to the same place, and the sums do not depend on their number. `other` (with its row and target) may be null.
+template <class T, int NV, int N>
+static void scatter(
+    const DgmnProblem* problem, int64_t image, int64_t head, int v, const float* offset, const DgmnMap* first,
+    const float* first_weight, float scale, float* first_grad, const DgmnMap* other, const float* other_weight,
+    float* other_grad, float* memory) {
+    const Channels<NV> channels(problem->dim);
+    const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
+    const int64_t positions = problem->height * width, step = problem->heads * problem->dim;
+    const int64_t blocks = blocks_in_image(problem);
+    const int64_t shared = problem->heads / problem->offset_heads;
+    const int64_t base = image * positions * step + head * problem->dim;
+    const Rows<T> rows(first, image, head), others(other ? other : first, image, head);
+    for (int64_t b = 0; b < blocks; ++b) {
+        const Group group(problem, (image * blocks + b) * problem->offset_heads + head / shared);
+        const Points points = points_of(problem, group, offset, memory);
+        for (int64_t p = 0; p < group.block.count; ++p) {
+            const int64_t position = group.block.first + p, index = flat(problem, group.block, p, head) * nodes;
+            Vector row[N], also[N];
+            for (int i = 0; i < N; ++i) row[i] = channels.load(rows.row(position), v + i);
+            for (int i = 0; i < N; ++i) also[i] = channels.load(others.row(position), v + i);
+            for (int64_t k = 0; k < nodes; ++k) {
+                const int64_t e = p * nodes + k;
+                scatter_node<NV, N>(channels, row, points, e, width, scale * first_weight[index + k],
+                                    first_grad + base, step, v);
+                if (other)
+                    scatter_node<NV, N>(channels, also, points, e, width, other_weight[index + k],
+                                        other_grad + base, step, v);
+            }
+        }
+    }
+}
+
+template <class T, bool WHOLE>
+static int scatter_all(
+    const DgmnProblem* problem, const float* offset, const DgmnMap* first, const float* first_weight, float scale,
+    float* first_grad, const DgmnMap* other, const float* other_weight, float* other_grad) {
+    const int64_t heads = problem->batch * problem->heads;
+    const int count = Channels<0>(problem->dim).count;
+    // Few heads and many threads: cut the channels, down to four units a thread or to single vectors.
+    int run = WHOLE && count % 4 == 0 ? 4 : WHOLE && count % 2 == 0 ? 2 : 1;
+    while (run > 1 && heads * (count / run) < 4 * problem->threads) run /= 2;
+    const int64_t cuts = count / run, units = heads * cuts;
+    const int threads = threads_of(problem, units);
+    float* memory = room_for(problem, threads, 0);
+    if (!memory) return 1;
+    const int64_t nodes = problem->kernel_size * problem->kernel_size;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t unit = 0; unit < units; ++unit) {
+        float* own = memory + omp_get_thread_num() * Points::floats(nodes, 0);
+        const int64_t image = unit / cuts / problem->heads, head = unit / cuts % problem->heads;
+        const int v = (int)(unit % cuts) * run;
+#define DGMN_SCATTER(N)                                                                                       \
+    scatter<T, WHOLE ? MANY : 0, N>(problem, image, head, v, offset, first, first_weight, scale, first_grad, other,         \
+                      other_weight, other_grad, own)
+        if (WHOLE && run == 4)
+            DGMN_SCATTER(WHOLE ? 4 : 1);
+        else if (WHOLE && run == 2)
+            DGMN_SCATTER(WHOLE ? 2 : 1);
+        else
+            DGMN_SCATTER(1);
+#undef DGMN_SCATTER
+    }
+    free(memory);
+    return 0;
+}
+
+template <class T, int NV>
+static int attention_backward(
+    const DgmnProblem* problem, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
+    const DgmnMap* value, const float* offset, const float* bias, const float* log_sum, void* grad_query,
+    float* grad_key, float* grad_value, float* grad_offset, float* grad_bias, float* affinity) {
+    const Channels<NV> channels(problem->dim);
+    const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
+    const int64_t units = problem->batch * blocks_in_image(problem) * problem->offset_heads;
+    const int threads = threads_of(problem, units), room = 10;
+    float* memory = room_for(problem, threads, room);
+    if (!memory) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t unit = 0; unit < units; ++unit) {
+        const Group group(problem, unit);
+        const Block block = group.block;
+        float* own = memory + omp_get_thread_num() * Points::floats(nodes, room);
+        const Points points = points_of(problem, group, offset, own);
+        const int64_t n = block.count * nodes;
+        float* DGMN_RESTRICT weight = points.room;
+        float* DGMN_RESTRICT change = weight + block_size * nodes;
+        float* key_dots = change + block_size * nodes;
+        float* value_dots = key_dots + block_size * nodes * corners;
+        for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
+            const Rows<T> queries(query, block.image, head), keys(key, block.image, head);
+            const Rows<T> values(value, block.image, head), grads(grad_out, block.image, head);
+            for (int64_t p = 0; p < block.count; ++p) {
+                const int64_t index = flat(problem, block, p, head);
+                const Row<T, NV> q(channels, queries.row(block.first + p));
+                for (int64_t k = 0, e = p * nodes; k < nodes; ++k, ++e) {
+                    corner_dots(channels, q, keys, points, e, width, key_dots + e * corners);
+                    const float logit = scale * interpolated(points, e, key_dots + e * corners);
+                    weight[e] = logit + (bias ? bias[index * nodes + k] : 0.0f) - log_sum[index];
+                }
+            }
+            // The log-sum-exp was rounded: a logit may lie above it by as much.
+#pragma omp simd
+            for (int64_t e = 0; e < n; ++e) weight[e] = exp_below_zero(weight[e]);
+            for (int64_t p = 0; p < block.count; ++p) {
+                const int64_t index = flat(problem, block, p, head);
+                const Row<T, NV> g(channels, grads.row(block.first + p));
+                float mean = 0.0f;
+                for (int64_t k = 0, e = p * nodes; k < nodes; ++k, ++e) {
+                    corner_dots(channels, g, values, points, e, width, value_dots + e * corners);
+                    change[e] = interpolated(points, e, value_dots + e * corners);
+                    mean += weight[e] * change[e];
+                }
+                float* walk = grad_offset + (((block.image * problem->height * width + block.first + p) *
+                                              problem->offset_heads + group.index) * nodes) * 2;
+                for (int64_t k = 0, e = p * nodes; k < nodes; ++k, ++e, walk += 2) {
+                    change[e] = weight[e] * (change[e] - mean);
+                    affinity[index * nodes + k] = weight[e];
+                    grad_bias[index * nodes + k] = change[e];
+                    change[e] *= scale;
+                    if (head == group.first_head) walk[0] = walk[1] = 0.0f;
+                    add_walk(points, e, value_dots + e * corners, weight[e], walk);
+                    add_walk(points, e, key_dots + e * corners, change[e], walk);
+                }
+                sampled_sum(channels, keys, points, p * nodes, nodes, width, change + p * nodes,
+                            (T*)grad_query + index * problem->dim);
+            }
+        }
+    }
+    free(memory);
+    return scatter_all<T, NV != 0>(problem, offset, query, grad_bias, scale, grad_key, grad_out, affinity, grad_value);
+}
+
+template <class T, int NV>
+static int aggregate_backward(
+    const DgmnProblem* problem, const DgmnMap* grad_out, const DgmnMap* value, const float* offset,
+    const float* weight, float* grad_value, float* grad_offset, float* grad_weight) {
+    const Channels<NV> channels(problem->dim);
+    const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
+    const int64_t units = problem->batch * blocks_in_image(problem) * problem->offset_heads;
+    const int threads = threads_of(problem, units);
+    float* memory = room_for(problem, threads, 0);
+    if (!memory) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t unit = 0; unit < units; ++unit) {
+        const Group group(problem, unit);
+        const Block block = group.block;
+        float* own = memory + omp_get_thread_num() * Points::floats(nodes, 0);
+        const Points points = points_of(problem, group, offset, own);
+        for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
+            const Rows<T> values(value, block.image, head), grads(grad_out, block.image, head);
+            for (int64_t p = 0; p < block.count; ++p) {
+                const int64_t index = flat(problem, block, p, head) * nodes;
+                const Row<T, NV> g(channels, grads.row(block.first + p));
+                float* walk = grad_offset + (((block.image * problem->height * width + block.first + p) *
+                                              problem->offset_heads + group.index) * nodes) * 2;
+                for (int64_t k = 0, e = p * nodes; k < nodes; ++k, ++e, walk += 2) {
+                    float dots[corners];
+                    corner_dots(channels, g, values, points, e, width, dots);
+                    grad_weight[index + k] = interpolated(points, e, dots);
+                    if (head == group.first_head) walk[0] = walk[1] = 0.0f;
+                    add_walk(points, e, dots, weight[index + k], walk);
+                }
+            }
+        }
+    }
+    free(memory);
+    return scatter_all<T, NV != 0>(problem, offset, grad_out, weight, 1.0f, grad_value, 0, 0, 0);
+}
+
+#include "position.h"
+
+// Picks the compiled case: storage type, and vectors in a head.
+#define DGMN_PICK_CHANNELS(function, T, ...)                                                      \
+    switch (problem->dim % Simd::width ? 0 : problem->dim / Simd::width) {                        \
+        case 1: return function<T, 1>(__VA_ARGS__);                                               \
+        case 2: return function<T, 2>(__VA_ARGS__);                                               \
+        case 4: return function<T, 4>(__VA_ARGS__);                                               \
+    }                                                                                             \
+    if (problem->dim % (4 * Simd::width) == 0) return function<T, MANY>(__VA_ARGS__);             \
+    return function<T, 0>(__VA_ARGS__);
+#define DGMN_PICK(function, ...)                                                                  \
+    if (problem->bfloat16) {                                                                      \
+        DGMN_PICK_CHANNELS(function, bfloat16, __VA_ARGS__)                                       \
+    }                                                                                             \
+    DGMN_PICK_CHANNELS(function, float, __VA_ARGS__)
+
+static int pick_attention_forward(
+    const DgmnProblem* problem, float scale, const DgmnMap* query, const DgmnMap* key, const DgmnMap* value,
+    const float* offset, const float* bias, void* out, float* log_sum) {
+    DGMN_PICK(attention_forward, problem, scale, query, key, value, offset, bias, out, log_sum)
+}
+
+static int pick_attention_backward(
+    const DgmnProblem* problem, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
+    const DgmnMap* value, const float* offset, const float* bias, const float* log_sum, void* grad_query,
+    float* grad_key, float* grad_value, float* grad_offset, float* grad_bias, float* affinity) {
+    DGMN_PICK(attention_backward, problem, scale, grad_out, query, key, value, offset, bias, log_sum, grad_query,
+              grad_key, grad_value, grad_offset, grad_bias, affinity)
+}
+
+static int pick_aggregate_forward(
+    const DgmnProblem* problem, const DgmnMap* value, const float* offset, const float* weight, void* out) {
+    DGMN_PICK(aggregate_forward, problem, value, offset, weight, out)
+}
+
+static int pick_aggregate_backward(
+    const DgmnProblem* problem, const DgmnMap* grad_out, const DgmnMap* value, const float* offset,
+    const float* weight, float* grad_value, float* grad_offset, float* grad_weight) {
+    DGMN_PICK(aggregate_backward, problem, grad_out, value, offset, weight, grad_value, grad_offset, grad_weight)
+}
+
+static int pick_position_forward(
+    const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table,
+    const float* column_table, float* scores) {
+    DGMN_PICK(position_forward, problem, mirrored, nodes, query, row_table, column_table, scores)
+}
+
+static int pick_position_backward(
+    const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const float* grad_scores, const DgmnMap* query,
+    const float* row_table, const float* column_table, void* grad_query, float* grad_row_table,
+    float* grad_column_table) {
+    DGMN_PICK(position_backward, problem, mirrored, nodes, grad_scores, query, row_table, column_table, grad_query,
+              grad_row_table, grad_column_table)
+}
+
+static constexpr DgmnKernels kernels = {
+    pick_attention_forward,  pick_attention_backward, pick_aggregate_forward,
+    pick_aggregate_backward, pick_position_forward,   pick_position_backward,
+};

@@ -1,0 +1,121 @@
+// The relative position term (eq. 9): every query times the K table rows that its row and its column meet.
+
+// Position (y, x) meets the K rows of a table from its length - 1 - x on.
+template <class T, int NV>
+static int position_forward(
+    const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table,
+    const float* column_table, float* scores) {
+    const Channels<NV> channels(problem->dim);
+    const int64_t dim = problem->dim;
+    const int64_t height = problem->height, width = problem->width, lines = problem->batch * height;
+    const int threads = threads_of(problem, lines);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t line = 0; line < lines; ++line) {
+        const int64_t image = line / height, y = line % height;
+        for (int64_t x = 0; x < width; ++x)
+            for (int64_t head = 0; head < problem->heads; ++head) {
+                const Rows<T> queries(query, image, head);
+                const Row<T, NV> q(channels, queries.row(y * width + x));
+                const Row<T, NV> across(channels, queries.row(mirrored ? x * width + y : y * width + x));
+                const float* column = column_table ? column_table + (width - 1 - x) * dim : 0;
+                const float* row = row_table ? row_table + (height - 1 - (mirrored ? x : y)) * dim : 0;
+                float* out = scores + ((line * width + x) * problem->heads + head) * nodes;
+                for (int64_t k = 0; k < nodes; k += 4) {
+                    Vector dots[4];
+                    for (int64_t i = 0; i < 4; ++i) {
+                        dots[i] = Simd::set(0.0f);
+                        if (k + i >= nodes) continue;
+                        for (int v = 0; column && v < channels.count; ++v)
+                            dots[i] = Simd::fma(q[v], channels.load(column + (k + i) * dim, v), dots[i]);
+                        for (int v = 0; row && v < channels.count; ++v)
+                            dots[i] = Simd::fma(across[v], channels.load(row + (k + i) * dim, v), dots[i]);
+                    }
+                    float sums[4];
+                    Simd::sums(dots[0], dots[1], dots[2], dots[3], sums);
+                    for (int64_t i = 0; i < 4 && k + i < nodes; ++i) out[k + i] = sums[i];
+                }
+            }
+    }
+    return 0;
+}
+
+// sum over all positions of one row (or column) of the map of gradient * query, for each of the K table rows.
+template <class T, int NV>
+static void table_window(
+    const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, int64_t index,
+    int along_rows, int across, float* window) {
+    const Channels<NV> channels(problem->dim);
+    const int64_t width = problem->width;
+    const int64_t others = along_rows ? width : problem->height, positions = problem->height * width;
+    for (int64_t image = 0; image < problem->batch; ++image)
+        for (int64_t other = 0; other < others; ++other) {
+            const int64_t position = along_rows ? index * width + other : other * width + index;
+            const int64_t scored = across ? other * width + index : position;
+            for (int64_t head = 0; head < problem->heads; ++head) {
+                const Row<T, NV> q(channels, Rows<T>(query, image, head).row(position));
+                const float* grad = grad_scores + ((image * positions + scored) * problem->heads + head) * nodes;
+                for (int64_t k = 0; k < nodes; ++k) {
+                    float* out = window + k * problem->dim;
+                    const Vector g = Simd::set(grad[k]);
+                    for (int v = 0; v < channels.count; ++v)
+                        channels.store(out, v, Simd::fma(g, q[v], channels.load(out, v)));
+                }
+            }
+        }
+}
+
+// Every row (or column) of the map sums its own window, one thread each; the windows are added up in their order.
+template <class T, int NV>
+static int table_gradient(
+    const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, int along_rows,
+    int across, float* grad_table) {
+    const int64_t length = along_rows ? problem->height : problem->width;
+    const int64_t size = nodes * problem->dim;
+    const int threads = threads_of(problem, length);
+    float* windows = (float*)calloc((size_t)(length * size), sizeof(float));
+    if (!windows) return 1;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < length; ++i)
+        table_window<T, NV>(problem, nodes, grad_scores, query, i, along_rows, across, windows + i * size);
+    for (int64_t i = 0; i < length; ++i) {
+        float* DGMN_RESTRICT out = grad_table + (length - 1 - i) * problem->dim;
+        const float* DGMN_RESTRICT window = windows + i * size;
+        for (int64_t j = 0; j < size; ++j) out[j] += window[j];
+    }
+    free(windows);
+    return 0;
+}
+
+template <class T, int NV>
+static int position_backward(
+    const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const float* grad_scores, const DgmnMap* query,
+    const float* row_table, const float* column_table, void* grad_query, float* grad_row_table,
+    float* grad_column_table) {
+    const Channels<NV> channels(problem->dim);
+    const int64_t dim = problem->dim;
+    const int64_t height = problem->height, width = problem->width, lines = problem->batch * height;
+    const int threads = threads_of(problem, lines);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t line = 0; line < lines; ++line) {
+        const int64_t image = line / height, y = line % height;
+        for (int64_t x = 0; x < width; ++x)
+            for (int64_t head = 0; head < problem->heads; ++head) {
+                const float* column = column_table ? column_table + (width - 1 - x) * dim : 0;
+                const float* row = row_table ? row_table + (height - 1 - y) * dim : 0;
+                const int64_t here = line * width + x, there = mirrored ? (image * height + x) * width + y : here;
+                const float* grad = grad_scores + (here * problem->heads + head) * nodes;
+                const float* grad_across = grad_scores + (there * problem->heads + head) * nodes;
+                T* out = (T*)grad_query + (here * problem->heads + head) * dim;
+                for (int v = 0; v < channels.count; ++v) {
+                    Vector sum = Simd::set(0.0f);
+                    for (int64_t k = 0; column && k < nodes; ++k)
+                        sum = Simd::fma(Simd::set(grad[k]), channels.load(column + k * dim, v), sum);
+                    for (int64_t k = 0; row && k < nodes; ++k)
+                        sum = Simd::fma(Simd::set(grad_across[k]), channels.load(row + k * dim, v), sum);
+                    channels.store(out, v, sum);
+                }
+            }
+    }
+    if (column_table && table_gradient<T, NV>(problem, nodes, grad_scores, query, 0, 0, grad_column_table)) return 1;
+    return row_table ? table_gradient<T, NV>(problem, nodes, grad_scores, query, 1, (int)mirrored, grad_row_table) : 0;
+}

@@ -1,0 +1,50 @@
+"""Builds the native CPU kernels. Everything else about the package is in pyproject.toml.
+
+They are optional: without a C++ compiler the build warns, and the package runs on plain PyTorch.
+"""
+
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+SOURCES = ["csrc/dispatch.cpp", "csrc/portable.cpp", "csrc/avx2.cpp", "csrc/avx512.cpp"]
+HEADERS = ["csrc/common.h", "csrc/dgmn.h", "csrc/kernels.h", "csrc/position.h"]
+FLAGS = [
+    *("-std=c++14", "-O3", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-g0"),
+]
+# Apple's compiler has no OpenMP: one thread there.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+
+class BuildLibrary(build_ext):
+    """A plain shared library for ctypes: no module of Python, so one file serves every version."""
+
+    def get_ext_filename(self, fullname):
+        return fullname.replace(".", "/") + ".so"
+
+    def get_export_symbols(self, ext):
+        return ext.export_symbols
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "dgmn._native",
+            SOURCES,
+            depends=HEADERS,
+            language="c++",
+            extra_compile_args=FLAGS + OPENMP,
+            extra_link_args=OPENMP,
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
+)

@@ -1,0 +1,217 @@
+"""The kernels as PyTorch operators, `torch.ops.dgmn.*`: shapes, gradients and costs, for autograd, compile and export.
+
+Every operator has a backward operator of its own. Saved for it are the inputs and one number a node, never the
+sampled nodes. Arguments are checked and the backend is chosen in `functional.py`.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dgmn.ops import native
+
+
+def _kernels(backend: str, value: Tensor) -> ModuleType:
+    # An exported program names the backend of the machine that exported it, and may run on another device.
+    if backend == "triton" or value.is_cuda:
+        from dgmn.ops import triton_kernels
+
+        return triton_kernels
+    return native
+
+
+@torch.library.custom_op("dgmn::sampled_attention", mutates_args=())
+def sampled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offset: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    kernel_size: int,
+    dilation: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    out, log_sum = _kernels(backend, value).attention_forward(
+        query, key, value, offset, bias, scale, kernel_size, dilation
+    )
+    return out, log_sum
+
+
+@sampled_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return value.new_empty(value.shape), value.new_empty(value.shape[:4], dtype=torch.float32)
+
+
+@torch.library.custom_op("dgmn::sampled_attention_backward", mutates_args=())
+def sampled_attention_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offset: Tensor,
+    bias: Tensor | None,
+    log_sum: Tensor,
+    scale: float,
+    kernel_size: int,
+    dilation: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_query, grad_key, grad_value, grad_offset, grad_bias = _kernels(backend, value).attention_backward(
+        grad_out, query, key, value, offset, bias, log_sum, scale, kernel_size, dilation
+    )
+    return grad_query, grad_key, grad_value, grad_offset, value.new_empty(0) if grad_bias is None else grad_bias
+
+
+@sampled_attention_backward.register_fake
+def _(
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offset: Tensor, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_query, grad_key, grad_value, grad_offset = (x.new_empty(x.shape) for x in (query, key, value, offset))
+    grad_bias = value.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return grad_query, grad_key, grad_value, grad_offset, grad_bias
+
+
+def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, scale, kernel_size, dilation, backend = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.options = (scale, kernel_size, dilation, backend)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _attention_gradients(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: unpacking twice is an error under activation checkpointing
+    *grads, grad_bias = torch.ops.dgmn.sampled_attention_backward(grad_out, *saved, *ctx.options)
+    return (*grads, None if saved[4] is None else grad_bias, None, None, None, None)
+
+
+sampled_attention.register_autograd(_attention_gradients, setup_context=_save_attention)
+
+
+@torch.library.custom_op("dgmn::sampled_aggregate", mutates_args=())
+def sampled_aggregate(
+    value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int, backend: str
+) -> Tensor:
+    out: Tensor = _kernels(backend, value).aggregate_forward(value, offset, weight, kernel_size, dilation)
+    return out
+
+
+@sampled_aggregate.register_fake
+def _(value: Tensor, *_: Any) -> Tensor:
+    return value.new_empty(value.shape)
+
+
+@torch.library.custom_op("dgmn::sampled_aggregate_backward", mutates_args=())
+def sampled_aggregate_backward(
+    grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_value, grad_offset, grad_weight = _kernels(backend, value).aggregate_backward(
+        grad_out, value, offset, weight, kernel_size, dilation
+    )
+    return grad_value, grad_offset, grad_weight
+
+
+@sampled_aggregate_backward.register_fake
+def _(grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return value.new_empty(value.shape), offset.new_empty(offset.shape), weight.new_empty(weight.shape)
+
+
+def _save_aggregate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+
+
+def _aggregate_gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.dgmn.sampled_aggregate_backward(grad_out, *ctx.saved_tensors, *ctx.options)
+    return (*grads, None, None, None)
+
+
+sampled_aggregate.register_autograd(_aggregate_gradients, setup_context=_save_aggregate)
+
+
+@torch.library.custom_op("dgmn::position_scores", mutates_args=(), device_types="cpu")
+def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+    return native.position_forward(query, rows, columns, mirrored, nodes)
+
+
+@position_scores.register_fake
+def _(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+    return query.new_empty((*query.shape[:4], nodes), dtype=torch.float32)
+
+
+@torch.library.custom_op("dgmn::position_scores_backward", mutates_args=(), device_types="cpu")
+def position_scores_backward(
+    grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_query, *tables = native.position_backward(grad_scores, query, rows, columns, mirrored)
+    grad_rows, grad_columns = (query.new_empty(0) if table is None else table for table in tables)
+    return grad_query, grad_rows, grad_columns
+
+
+@position_scores_backward.register_fake
+def _(
+    grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_rows, grad_columns = (query.new_empty(0) if x is None else x.new_empty(x.shape) for x in (rows, columns))
+    return query.new_empty(query.shape), grad_rows, grad_columns
+
+
+def _save_position(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.mirrored = inputs[3]
+
+
+def _position_gradients(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+    query, rows, columns = ctx.saved_tensors
+    grad_query, grad_rows, grad_columns = torch.ops.dgmn.position_scores_backward(
+        grad_scores, query, rows, columns, ctx.mirrored
+    )
+    return grad_query, None if rows is None else grad_rows, None if columns is None else grad_columns, None, None
+
+
+position_scores.register_autograd(_position_gradients, setup_context=_save_position)
+
+
+# Counted as the matrix products of the reference, so that a network costs the same whatever runs it. Sampling is not
+# counted, as the counter counts no interpolation.
+
+
+def _products(shape: Any, nodes: int, times: int) -> int:
+    batch, height, width, heads, dim = shape
+    flops: int = 2 * times * batch * height * width * heads * dim * nodes
+    return flops
+
+
+@register_flop_formula(torch.ops.dgmn.sampled_attention)
+def _(
+    query: Any, key: Any, value: Any, offset: Any, bias: Any, scale: Any, kernel_size: int, *_: Any, **__: Any
+) -> int:
+    return _products(value, kernel_size**2, 2)
+
+
+@register_flop_formula(torch.ops.dgmn.sampled_attention_backward)
+def _(grad_out: Any, query: Any, key: Any, value: Any, offset: Any, *_: Any, **__: Any) -> int:
+    return _products(value, offset[-2], 4)
+
+
+@register_flop_formula(torch.ops.dgmn.sampled_aggregate)
+def _(value: Any, offset: Any, *_: Any, **__: Any) -> int:
+    return _products(value, offset[-2], 1)
+
+
+@register_flop_formula(torch.ops.dgmn.sampled_aggregate_backward)
+def _(grad_out: Any, value: Any, offset: Any, *_: Any, **__: Any) -> int:
+    return _products(value, offset[-2], 2)
+
+
+@register_flop_formula(torch.ops.dgmn.position_scores)
+def _(query: Any, rows: Any, columns: Any, mirrored: bool, nodes: int, *_: Any, **__: Any) -> int:
+    return _products(query, nodes, (rows is not None) + (columns is not None))
+
+
+@register_flop_formula(torch.ops.dgmn.position_scores_backward)
+def _(grad_scores: Any, query: Any, rows: Any, columns: Any, *_: Any, **__: Any) -> int:
+    return _products(query, grad_scores[-1], 2 * ((rows is not None) + (columns is not None)))

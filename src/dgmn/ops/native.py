@@ -1,0 +1,228 @@
+"""The native CPU kernels (`csrc/`), called with ctypes: plain tensors in and out.
+
+The library is optional. Where it was not built, `LIBRARY` is None and everything runs on the reference.
+"""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ABI = 1
+_DTYPES = (torch.float32, torch.bfloat16)
+_MAX_POSITIONS = 2**31 - 1
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("position", ctypes.c_int64),
+        ("head", ctypes.c_int64),
+    )
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            *("batch", "height", "width", "heads", "dim", "kernel_size", "dilation", "offset_heads"),
+            *("bfloat16", "threads", "target"),
+        )
+    )
+
+
+def _load() -> ctypes.CDLL | None:
+    # torch is imported by now: ours is bound to the OpenMP runtime that it brought.
+    path = Path(__file__).resolve().parent.parent / "_native.so"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    library.dgmn_target_name.restype = ctypes.c_char_p
+    library.dgmn_target_name.argtypes = (ctypes.c_int64,)
+    return library if library.dgmn_abi() == _ABI else None
+
+
+LIBRARY = _load()
+"""None where the package was installed without a C++ compiler."""
+
+_target = 0  # instruction set, 0: the best; tests choose
+
+
+def targets() -> dict[str, int]:
+    """The instruction sets that this processor runs, by name."""
+    if LIBRARY is None:
+        return {}
+    named = {LIBRARY.dgmn_target_name(i): i for i in range(1, 4)}
+    return {name.decode(): i for name, i in named.items() if name is not None}
+
+
+def unsupported(value: Tensor) -> str | None:
+    """Why the kernels cannot run on a map like this, or None."""
+    if LIBRARY is None:
+        return "the native library was not built: install a C++ compiler, then dgmn again"
+    if value.device.type != "cpu":
+        return f"it runs on the CPU, and the tensors are on {value.device}"
+    if value.dtype not in _DTYPES:
+        return f"it takes float32 and bfloat16, got {value.dtype}"
+    return None
+
+
+def attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offset: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    kernel_size: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor]:
+    """The messages, and the log-sum-exp of every node's logits (B, H, W, heads), in float32."""
+    problem = _problem(value, offset, kernel_size, dilation)
+    query, key, value = (_rows(x) for x in (query, key, value))
+    offset, bias = _floats(offset), None if bias is None else _floats(bias)
+    out = torch.empty(value.shape, dtype=value.dtype)
+    log_sum = torch.empty(value.shape[:4], dtype=torch.float32)
+    _call(
+        *("dgmn_attention_forward", problem, ctypes.c_float(scale), _map(query), _map(key), _map(value)),
+        *(_pointer(x) for x in (offset, bias, out, log_sum)),
+    )
+    return out, log_sum
+
+
+def attention_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offset: Tensor,
+    bias: Tensor | None,
+    log_sum: Tensor,
+    scale: float,
+    kernel_size: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of query, key, value, offset and bias, each in the dtype of its own."""
+    problem = _problem(value, offset, kernel_size, dilation)
+    nodes = (*value.shape[:4], kernel_size**2)
+    grad_query = torch.empty(value.shape, dtype=query.dtype)
+    grad_key, grad_value = (torch.zeros(value.shape, dtype=torch.float32) for _ in range(2))
+    grad_offset = torch.empty(offset.shape, dtype=torch.float32)
+    grad_bias, affinity = (torch.empty(nodes, dtype=torch.float32) for _ in range(2))
+    maps = [_rows(x) for x in (grad_out.to(value.dtype), query, key, value)]
+    inputs = [_floats(offset), None if bias is None else _floats(bias), log_sum]
+    grads = (grad_query, grad_key, grad_value, grad_offset, grad_bias, affinity)
+    _call(
+        *("dgmn_attention_backward", problem, ctypes.c_float(scale)),
+        *(_map(x) for x in maps),
+        *(_pointer(x) for x in (*inputs, *grads)),
+    )
+    return (
+        grad_query,
+        grad_key.to(key.dtype),
+        grad_value.to(value.dtype),
+        grad_offset.to(offset.dtype),
+        None if bias is None else grad_bias.to(bias.dtype),
+    )
+
+
+def aggregate_forward(value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int) -> Tensor:
+    problem = _problem(value, offset, kernel_size, dilation)
+    value, offset, weight = _rows(value), _floats(offset), _floats(weight)
+    out = torch.empty(value.shape, dtype=value.dtype)
+    _call("dgmn_aggregate_forward", problem, _map(value), *(_pointer(x) for x in (offset, weight, out)))
+    return out
+
+
+def aggregate_backward(
+    grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, offset and weight, each in the dtype of its own."""
+    problem = _problem(value, offset, kernel_size, dilation)
+    grad_value = torch.zeros(value.shape, dtype=torch.float32)
+    grad_offset = torch.empty(offset.shape, dtype=torch.float32)
+    grad_weight = torch.empty(weight.shape, dtype=torch.float32)
+    maps = [_rows(x) for x in (grad_out.to(value.dtype), value)]
+    inputs = [_floats(offset), _floats(weight)]
+    _call(
+        *("dgmn_aggregate_backward", problem, *(_map(x) for x in maps)),
+        *(_pointer(x) for x in (*inputs, grad_value, grad_offset, grad_weight)),
+    )
+    return grad_value.to(value.dtype), grad_offset.to(offset.dtype), grad_weight.to(weight.dtype)
+
+
+def position_forward(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+    problem = _problem(query)
+    query = _rows(query)
+    tables = [None if table is None else _floats(table) for table in (rows, columns)]
+    scores = torch.empty((*query.shape[:4], nodes), dtype=torch.float32)
+    _call(
+        "dgmn_position_forward",
+        problem,
+        ctypes.c_int64(mirrored),
+        ctypes.c_int64(nodes),
+        _map(query),
+        *map(_pointer, (*tables, scores)),
+    )
+    return scores
+
+
+def position_backward(
+    grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    problem = _problem(query)
+    nodes = grad_scores.shape[-1]
+    query, grad_scores = _rows(query), _floats(grad_scores)
+    tables = [None if table is None else _floats(table) for table in (rows, columns)]
+    grad_query = torch.empty(query.shape, dtype=query.dtype)
+    sums = [None if table is None else torch.zeros_like(table) for table in tables]
+    _call(
+        *("dgmn_position_backward", problem, ctypes.c_int64(mirrored), ctypes.c_int64(nodes)),
+        *(_pointer(grad_scores), _map(query)),
+        *(_pointer(x) for x in (*tables, grad_query, *sums)),
+    )
+    grad_rows, grad_columns = (
+        None if table is None or total is None else total.to(table.dtype)
+        for table, total in zip((rows, columns), sums, strict=True)
+    )
+    return grad_query, grad_rows, grad_columns
+
+
+def _problem(value: Tensor, offset: Tensor | None = None, kernel_size: int = 0, dilation: int = 0) -> _Problem:
+    batch, height, width, heads, dim = value.shape
+    if height * width > _MAX_POSITIONS:
+        raise ValueError(f"the native kernels take maps of less than 2**31 positions, got {tuple(value.shape)}")
+    offset_heads = 1 if offset is None else offset.shape[3]
+    sizes = (batch, height, width, heads, dim, kernel_size, dilation, offset_heads)
+    return _Problem(*sizes, value.dtype == torch.bfloat16, torch.get_num_threads(), _target)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """A map whose positions lie evenly apart and whose channels are adjacent: itself, if it can be."""
+    even = x.shape[1] == 1 or x.stride(1) == x.shape[2] * x.stride(2)
+    return x if even and (x.stride(4) == 1 or x.shape[4] == 1) else x.contiguous()
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()
+
+
+def _map(x: Tensor) -> Any:
+    position = x.stride(2) if x.shape[2] > 1 else x.stride(1)
+    return ctypes.byref(_Map(x.data_ptr(), x.stride(0), position, x.stride(3)))
+
+
+def _pointer(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+def _call(name: str, problem: _Problem, *arguments: Any) -> None:
+    status = getattr(LIBRARY, name)(ctypes.byref(problem), *arguments)
+    if status == 1:
+        raise MemoryError(f"{name}: no memory for the work space")
+    if status:
+        raise RuntimeError(f"{name} failed with status {status}")
