@@ -8,7 +8,7 @@
 
 typedef Simd::Vector Vector;
 
-enum { block_size = 16, strip_size = 4, corners = 4, all_inside = 15 };
+enum : int64_t { block_size = 16, strip_size = 4, corners = 4, all_inside = 15 };
 
 // The channels of one head: NV whole vectors; with NV = MANY any multiple of four; with NV = 0 any number of channels.
 enum { MANY = -1 };
@@ -70,20 +70,31 @@ struct Row {
 struct Points {
     float *y, *x;  // position within the cell of the four corners, 0 to 1
     float* weight[corners];  // bilinear
+    float* scaled[corners];  // the same times a coefficient of the node
     int32_t* corner;  // index of the upper left corner; it may lie outside of the map
     int32_t* inside;  // bit c: corner c lies in the map
     float* room;
 
-    static size_t floats(int64_t nodes, int room) { return (size_t)(nodes * block_size * (8 + room)); }
+    static size_t floats(int64_t nodes, int room) { return (size_t)(nodes * block_size * (12 + room)); }
 
     Points(float* memory, int64_t nodes) {
         const int64_t n = nodes * block_size;
         y = memory;
         x = y + n;
         for (int c = 0; c < corners; ++c) weight[c] = x + (c + 1) * n;
-        corner = (int32_t*)(x + 5 * n);
+        for (int c = 0; c < corners; ++c) scaled[c] = x + (c + 1 + corners) * n;
+        corner = (int32_t*)(x + 9 * n);
         inside = corner + n;
         room = (float*)(inside + n);
+    }
+
+    void scale(int64_t from, int64_t count, const float* DGMN_RESTRICT coefficient) const {
+        for (int c = 0; c < corners; ++c) {
+            const float* DGMN_RESTRICT in = weight[c] + from;
+            float* DGMN_RESTRICT out = scaled[c] + from;
+#pragma omp simd
+            for (int64_t e = 0; e < count; ++e) out[e] = coefficient[e] * in[e];
+        }
     }
 };
 
@@ -111,7 +122,7 @@ static inline Block block_of(const DgmnProblem* problem, int64_t index) {
 }
 
 // The walks of one group of heads start at `offset` + position * step.
-static void locate(const DgmnProblem* problem, const float* offset, int64_t step, Block block, Points points) {
+static __attribute__((noinline)) void locate(const DgmnProblem* problem, const float* offset, int64_t step, Block block, Points points) {
     const int64_t side = problem->kernel_size, nodes = side * side, n = block.count * nodes;
     const int64_t pad = problem->dilation * (side - 1) / 2;
     float* DGMN_RESTRICT y = points.y;
@@ -124,7 +135,7 @@ static void locate(const DgmnProblem* problem, const float* offset, int64_t step
                 x[e] = (float)(block.column + p + j * problem->dilation - pad) + walk[1];
             }
     }
-    const int32_t height = (int32_t)problem->height, width = (int32_t)problem->width;
+    const uint32_t height = (uint32_t)problem->height, width = (uint32_t)problem->width;
     const float last_y = (float)height, last_x = (float)width;
     float* DGMN_RESTRICT w0 = points.weight[0];
     float* DGMN_RESTRICT w1 = points.weight[1];
@@ -134,19 +145,20 @@ static void locate(const DgmnProblem* problem, const float* offset, int64_t step
     int32_t* DGMN_RESTRICT inside = points.inside;
 #pragma omp simd
     for (int64_t e = 0; e < n; ++e) {
-        // Comparisons with NaN are false: a walk that is not a number leads outside.
-        const int32_t counts = (y[e] > -1.0f) & (y[e] < last_y) & (x[e] > -1.0f) & (x[e] < last_x);
-        const float py = counts ? y[e] : 0.0f, px = counts ? x[e] : 0.0f;
+        // Up to -1 and from the size of the map on, no corner counts. Comparisons with NaN are false: it leads outside.
+        float py = y[e], px = x[e];
+        py = py > -1.0f ? py : -2.0f;
+        px = px > -1.0f ? px : -2.0f;
+        py = py < last_y ? py : last_y;
+        px = px < last_x ? px : last_x;
         int32_t top = (int32_t)py, left = (int32_t)px;
         top -= py < (float)top;
         left -= px < (float)left;
         const float fy = py - (float)top, fx = px - (float)left;
-        const int32_t has_top = top >= 0, has_bottom = top < height - 1;
-        const int32_t has_left = left >= 0, has_right = left < width - 1;
-        const int32_t bits = (has_top & has_left) | (has_top & has_right) << 1 | (has_bottom & has_left) << 2 |
-                             (has_bottom & has_right) << 3;
-        inside[e] = counts ? bits : 0;
-        corner[e] = top * width + left;
+        const int32_t upper = -((uint32_t)top < height) & 3, lower = -((uint32_t)(top + 1) < height) & 12;
+        const int32_t before = -((uint32_t)left < width) & 5, after = -((uint32_t)(left + 1) < width) & 10;
+        inside[e] = (upper | lower) & (before | after);
+        corner[e] = top * (int32_t)width + left;
         y[e] = fy;
         x[e] = fx;
         w0[e] = (1.0f - fy) * (1.0f - fx);
@@ -214,24 +226,22 @@ static inline void corner_dots(
     Simd::sums(dots[0], dots[1], dots[2], dots[3], out);
 }
 
-// out = sum over the nodes from e on of coefficient * sampled map.
+// out = sum over the nodes from e on of the map at their corners, times the scaled weights.
 template <class T, int NV>
 static inline void sampled_sum(
     const Channels<NV>& channels, const Rows<T>& map, const Points& points, int64_t e, int64_t nodes, int64_t width,
-    const float* coefficient, T* out) {
+    T* out) {
     enum { chunk = NV == MANY ? 4 : NV == 0 ? 1 : NV };  // as many sums as registers hold
+    const int64_t end = e + nodes;
     for (int v = 0; v < channels.count; v += chunk) {
         Vector sum[chunk];
         for (int i = 0; i < chunk; ++i) sum[i] = Simd::set(0.0f);
-        for (int64_t k = 0; k < nodes; ++k) {
-            const T* m0 = map.row(points.corner[e + k]);
-            const float scale = coefficient[k];
-            if (points.inside[e + k] == all_inside) {
+        for (int64_t k = e; k < end; ++k) {
+            const T* m0 = map.row(points.corner[k]);
+            if (points.inside[k] == all_inside) {
                 const T *m1 = m0 + map.step, *m2 = m0 + width * map.step, *m3 = m2 + map.step;
-                const Vector w0 = Simd::set(scale * points.weight[0][e + k]);
-                const Vector w1 = Simd::set(scale * points.weight[1][e + k]);
-                const Vector w2 = Simd::set(scale * points.weight[2][e + k]);
-                const Vector w3 = Simd::set(scale * points.weight[3][e + k]);
+                const Vector w0 = Simd::set(points.scaled[0][k]), w1 = Simd::set(points.scaled[1][k]);
+                const Vector w2 = Simd::set(points.scaled[2][k]), w3 = Simd::set(points.scaled[3][k]);
                 for (int i = 0; i < chunk; ++i) {
                     sum[i] = Simd::fma(w0, channels.load(m0, v + i), sum[i]);
                     sum[i] = Simd::fma(w1, channels.load(m1, v + i), sum[i]);
@@ -240,9 +250,9 @@ static inline void sampled_sum(
                 }
             } else {
                 for (int c = 0; c < corners; ++c)
-                    if (points.inside[e + k] >> c & 1) {
+                    if (points.inside[k] >> c & 1) {
                         const T* m = m0 + corner_step(c, width) * map.step;
-                        const Vector w = Simd::set(scale * points.weight[c][e + k]);
+                        const Vector w = Simd::set(points.scaled[c][k]);
                         for (int i = 0; i < chunk; ++i) sum[i] = Simd::fma(w, channels.load(m, v + i), sum[i]);
                     }
             }
@@ -272,8 +282,6 @@ static inline float exp_below_zero(float x) {
     power.bits = ((int32_t)whole + 127) << 23;
     return x < -87.0f ? 0.0f : y * power.value;
 }
-
-static inline float log_above_one(float x) { return __builtin_logf(x); }
 
 static inline int threads_of(const DgmnProblem* problem, int64_t units) {
     // Waking threads costs more than a tiny map.
@@ -313,6 +321,34 @@ static inline int64_t flat(const DgmnProblem* problem, Block block, int64_t posi
     return (block.image * positions + block.first + position) * problem->heads + head;
 }
 
+// Dot products to softmax weights, in place; `step` positions of one head lie apart in bias and log_sum.
+template <int K>
+static void softmax(
+    int64_t count, int64_t any, float scale, const float* bias, int64_t step, float* DGMN_RESTRICT weight,
+    float* log_sum) {
+    const int64_t nodes = K ? K : any;
+    float most[block_size];
+    for (int64_t p = 0; p < count; ++p) {
+        float* DGMN_RESTRICT row = weight + p * nodes;
+        const float* DGMN_RESTRICT added = bias ? bias + p * step * nodes : 0;
+        for (int64_t k = 0; k < nodes; ++k) row[k] = scale * row[k] + (added ? added[k] : 0.0f);
+        float top = row[0];
+        for (int64_t k = 1; k < nodes; ++k) top = row[k] > top ? row[k] : top;
+        for (int64_t k = 0; k < nodes; ++k) row[k] -= top;
+        most[p] = top;
+    }
+#pragma omp simd
+    for (int64_t e = 0; e < count * nodes; ++e) weight[e] = exp_below_zero(weight[e]);
+    for (int64_t p = 0; p < count; ++p) {
+        float* DGMN_RESTRICT row = weight + p * nodes;
+        float sum = 0.0f;
+        for (int64_t k = 0; k < nodes; ++k) sum += row[k];
+        const float inverse = 1.0f / sum;
+        for (int64_t k = 0; k < nodes; ++k) row[k] *= inverse;
+        log_sum[p * step] = most[p] + __builtin_logf(sum);
+    }
+}
+
 template <class T, int NV>
 static int attention_forward(
     const DgmnProblem* problem, float scale, const DgmnMap* query, const DgmnMap* key, const DgmnMap* value,
@@ -329,44 +365,30 @@ static int attention_forward(
         const Block block = group.block;
         float* own = memory + omp_get_thread_num() * Points::floats(nodes, room);
         const Points points = points_of(problem, group, offset, own);
-        float* DGMN_RESTRICT weight = points.room;
+        const int64_t n = block.count * nodes;
+        float* weight = points.room;
         for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
             const Rows<T> queries(query, block.image, head), keys(key, block.image, head);
             const Rows<T> values(value, block.image, head);
-            for (int64_t p = 0; p < block.count; ++p) {
+            Vector dots[4];
+            for (int64_t p = 0, e = 0; p < block.count; ++p) {
                 const Row<T, NV> q(channels, queries.row(block.first + p));
-                float* logits = weight + p * nodes;
-                const float* added = bias ? bias + flat(problem, block, p, head) * nodes : 0;
-                int64_t k = 0;
-                float most = -__builtin_inff();
-                for (; k < nodes; k += 4) {
-                    Vector dots[4];
-                    const int64_t some = nodes - k < 4 ? nodes - k : 4;
-                    for (int64_t i = 0; i < some; ++i)
-                        dots[i] = sampled_dot(channels, q, keys, points, p * nodes + k + i, width);
-                    for (int64_t i = some; i < 4; ++i) dots[i] = Simd::set(0.0f);
-                    float sums[4];
-                    Simd::sums(dots[0], dots[1], dots[2], dots[3], sums);
-                    for (int64_t i = 0; i < some; ++i) {
-                        const float logit = scale * sums[i] + (added ? added[k + i] : 0.0f);
-                        logits[k + i] = logit;
-                        most = logit > most ? logit : most;
-                    }
+                for (int64_t k = 0; k < nodes; ++k, ++e) {
+                    dots[e % 4] = sampled_dot(channels, q, keys, points, e, width);
+                    if (e % 4 == 3) Simd::sums(dots[0], dots[1], dots[2], dots[3], weight + e - 3);
                 }
-                for (k = 0; k < nodes; ++k) logits[k] -= most;
-                log_sum[flat(problem, block, p, head)] = most;
             }
-#pragma omp simd
-            for (int64_t e = 0; e < block.count * nodes; ++e) weight[e] = exp_below_zero(weight[e]);
-            for (int64_t p = 0; p < block.count; ++p) {
-                const int64_t index = flat(problem, block, p, head);
-                float* row = weight + p * nodes;
-                float sum = 0.0f;
-                for (int64_t k = 0; k < nodes; ++k) sum += row[k];
-                for (int64_t k = 0; k < nodes; ++k) row[k] /= sum;
-                log_sum[index] += log_above_one(sum);
-                sampled_sum(channels, values, points, p * nodes, nodes, width, row, (T*)out + index * problem->dim);
-            }
+            if (n % 4) Simd::sums(dots[0], dots[1], dots[2], dots[3], weight + n / 4 * 4);
+            const int64_t index = flat(problem, block, 0, head), step = problem->heads;
+            const float* added = bias ? bias + index * nodes : 0;
+            if (nodes == 9)
+                softmax<9>(block.count, nodes, scale, added, step, weight, log_sum + index);
+            else
+                softmax<0>(block.count, nodes, scale, added, step, weight, log_sum + index);
+            points.scale(0, n, weight);
+            for (int64_t p = 0; p < block.count; ++p)
+                sampled_sum(channels, values, points, p * nodes, nodes, width,
+                            (T*)out + (index + p * step) * problem->dim);
         }
     }
     free(memory);
@@ -391,7 +413,8 @@ static int aggregate_forward(
             const Rows<T> values(value, group.block.image, head);
             for (int64_t p = 0; p < group.block.count; ++p) {
                 const int64_t index = flat(problem, group.block, p, head);
-                sampled_sum(channels, values, points, p * nodes, nodes, problem->width, weight + index * nodes,
+                points.scale(p * nodes, nodes, weight + index * nodes);
+                sampled_sum(channels, values, points, p * nodes, nodes, problem->width,
                             (T*)out + index * problem->dim);
             }
         }
@@ -565,8 +588,8 @@ static int attention_backward(
                     add_walk(points, e, value_dots + e * corners, weight[e], walk);
                     add_walk(points, e, key_dots + e * corners, change[e], walk);
                 }
-                sampled_sum(channels, keys, points, p * nodes, nodes, width, change + p * nodes,
-                            (T*)grad_query + index * problem->dim);
+                points.scale(p * nodes, nodes, change + p * nodes);
+                sampled_sum(channels, keys, points, p * nodes, nodes, width, (T*)grad_query + index * problem->dim);
             }
         }
     }

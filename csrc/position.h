@@ -1,5 +1,11 @@
 // The relative position term (eq. 9): every query times the K table rows that its row and its column meet.
 
+template <class T, int NV>
+static inline Vector table_dot(const Channels<NV>& channels, const Row<T, NV>& query, const float* row, Vector dot) {
+    for (int v = 0; v < channels.count; ++v) dot = Simd::fma(query[v], channels.load(row, v), dot);
+    return dot;
+}
+
 // Position (y, x) meets the K rows of a table from its length - 1 - x on.
 template <class T, int NV>
 static int position_forward(
@@ -12,29 +18,28 @@ static int position_forward(
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t line = 0; line < lines; ++line) {
         const int64_t image = line / height, y = line % height;
-        for (int64_t x = 0; x < width; ++x)
+        float* out = scores + line * width * problem->heads * nodes;
+        Vector dots[4];
+        int64_t e = 0;
+        for (int64_t x = 0; x < width; ++x) {
+            const float* column = column_table ? column_table + (width - 1 - x) * dim : 0;
+            const float* row = row_table ? row_table + (height - 1 - (mirrored ? x : y)) * dim : 0;
             for (int64_t head = 0; head < problem->heads; ++head) {
                 const Rows<T> queries(query, image, head);
-                const Row<T, NV> q(channels, queries.row(y * width + x));
-                const Row<T, NV> across(channels, queries.row(mirrored ? x * width + y : y * width + x));
-                const float* column = column_table ? column_table + (width - 1 - x) * dim : 0;
-                const float* row = row_table ? row_table + (height - 1 - (mirrored ? x : y)) * dim : 0;
-                float* out = scores + ((line * width + x) * problem->heads + head) * nodes;
-                for (int64_t k = 0; k < nodes; k += 4) {
-                    Vector dots[4];
-                    for (int64_t i = 0; i < 4; ++i) {
-                        dots[i] = Simd::set(0.0f);
-                        if (k + i >= nodes) continue;
-                        for (int v = 0; column && v < channels.count; ++v)
-                            dots[i] = Simd::fma(q[v], channels.load(column + (k + i) * dim, v), dots[i]);
-                        for (int v = 0; row && v < channels.count; ++v)
-                            dots[i] = Simd::fma(across[v], channels.load(row + (k + i) * dim, v), dots[i]);
-                    }
-                    float sums[4];
-                    Simd::sums(dots[0], dots[1], dots[2], dots[3], sums);
-                    for (int64_t i = 0; i < 4 && k + i < nodes; ++i) out[k + i] = sums[i];
+                const Row<T, NV> here(channels, queries.row(y * width + x));
+                const Row<T, NV> there(channels, queries.row(mirrored ? x * width + y : y * width + x));
+                for (int64_t k = 0; k < nodes; ++k, ++e) {
+                    Vector dot = Simd::set(0.0f);
+                    if (column) dot = table_dot(channels, here, column + k * dim, dot);
+                    if (row) dot = table_dot(channels, there, row + k * dim, dot);
+                    dots[e % 4] = dot;
+                    if (e % 4 == 3) Simd::sums(dots[0], dots[1], dots[2], dots[3], out + e - 3);
                 }
             }
+        }
+        float rest[4];
+        Simd::sums(dots[0], dots[1], dots[2], dots[3], rest);
+        memcpy(out + e / 4 * 4, rest, (size_t)(e % 4) * sizeof(float));
     }
     return 0;
 }

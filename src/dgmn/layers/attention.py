@@ -165,6 +165,26 @@ class DGMN2Attention(nn.Module):
         return out
 
 
+# Hidden numbers of the perceptron that a thread computes at a time: 2 MiB in float32, about a core's cache.
+_HIDDEN = 2**19
+
+
+@register_notrace_module
+class DGMN2Mlp(Mlp):
+    """timm's two-layer perceptron. For inference on the CPU it takes some positions at a time.
+
+    Its hidden layer is up to eight times as wide as the map: written and read at once, it costs more than the products.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = max(_HIDDEN * torch.get_num_threads() // self.fc1.out_features, 1)
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if whole or x.device.type != "cpu" or x.shape[:-1].numel() <= rows:
+            out: Tensor = super().forward(x)
+            return out
+        return torch.cat([super(DGMN2Mlp, self).forward(part) for part in x.flatten(0, -2).split(rows)]).view_as(x)
+
+
 class DGMN2Block(nn.Module):
     """One DGMN2 layer: attention and a two-layer perceptron, each with a LayerNorm before and a residual around.
 
@@ -203,7 +223,7 @@ class DGMN2Block(nn.Module):
         )
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = LayerNorm(dim, eps=1e-6, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.mlp = DGMN2Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
