@@ -38,7 +38,7 @@ DGMN_EXPORT int dgmn_attention_forward(
 // grad_key and grad_value are float32 and start at zero; affinity is work space of the size of grad_bias.
 DGMN_EXPORT int dgmn_attention_backward(
     const DgmnProblem*, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
-    const DgmnMap* value, const float* offset, const float* bias, const float* log_sum, void* grad_query,
+    const DgmnMap* value, const float* offset, const float* bias, void* grad_query,
     float* grad_key, float* grad_value, float* grad_offset, float* grad_bias, float* affinity);
 
 DGMN_EXPORT int dgmn_aggregate_forward(

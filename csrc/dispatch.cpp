@@ -46,9 +46,9 @@ DGMN_EXPORT int dgmn_attention_forward(
 
 DGMN_EXPORT int dgmn_attention_backward(
     const DgmnProblem* problem, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
-    const DgmnMap* value, const float* offset, const float* bias, const float* log_sum, void* grad_query,
+    const DgmnMap* value, const float* offset, const float* bias, void* grad_query,
     float* grad_key, float* grad_value, float* grad_offset, float* grad_bias, float* affinity) {
-    DGMN_CALL(attention_backward, problem, scale, grad_out, query, key, value, offset, bias, log_sum, grad_query,
+    DGMN_CALL(attention_backward, problem, scale, grad_out, query, key, value, offset, bias, grad_query,
               grad_key, grad_value, grad_offset, grad_bias, affinity);
 }
 

@@ -323,7 +323,7 @@ static inline int64_t flat(const DgmnProblem* problem, Block block, int64_t posi
 
 // Dot products to softmax weights, in place; `step` positions of one head lie apart in bias and log_sum.
 template <int K>
-static void softmax(
+static void softmax_of(
     int64_t count, int64_t any, float scale, const float* bias, int64_t step, float* DGMN_RESTRICT weight,
     float* log_sum) {
     const int64_t nodes = K ? K : any;
@@ -345,8 +345,18 @@ static void softmax(
         for (int64_t k = 0; k < nodes; ++k) sum += row[k];
         const float inverse = 1.0f / sum;
         for (int64_t k = 0; k < nodes; ++k) row[k] *= inverse;
-        log_sum[p * step] = most[p] + __builtin_logf(sum);
+        if (log_sum) log_sum[p * step] = most[p] + __builtin_logf(sum);
     }
+}
+
+static void softmax(
+    const DgmnProblem* problem, Block block, int64_t head, float scale, const float* bias, float* weight,
+    float* log_sum) {
+    const int64_t nodes = problem->kernel_size * problem->kernel_size, index = flat(problem, block, 0, head);
+    if (bias) bias += index * nodes;
+    if (log_sum) log_sum += index;
+    if (nodes == 9) return softmax_of<9>(block.count, nodes, scale, bias, problem->heads, weight, log_sum);
+    softmax_of<0>(block.count, nodes, scale, bias, problem->heads, weight, log_sum);
 }
 
 template <class T, int NV>
@@ -379,16 +389,11 @@ static int attention_forward(
                 }
             }
             if (n % 4) Simd::sums(dots[0], dots[1], dots[2], dots[3], weight + n / 4 * 4);
-            const int64_t index = flat(problem, block, 0, head), step = problem->heads;
-            const float* added = bias ? bias + index * nodes : 0;
-            if (nodes == 9)
-                softmax<9>(block.count, nodes, scale, added, step, weight, log_sum + index);
-            else
-                softmax<0>(block.count, nodes, scale, added, step, weight, log_sum + index);
+            softmax(problem, block, head, scale, bias, weight, log_sum);
             points.scale(0, n, weight);
             for (int64_t p = 0; p < block.count; ++p)
                 sampled_sum(channels, values, points, p * nodes, nodes, width,
-                            (T*)out + (index + p * step) * problem->dim);
+                            (T*)out + flat(problem, block, p, head) * problem->dim);
         }
     }
     free(memory);
@@ -534,7 +539,7 @@ static int scatter_all(
 template <class T, int NV>
 static int attention_backward(
     const DgmnProblem* problem, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
-    const DgmnMap* value, const float* offset, const float* bias, const float* log_sum, void* grad_query,
+    const DgmnMap* value, const float* offset, const float* bias, void* grad_query,
     float* grad_key, float* grad_value, float* grad_offset, float* grad_bias, float* affinity) {
     const Channels<NV> channels(problem->dim);
     const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
@@ -556,18 +561,14 @@ static int attention_backward(
         for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
             const Rows<T> queries(query, block.image, head), keys(key, block.image, head);
             const Rows<T> values(value, block.image, head), grads(grad_out, block.image, head);
-            for (int64_t p = 0; p < block.count; ++p) {
-                const int64_t index = flat(problem, block, p, head);
+            for (int64_t p = 0, e = 0; p < block.count; ++p) {
                 const Row<T, NV> q(channels, queries.row(block.first + p));
-                for (int64_t k = 0, e = p * nodes; k < nodes; ++k, ++e) {
+                for (int64_t k = 0; k < nodes; ++k, ++e) {
                     corner_dots(channels, q, keys, points, e, width, key_dots + e * corners);
-                    const float logit = scale * interpolated(points, e, key_dots + e * corners);
-                    weight[e] = logit + (bias ? bias[index * nodes + k] : 0.0f) - log_sum[index];
+                    weight[e] = interpolated(points, e, key_dots + e * corners);
                 }
             }
-            // The log-sum-exp was rounded: a logit may lie above it by as much.
-#pragma omp simd
-            for (int64_t e = 0; e < n; ++e) weight[e] = exp_below_zero(weight[e]);
+            softmax(problem, block, head, scale, bias, weight, 0);
             for (int64_t p = 0; p < block.count; ++p) {
                 const int64_t index = flat(problem, block, p, head);
                 const Row<T, NV> g(channels, grads.row(block.first + p));
@@ -659,9 +660,9 @@ static int pick_attention_forward(
 
 static int pick_attention_backward(
     const DgmnProblem* problem, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
-    const DgmnMap* value, const float* offset, const float* bias, const float* log_sum, void* grad_query,
+    const DgmnMap* value, const float* offset, const float* bias, void* grad_query,
     float* grad_key, float* grad_value, float* grad_offset, float* grad_bias, float* affinity) {
-    DGMN_PICK(attention_backward, problem, scale, grad_out, query, key, value, offset, bias, log_sum, grad_query,
+    DGMN_PICK(attention_backward, problem, scale, grad_out, query, key, value, offset, bias, grad_query,
               grad_key, grad_value, grad_offset, grad_bias, affinity)
 }
 

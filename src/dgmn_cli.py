@@ -17,6 +17,7 @@ dgmn: dynamic graph message passing networks for classification
   dgmn predict  IMAGES --ckpt_path CKPT name what is in images
   dgmn zoo      [download NAME]         list or fetch the published models
   dgmn complexity [MODEL ...]           parameters and multiply-adds beside the paper's
+  dgmn bench ops|models [options]       time and memory of the operators, or of networks beside timm's
 
 Each has its own help: dgmn fit --help.
 Start with: dgmn quickstart
@@ -200,6 +201,64 @@ def _complexity(arguments: list[str]) -> int:
     return complexity(options)
 
 
+def _bench(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("dgmn bench", description="Measures time and memory on this machine.")
+    commands = parser.add_subparsers(dest="command", metavar="ops|models", required=True)
+    ops = commands.add_parser(
+        "ops",
+        help="sampled attention alone, on every backend",
+        usage="dgmn bench ops [options]",
+        description="Times sampled attention: every backend that runs here, Inductor, and the original formulation, "
+        "which keeps all sampled nodes in memory.",
+    )
+    ops.add_argument(
+        "--shapes",
+        type=_shapes,
+        metavar="A,B",
+        help="BxHxWxHEADSxD, with commas; default: those of dgmn2_small",
+    )
+    ops.add_argument(
+        "--contenders", type=_names, metavar="A,B", help="only these: names of backends, original, inductor"
+    )
+    models = commands.add_parser(
+        "models",
+        help="whole networks, beside timm's",
+        usage="dgmn bench models [options]",
+        description="Times whole networks: dgmn2_small beside its original formulation and timm's networks; "
+        "classification at 224x224, features at other sizes.",
+        epilog="Example: dgmn bench models --models dgmn2_tiny,dgmn2_tiny:original,resnet50 --sizes 224 --mode train",
+    )
+    models.add_argument(
+        "--models",
+        type=_names,
+        metavar="A,B",
+        help="names for timm; of ours also with :original or :fused, of all with :compiled",
+    )
+    models.add_argument("--sizes", type=_sizes, metavar="A,B", help="224 or 512x1024 (height x width), with commas")
+    models.add_argument("--mode", choices=("inference", "train", "both"), default="both", help="default both")
+    models.add_argument("--batch", type=_positive, metavar="N", help="images; default 4 at 224x224, else 1")
+    models.add_argument("--compile", action="store_true", help="measure every network also under torch.compile")
+    models.add_argument("--scaling", action="store_true", help="cost of a pixel against the size of the image")
+    for command in (ops, models):
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
+        command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
+        command.add_argument("--threads", type=_positive, metavar="N", help="of the CPU; default: what PyTorch takes")
+        command.add_argument("--rounds", type=_positive, metavar="N", help="timings of each; default 30 (ops), 10")
+        command.add_argument("--quick", action="store_true", help="small sizes and 3 rounds, to see that it works")
+        command.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the peak memory")
+        command.add_argument("--out", default="runs/bench", metavar="FOLDER", help="default runs/bench")
+    if not arguments:
+        arguments = ["--help"]
+    options = parser.parse_args(arguments)
+    if options.command == "ops":
+        from dgmn.bench.ops import bench_ops
+
+        return bench_ops(options)
+    from dgmn.bench.models import bench_models
+
+    return bench_models(options)
+
+
 def _quickstart(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "dgmn quickstart",
@@ -220,8 +279,43 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-_SYNONYMS = {"train": "fit", "eval": "validate", "evaluate": "validate", "download": "zoo", "flops": "complexity"}
-_COMMANDS = {"predict": _predict, "zoo": _zoo, "complexity": _complexity, "quickstart": _quickstart}
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name for name in text.split(",") if name))
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    sizes = [_numbers(part, (1, 2), "224 or 512x1024") for part in _names(text)]
+    return [(size[0], size[-1]) for size in sizes]
+
+
+def _shapes(text: str) -> list[str]:
+    for part in _names(text):
+        _numbers(part, (5,), "BxHxWxHEADSxD, for instance 4x56x56x1x64")
+    return _names(text)
+
+
+def _numbers(text: str, count: tuple[int, ...], form: str) -> list[int]:
+    parts = text.split("x")
+    if len(parts) not in count or not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"must be {form}, got {text!r}")
+    return [int(part) for part in parts]
+
+
+_SYNONYMS = {
+    "train": "fit",
+    "eval": "validate",
+    "evaluate": "validate",
+    "download": "zoo",
+    "flops": "complexity",
+    "benchmark": "bench",
+}
+_COMMANDS = {
+    "predict": _predict,
+    "zoo": _zoo,
+    "complexity": _complexity,
+    "bench": _bench,
+    "quickstart": _quickstart,
+}
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,8 @@
 from importlib.metadata import version
 
 from dgmn import layers, models, ops, weights
+from dgmn.models.fuse import fuse
 from dgmn.weights import LoadReport, load_checkpoint
 
 __version__ = version("dgmn")
-__all__ = ["LoadReport", "__version__", "layers", "load_checkpoint", "models", "ops", "weights"]
+__all__ = ["LoadReport", "__version__", "fuse", "layers", "load_checkpoint", "models", "ops", "weights"]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgmn.layers import DGMN2Attention, DGMN2Block, RelativePosition
+from dgmn.layers import DGMN2Attention, DGMN2Block, RelativePosition, attention
 
 from golden_vectors import array
 
@@ -247,3 +247,17 @@ def test_heads_must_divide_the_channels(num_heads):
 def test_unknown_relative_position(make):
     with pytest.raises(ValueError, match=r"rel_pos.*official.*aligned.*foo"):
         make()
+
+
+def test_perceptron_by_parts_is_the_same(monkeypatch):
+    monkeypatch.setattr(attention, "_HIDDEN", 100)  # some positions at a time
+    block = DGMN2Block(8, 2, (7, 7)).eval()
+    x = torch.randn(2, 9, 11, 8)
+    expected = block(x)  # with gradients, at once
+    calls = []
+    block.mlp.fc1.register_forward_hook(lambda _, inputs, out: calls.append(len(inputs[0])))
+    with torch.inference_mode():
+        torch.testing.assert_close(block(x), expected)
+        assert sum(calls) == 2 * 9 * 11
+        assert len(calls) > 1
+        assert block(x[:0]).shape == (0, 9, 11, 8)

@@ -178,11 +178,12 @@ class DGMN2Mlp(Mlp):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = max(_HIDDEN * torch.get_num_threads() // self.fc1.out_features, 1)
-        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if whole or x.device.type != "cpu" or x.shape[:-1].numel() <= rows:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if traced or torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[:-1].numel() <= rows:
             out: Tensor = super().forward(x)
             return out
-        return torch.cat([super(DGMN2Mlp, self).forward(part) for part in x.flatten(0, -2).split(rows)]).view_as(x)
+        parts = torch.split(x.flatten(0, -2), rows)
+        return torch.cat([super(DGMN2Mlp, self).forward(part) for part in parts]).view_as(x)
 
 
 class DGMN2Block(nn.Module):

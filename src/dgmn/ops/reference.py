@@ -34,7 +34,7 @@ def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Te
         offset: walks in pixels as (dy, dx), (B, H, W, heads, K, 2).
 
     Returns:
-        y and x, each (B, H, W, heads, K).
+        y and x, each (B, H, W, heads, K); -2 where a point does not count.
     """
     _, height, width, _, nodes, _ = offset.shape
     tap = torch.arange(nodes, device=offset.device)
@@ -44,7 +44,10 @@ def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Te
     y = torch.arange(height, device=offset.device).view(height, 1, 1, 1) + dy
     x = torch.arange(width, device=offset.device).view(1, width, 1, 1) + dx
     dy_walk, dx_walk = offset.unbind(-1)
-    return y + dy_walk, x + dx_walk
+    y, x = y + dy_walk, x + dx_walk
+    # A point counts only if it lies within; so neither an infinite walk nor NaN does.
+    outside = -2.0
+    return torch.where((y > -1) & (y < height), y, outside), torch.where((x > -1) & (x < width), x, outside)
 
 
 def sample_nodes(nodes: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""One forward pass (and backward) in a process of its own, for its memory: `python -m dgmn.bench.child JOB`."""
+
+import dataclasses
+import json
+import sys
+
+import torch
+
+from dgmn.bench import models, ops
+from dgmn.bench.measure import Job, peak_of_this_process
+
+
+def main(text: str) -> None:
+    job = Job(**json.loads(text))
+    torch.set_num_threads(job.threads)
+    tools = {"ops": ops, "models": models}[job.kind]
+    # First small, so that libraries have loaded and allocated what they keep. Compiled code is made for one size, and
+    # its compiler needs memory too, so that one runs in full.
+    warm_up = job if job.compiled else dataclasses.replace(job, case=tools.TINY, batch=1)
+    tools.prepare(warm_up)()
+    work = tools.prepare(job)
+    if job.compiled:
+        work()
+    print(json.dumps(peak_of_this_process(work, already_ran=job.compiled)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

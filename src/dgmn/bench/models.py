@@ -1,0 +1,213 @@
+"""`dgmn bench models`: whole networks beside timm's, and how their cost grows with the image."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dgmn
+from dgmn.bench.charts import draw_models, draw_scaling
+from dgmn.bench.measure import Job, Work, measure, progress
+from dgmn.bench.original import use_original
+from dgmn.bench.report import Report, Row
+from dgmn.errors import InputError
+from dgmn.tables import format_table
+
+SWIN = "swin_tiny_patch4_window7_224"
+MODELS = (
+    "dgmn2_small",
+    "dgmn2_small:fused",
+    "dgmn2_small:original",
+    SWIN,
+    "pvt_v2_b2",
+    "convnext_tiny",
+    "resnet50",
+    "deit_small_patch16_224",
+)
+SIZES = ((224, 224), (512, 1024), (800, 1333))
+QUICK_SIZES = ((64, 64), (64, 128))
+SCALING_MODELS = ("dgmn2_small", "dgmn2_small:original", SWIN)
+SCALING_SIZES = ((128, 128), (256, 256), (256, 512), (512, 512), (512, 1024), (1024, 1024), (1024, 2048))
+QUICK_SCALING_SIZES = ((64, 64), (64, 128), (128, 128))
+TINY = "64x64"
+VARIANTS = ("original", "fused", "compiled")
+LOGITS_SIZE = (224, 224)
+
+
+def prepare(job: Job) -> Work:
+    """What one measurement runs: inference, or a training step on an image of noise."""
+    height, width = (int(side) for side in job.case.split("x"))
+    torch.manual_seed(0)
+    name, *variants = job.contender.split(":")
+    if "fused" in variants and job.mode == "train":
+        raise ValueError("a fused network is for inference only")
+    dtype = getattr(torch, job.dtype)
+    # Channels last is what convolutional networks are fastest in; the others do not care.
+    model = build(name, (height, width)).to(job.device, dtype).to(memory_format=torch.channels_last)
+    model.train(job.mode == "train")
+    for variant in variants:
+        if variant != "compiled":
+            model = _VARIANTS[variant](model)
+    images = torch.randn(job.batch, 3, height, width, device=job.device, dtype=dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    run: Callable[[Tensor], Any] = torch.compile(model, dynamic=False) if "compiled" in variants else model
+    if job.mode == "train":
+        return _training_step(model, run, images)
+
+    def inference() -> object:
+        with torch.inference_mode():
+            return run(images)
+
+    return inference
+
+
+def _training_step(model: nn.Module, run: Callable[[Tensor], Any], images: Tensor) -> Work:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    labels = torch.arange(len(images), device=images.device)
+
+    def step() -> None:
+        out = run(images)
+        loss = F.cross_entropy(out, labels) if isinstance(out, Tensor) and out.dim() == 2 else _mean(out)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()  # gradients count in the memory of every step, and are not kept while others run
+
+    return step
+
+
+def _mean(features: Any) -> Tensor:
+    maps = [features] if isinstance(features, Tensor) else list(features)
+    return torch.stack([x.float().mean() for x in maps]).sum()
+
+
+class _Padded(nn.Module):
+    """Images padded with zeros to a multiple of a network's patches."""
+
+    def __init__(self, model: nn.Module, height: int, width: int) -> None:
+        super().__init__()
+        self.model = model
+        self.size = (height, width)
+
+    def forward(self, x: Tensor) -> Any:
+        height, width = self.size
+        return self.model(F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])))
+
+
+class _Features(nn.Module):
+    """`forward_features` of networks that timm cannot turn into a feature extractor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model.forward_features(x)  # type: ignore[operator]
+
+
+def build(name: str, size: tuple[int, int]) -> nn.Module:
+    """A network with random weights: a classifier at 224 x 224, its maps of all strides at other sizes.
+
+    Raises:
+        ValueError, RuntimeError, AssertionError: timm has no such network for this size.
+    """
+    options: dict[str, Any] = {}
+    padded = size
+    if name.startswith("swin_"):
+        options["drop_path_rate"] = 0.0  # as the others have by default
+        if size != LOGITS_SIZE:
+            # Its masks are made for one size, in whole patches.
+            padded = (-(-size[0] // 4) * 4, -(-size[1] // 4) * 4)
+            options["img_size"] = padded
+    elif name.startswith(("deit_", "vit_")):
+        options["dynamic_img_size"] = True
+    if size == LOGITS_SIZE:
+        model: nn.Module = timm.create_model(name, **options)
+        return model
+    try:
+        model = timm.create_model(name, features_only=True, **options)
+    except (RuntimeError, NotImplementedError, AttributeError):
+        model = _Features(timm.create_model(name, num_classes=0, **options))
+    return model if padded == size else _Padded(model, *padded)
+
+
+def _fused(model: nn.Module) -> nn.Module:
+    fuse = getattr(dgmn, "fuse", None)
+    if not callable(fuse):
+        raise ValueError("this version of dgmn has no dgmn.fuse")
+    fused: nn.Module = fuse(model)
+    return fused
+
+
+_VARIANTS = {"original": use_original, "fused": _fused}
+
+
+def bench_models(options: argparse.Namespace) -> int:
+    names = list(options.models or (SCALING_MODELS if options.scaling else MODELS))
+    for name in names:
+        _check_name(name)
+    if options.compile:
+        names += [f"{name}:compiled" for name in names if not name.endswith(":compiled")]
+    rounds = options.rounds or (3 if options.quick else 10)
+    return _scaling(names, rounds, options) if options.scaling else _models(names, rounds, options)
+
+
+def _check_name(name: str) -> None:
+    model, *variants = name.split(":")
+    if not timm.is_model(model):
+        raise InputError(f"--models: timm knows no {model!r}; for instance {', '.join(MODELS)}")
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise InputError(f"--models {name}: {variant!r} must be one of {', '.join(VARIANTS)}")
+        if variant != "compiled" and not model.startswith("dgmn2"):
+            raise InputError(f"--models {name}: only networks of dgmn have the variant {variant!r}")
+
+
+def _models(names: list[str], rounds: int, options: argparse.Namespace) -> int:
+    sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
+    modes = ("inference", "train") if options.mode == "both" else (options.mode,)
+    report = Report("models", options)
+    for mode in modes:
+        for size in sizes:
+            batch = options.batch or (4 if size == LOGITS_SIZE else 1)
+            _measure(report, names, size, batch, mode, rounds, options.memory)
+    report.require_rows()
+    for mode in modes:
+        print(f"\nNetworks, {mode}, {options.dtype}: classification at 224x224, features at other sizes")
+        print(report.table(mode, "x Swin-T"))
+    return report.finish(draw_models)
+
+
+def _scaling(names: list[str], rounds: int, options: argparse.Namespace) -> int:
+    sizes = options.sizes or (QUICK_SCALING_SIZES if options.quick else SCALING_SIZES)
+    if LOGITS_SIZE in sizes:
+        raise InputError("--scaling compares features: give no 224 in --sizes, which is the size of classification")
+    report = Report("scaling", options)
+    for size in sizes:
+        _measure(report, names, size, options.batch or 1, "inference", rounds, options.memory)
+    report.require_rows()
+    print(f"\nFeatures, inference, {options.dtype}: cost of one pixel")
+    header = ("size", "pixels", "network", "ms", "us/pixel", "bytes/pixel")
+    print(format_table(header, [_per_pixel(row) for row in report.rows]))
+    return report.finish(draw_scaling)
+
+
+def _per_pixel(row: Row) -> tuple[object, ...]:
+    memory = "-" if row.peak_mb is None else f"{1e6 * row.peak_mb / row.pixels:.0f}"
+    time = 1e3 * row.time.median / row.pixels
+    return (row.case, row.pixels, row.contender, f"{row.time.median:.1f}", f"{time:.3f}", memory)
+
+
+def _measure(
+    report: Report, names: list[str], size: tuple[int, int], batch: int, mode: str, rounds: int, memory: bool
+) -> None:
+    height, width = size
+    case = f"{height}x{width}"
+    progress(f"{mode} {case}, batch {batch}")
+    measured = measure([report.job(name, case, batch, mode) for name in names], prepare, rounds, memory)
+    # Eager networks are compared to eager Swin-T, compiled ones to the compiled one.
+    baselines = {name: f"{SWIN}:compiled" if name.endswith(":compiled") else SWIN for name in measured}
+    report.add(case, mode, batch, batch * height * width, rounds, measured, baselines)

@@ -1,0 +1,201 @@
+"""What `dgmn bench` leaves: tables, a CSV file with the hardware and versions at its head, a chart."""
+
+import argparse
+import csv
+import datetime
+import math
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+
+import dgmn
+from dgmn.bench.measure import Job, Timing
+from dgmn.errors import InputError
+from dgmn.tables import format_table
+
+COLUMNS = (
+    *("case", "mode", "contender", "ms", "q25", "q75", "images_per_s", "ratio", "peak_mb"),
+    *("batch", "pixels", "rounds"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured thing.
+
+    Attributes:
+        case: shape of the maps, or size of the images.
+        mode: what ran: forward, inference, train and so on.
+        contender: who ran it.
+        time: milliseconds of one call.
+        batch: images of one call.
+        pixels: of all images of one call; of the maps where an operator is measured.
+        rounds: how many times it was timed.
+        ratio: the baseline's median time over this one's; above 1 is faster.
+        peak_mb: memory needed beside model and input, in 10⁶ bytes.
+    """
+
+    case: str
+    mode: str
+    contender: str
+    time: Timing
+    batch: int
+    pixels: int
+    rounds: int
+    ratio: float | None
+    peak_mb: float | None
+
+    @property
+    def images_per_s(self) -> float:
+        return 1e3 * self.batch / self.time.median
+
+
+class Report:
+    """Collects the rows of one command; the CSV file is complete after every case, so nothing is lost on the way.
+
+    Args:
+        name: of the files.
+        options: device, dtype, threads (or None) and out, the folder.
+
+    Raises:
+        InputError: there is no such device, or the folder cannot be made.
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: this PyTorch finds no CUDA device; --device cpu always works")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self.kind = "ops" if name == "ops" else "models"
+        self.device = options.device
+        self.dtype = options.dtype
+        self.rows: list[Row] = []
+        self.environment = environment(options.device, options.dtype)
+        dtype = "" if options.dtype == "float32" else f"_{options.dtype}"
+        try:
+            Path(options.out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {options.out} is no folder and cannot be made one: {error}") from error
+        self.csv = Path(options.out) / f"{name}_{options.device}{dtype}.csv"
+
+    def job(self, contender: str, case: str, batch: int, mode: str) -> Job:
+        return Job(self.kind, contender, case, batch, mode, self.device, self.dtype, torch.get_num_threads())
+
+    def add(
+        self,
+        case: str,
+        mode: str,
+        batch: int,
+        pixels: int,
+        rounds: int,
+        measured: Mapping[str, tuple[Timing, float | None]],
+        baselines: Mapping[str, str],
+    ) -> None:
+        """Takes the measurements of one case, by contender, with the contender that each is compared to."""
+        for name, (timing, memory) in measured.items():
+            baseline = measured.get(baselines[name])
+            ratio = baseline[0].median / timing.median if baseline else None
+            self.rows.append(Row(case, mode, name, timing, batch, pixels, rounds, ratio, memory))
+        self._write_csv()
+
+    def _write_csv(self) -> None:
+        with self.csv.open("w", newline="", encoding="utf-8") as file:
+            for key, value in self.environment.items():
+                file.write(f"# {key}: {value}\n")
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for r in self.rows:
+                times = (f"{ms:.6g}" for ms in (r.time.median, r.time.q25, r.time.q75, r.images_per_s))
+                optional = ("" if number is None else f"{number:.6g}" for number in (r.ratio, r.peak_mb))
+                writer.writerow((r.case, r.mode, r.contender, *times, *optional, r.batch, r.pixels, r.rounds))
+
+    def table(self, mode: str, ratio: str) -> str:
+        """The rows of a mode; `ratio` is the heading of that column."""
+        header = ("case", "contender", "ms", "25 %", "75 %", "images/s", ratio, "peak MB")
+        rows = [
+            (
+                r.case,
+                r.contender,
+                short(r.time.median),
+                short(r.time.q25),
+                short(r.time.q75),
+                short(r.images_per_s),
+                "-" if r.ratio is None else f"{r.ratio:.2f}",
+                "-" if r.peak_mb is None else short(r.peak_mb),
+            )
+            for r in self.rows
+            if r.mode == mode
+        ]
+        return format_table(header, rows)
+
+    def mean_ratios(self, mode: str) -> dict[str, float]:
+        """Geometric mean of the ratio over all cases, of the contenders that ran in each of them."""
+        rows = [r for r in self.rows if r.mode == mode]
+        cases = {r.case for r in rows}
+        means = {}
+        for name in dict.fromkeys(r.contender for r in rows):
+            ratios = [r.ratio for r in rows if r.contender == name and r.ratio is not None]
+            if len(ratios) == len(cases):
+                means[name] = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        return means
+
+    def require_rows(self) -> None:
+        if not self.rows:
+            raise InputError("nothing could be measured: the lines above say why each contender was skipped")
+
+    def finish(self, draw: Callable[[list[Row], str, Path], list[Path]]) -> int:
+        """Prints where everything is, and draws if matplotlib is there."""
+        line = ", ".join(
+            self.environment[key] for key in ("device", "threads", "dtype", "torch", "date") if key in self.environment
+        )
+        print(f"\n{line}\nwrote {self.csv}")
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            print("no chart, for want of matplotlib: pip install 'dgmn[bench]'")
+            return 0
+        for path in draw(self.rows, line, self.csv.with_suffix("")):
+            print(f"wrote {path}")
+        return 0
+
+
+def short(number: float) -> str:
+    """Three or four digits that matter, without an exponent."""
+    return f"{number:.0f}" if number >= 1000 else f"{number:.1f}" if number >= 10 else f"{number:.3f}"
+
+
+def environment(device: str, dtype: str) -> dict[str, str]:
+    """Hardware and versions, for the head of a file."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processor = _processor()
+    threads = torch.get_num_threads()
+    described = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor,
+        "processor": f"{processor}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": f"{threads} thread{'s' if threads > 1 else ''}",
+        "dtype": dtype,
+        "torch": f"torch {torch.__version__}",
+        "timm": timm.__version__,
+        "dgmn": dgmn.__version__,
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    if device == "cuda":
+        described["cuda"] = str(torch.version.cuda)
+    return described
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

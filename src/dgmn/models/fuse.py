@@ -1,0 +1,44 @@
+"""Networks prepared for inference."""
+
+import copy
+from itertools import pairwise
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def fuse(model: Network) -> Network:
+    """Folds every batch norm into the convolution before it: fewer passes over the maps, equal outputs.
+
+    Args:
+        model: any network; a convolution and its norm must follow each other in an `nn.Sequential`, as they do in
+            ours. It stays as it is.
+
+    Returns:
+        A copy in evaluation mode, for inference only: its norms are gone, and their statistics fixed.
+
+    Raises:
+        TypeError: `model` is no network.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    fused = copy.deepcopy(model).eval()
+    for parent in fused.modules():
+        if isinstance(parent, nn.Sequential):
+            _fold(parent)
+    return fused
+
+
+def _fold(layers: nn.Sequential) -> None:
+    for first, second in pairwise(list(layers._modules)):
+        conv, norm = layers._modules[first], layers._modules[second]
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+            continue
+        plain = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)  # timm's subclasses hold an activation too
+        if plain and norm.track_running_stats and not conv._forward_hooks:
+            # Layers are addressed by name: the norm leaves an empty place.
+            layers._modules[first] = fuse_conv_bn_eval(conv, norm)
+            layers._modules[second] = nn.Identity()

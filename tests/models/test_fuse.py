@@ -1,0 +1,69 @@
+"""`dgmn.fuse` changes the cost of a network, not its outputs."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import dgmn
+
+
+def with_statistics(model):
+    """Norms as after training: fresh ones do nothing."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.5)
+            nn.init.uniform_(module.running_var, 0.3, 3.0)
+            nn.init.normal_(module.weight, 1.0, 0.3)
+            nn.init.normal_(module.bias, std=0.3)
+    return model
+
+
+def norms(model):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("options", [{}, {"features_only": True}, {"output_stride": 8}])
+def test_equal_outputs_without_norms(options):
+    model = with_statistics(timm.create_model("dgmn2_nano", **options)).train()
+    fused = dgmn.fuse(model)
+    assert (norms(model), norms(fused)) == (6, 0)
+    assert model.training
+    assert not fused.training
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected, got = model.eval()(image), fused(image)
+    pairs = zip(got, expected, strict=True) if options.get("features_only") else [(got, expected)]
+    for a, b in pairs:
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_it_is_a_copy():
+    model = with_statistics(timm.create_model("dgmn2_nano")).eval()
+    image = torch.randn(1, 3, 32, 32)
+    before = model(image)
+    fused = dgmn.fuse(model)
+    nn.init.zeros_(fused.stem[0].conv.weight)
+    assert torch.equal(model(image), before)
+
+
+def test_only_what_can_be_folded():
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.ReLU(),
+        nn.BatchNorm2d(4),  # after the activation
+        nn.Conv2d(4, 4, 1),
+        nn.BatchNorm2d(4, track_running_stats=False),  # of the batch
+        nn.Conv2d(4, 4, 1, bias=False),
+        nn.BatchNorm2d(4),
+    )
+    with_statistics(nn.ModuleList([layers[2], layers[6]]))
+    fused = dgmn.fuse(layers)
+    assert [type(layer) for layer in fused] == [type(layer) for layer in layers[:6]] + [nn.Identity]
+    image = torch.randn(5, 3, 7, 7)
+    torch.testing.assert_close(fused(image), layers.eval()(image))
+
+
+def test_says_what_it_takes():
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"):
+        dgmn.fuse("dgmn2_nano")

@@ -1,0 +1,386 @@
+"""The native CPU kernels compute what the reference specifies, on every instruction set that the processor has."""
+
+import math
+import shutil
+import sys
+import threading
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from dgmn.ops import native, position_scores, sampled_aggregate, sampled_attention
+
+needs_library = pytest.mark.skipif(native.LIBRARY is None, reason=str(native.unsupported(torch.zeros(1))))
+TARGETS = sorted(native.targets().items(), key=lambda item: item[1])
+
+
+@pytest.mark.skipif(sys.platform == "win32" or shutil.which("c++") is None, reason="no C++ compiler")
+def test_the_library_was_built():
+    assert native.LIBRARY is not None
+    assert "portable" in native.targets()
+
+
+@pytest.fixture(params=[number for _, number in TARGETS], ids=[name for name, _ in TARGETS])
+def target(request, monkeypatch):
+    """Everything native runs on one instruction set."""
+    monkeypatch.setattr(native, "_target", request.param)
+
+
+def make_inputs(batch=2, height=5, width=7, heads=2, dim=16, nodes=9, shared=False, spread=2.0, dtype=torch.float32):
+    """query, key, value (slices of one projection), offset, bias."""
+    maps = torch.randn(batch, height, width, 3, heads, dim).to(dtype).unbind(3)
+    offset = spread * torch.randn(batch, height, width, 1 if shared else heads, nodes, 2)
+    return [*maps, offset, torch.randn(batch, height, width, heads, nodes)]
+
+
+def compare(function, inputs, tolerance=1e-5, **options):
+    """Outputs and all gradients of the native kernels against the reference in float64."""
+    results = []
+    for backend, dtype in (("native", None), ("reference", torch.float64)):
+        leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
+        out = function(*leaves, backend=backend, **options)
+        cotangent = torch.sin(torch.arange(out.numel())).view(out.shape)
+        given = [x for x in leaves if x is not None]
+        gradients = torch.autograd.grad(out, given, cotangent.to(out.dtype))
+        for gradient, leaf in zip(gradients, given, strict=True):
+            assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
+        results.append([out, *gradients])
+    for i, (got, want) in enumerate(zip(*results, strict=True)):
+        error = (got.double() - want).norm().item()
+        # A gradient that cancels to nothing (the softmax of one node, say) has no relative error.
+        norm = max(want.norm().item(), 1e-2)
+        assert error <= tolerance * norm, f"number {i}: {error} of {norm}"
+
+
+# --------------------------------------------------------------------------------------------------- the same numbers
+
+
+@needs_library
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    target=st.sampled_from([number for _, number in TARGETS] or [0]),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 35), st.integers(1, 3)),
+    dim=st.one_of(st.integers(1, 40), st.sampled_from([48, 64, 96, 128])),
+    kernel_size=st.integers(1, 4),
+    dilation=st.integers(1, 3),
+    shared=st.booleans(),
+    with_bias=st.booleans(),
+    scale=st.sampled_from([None, 0.5, -1.0]),
+    spread=st.sampled_from([0.3, 2.0, 30.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_the_reference(
+    monkeypatch, target, sizes, dim, kernel_size, dilation, shared, with_bias, scale, spread, seed
+):
+    monkeypatch.setattr(native, "_target", target)
+    torch.manual_seed(seed)
+    *maps, offset, bias = make_inputs(*sizes, dim, kernel_size**2, shared, spread)
+    options = {"kernel_size": kernel_size, "dilation": dilation}
+    compare(sampled_attention, [*maps, offset, bias if with_bias else None], scale=scale, **options)
+    compare(sampled_aggregate, [maps[2], offset, bias], **options)
+
+
+@pytest.mark.parametrize("dim", [1, 4, 8, 15, 16, 17, 32, 48, 64, 80, 128, 192, 256])
+def test_every_head_size(target, dim):
+    compare(sampled_attention, make_inputs(height=3, width=18, dim=dim))
+    compare(sampled_aggregate, make_inputs(height=3, width=18, dim=dim)[2:])
+
+
+@pytest.mark.parametrize("dim", [5, 16, 64])
+def test_bfloat16_is_stored_only(target, dim):
+    # Computed in float32: what is left is the rounding of the results to 8 bits.
+    compare(sampled_attention, make_inputs(dim=dim, dtype=torch.bfloat16), tolerance=2**-8)
+    compare(sampled_aggregate, make_inputs(dim=dim, dtype=torch.bfloat16)[2:], tolerance=2**-8)
+    query, key, value, offset, bias = make_inputs(dim=dim, dtype=torch.bfloat16)
+    out = sampled_attention(query, key, value, offset, bias, backend="native")
+    exact = sampled_attention(*(x.float() for x in (query, key, value)), offset, bias, backend="reference")
+    # To the nearest, not down: the error is centred.
+    assert (out.float() - exact).mean().abs() < 0.1 * (out.float() - exact).abs().mean()
+
+
+def test_bfloat16_keeps_what_is_not_finite(target):
+    value = torch.tensor([math.inf, -math.inf, math.nan, 3.4e38] * 4).to(torch.bfloat16).view(1, 1, 1, 1, 16)
+    offset, weight = torch.zeros(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1)
+    out = sampled_aggregate(value, offset, weight, kernel_size=1, backend="native")
+    assert torch.equal(out.float().nan_to_num(nan=7.0), value.float().nan_to_num(nan=7.0))
+
+
+@pytest.mark.parametrize("kernel_size", [1, 5, 7])
+def test_other_numbers_of_nodes(target, kernel_size):
+    inputs = make_inputs(nodes=kernel_size**2)
+    compare(sampled_attention, inputs, kernel_size=kernel_size)
+
+
+def test_any_strides(target):
+    query, key, value, offset, bias = make_inputs(height=6, width=5)
+    variants = [
+        query.transpose(1, 2).contiguous().transpose(1, 2),  # rows of the map lie apart
+        key.transpose(3, 4).contiguous().transpose(3, 4),  # channels lie apart
+        value.permute(3, 0, 4, 1, 2).contiguous().permute(1, 3, 4, 0, 2),
+        offset.flip(-1).flip(-1),
+        bias[..., :1].expand(bias.shape),
+    ]
+    compare(sampled_attention, variants)
+    tall, wide = (torch.randn(1, *size, 3, 1, 16).unbind(3) for size in ((5, 1), (1, 5)))
+    compare(sampled_attention, [*tall, *make_inputs(1, 5, 1, 1)[3:]])
+    compare(sampled_attention, [*wide, *make_inputs(1, 1, 5, 1)[3:]])
+    compare(sampled_aggregate, [value[:1, :, :, :1].expand(value.shape), offset, bias])
+
+
+def test_a_node_that_is_left_out(target):
+    query, key, value, offset, bias = make_inputs()
+    bias[..., 3:] = -math.inf
+    compare(sampled_attention, [query, key, value, offset, bias])
+    bias[..., 0] = 300.0  # far above the rest: the softmax must not overflow
+    compare(sampled_attention, [query, key, value, offset, bias])
+
+
+@pytest.mark.parametrize("walk", [math.nan, math.inf, -math.inf, 1e9, -1e30])
+def test_walks_to_nowhere_read_nothing(target, walk):
+    query, key, value, offset, bias = make_inputs()
+    offset[:] = walk
+    for backend in ("native", "reference"):
+        out = sampled_attention(query, key, value, offset, bias, backend=backend)
+        assert torch.equal(out, torch.zeros_like(out)), backend
+
+
+def test_what_is_not_finite_stays_where_it_is_read(target):
+    _, _, value, offset, weight = make_inputs(height=9, width=9, spread=0.0)
+    value = value.clone()
+    value[0, 0, 0] = math.nan
+    got, want = (sampled_aggregate(value, offset + 0.5, weight, backend=x) for x in ("native", "reference"))
+    assert torch.equal(got.isnan(), want.isnan())
+    assert got.isnan().any()
+
+
+def test_empty_batch(target):
+    assert sampled_attention(*make_inputs(batch=0), backend="native").shape == (0, 5, 7, 2, 16)
+    inputs = [x.requires_grad_() for x in make_inputs(batch=0)[2:]]
+    sampled_aggregate(*inputs, backend="native").sum().backward()
+    assert inputs[1].grad.shape == inputs[1].shape
+
+
+# ------------------------------------------------------------------------------------------------ relative position
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("tables", ["both", "rows", "columns"])
+@pytest.mark.parametrize("dim", [3, 16, 64])
+def test_position_scores(target, mirrored, tables, dim):
+    height, width = (11, 11) if mirrored else (4, 19)
+    query = torch.randn(2, height, width, 3, 2, dim).unbind(3)[1]
+    rows = torch.randn(height + 8, dim) if tables != "columns" else None
+    columns = torch.randn(width + 8, dim) if tables != "rows" else None
+    compare(position_scores, [query, rows, columns], mirrored=mirrored)
+
+
+def test_position_scores_by_hand():
+    query, rows, columns = torch.randn(1, 3, 3, 1, 2), torch.randn(3 + 3, 2), torch.randn(3 + 3, 2)
+    plain = position_scores(query, rows, columns, nodes=4)
+    mirrored = position_scores(query, rows, columns, nodes=4, mirrored=True)
+    for y in range(3):
+        for x in range(3):
+            for s in range(4):
+                along_width = query[0, y, x, 0] @ columns[2 - x + s]
+                upright = along_width + query[0, y, x, 0] @ rows[2 - y + s]
+                torch.testing.assert_close(plain[0, y, x, 0, s], upright)
+                crossed = along_width + query[0, x, y, 0] @ rows[2 - x + s]
+                torch.testing.assert_close(mirrored[0, y, x, 0, s], crossed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"rows": torch.zeros(12, 4)}, ValueError, "rows must have the shape (13, 4), got (12, 4)"),
+        ({"columns": torch.zeros(13, 3)}, ValueError, "columns must have the shape (14, 4), got (13, 3)"),
+        ({"rows": torch.zeros(13, 4).long()}, TypeError, "rows must be of floating point, got torch.int64"),
+        ({"nodes": 0}, ValueError, "nodes must be a whole number of at least 1, got 0"),
+        ({"mirrored": True}, ValueError, "mirrored needs a square map, got 5 x 6"),
+        ({"backend": "triton"}, RuntimeError, "position_scores has the backends reference and native"),
+        ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ],
+)
+def test_position_scores_says_what_is_wrong(arguments, error, words):
+    with pytest.raises(error) as caught:
+        position_scores(torch.zeros(1, 5, 6, 1, 4), **arguments)
+    assert words in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------- threads
+
+
+def everything(batch, height, width, heads, dim):
+    query, key, value, offset, bias = (
+        x.requires_grad_() for x in make_inputs(batch, height, width, heads, dim, shared=heads > 1)
+    )
+    rows, columns = (torch.randn(size + 8, dim, requires_grad=True) for size in (height, width))
+    leaves = [query, key, value, offset, bias, rows, columns]
+    out = sampled_attention(query, key, value, offset, bias + position_scores(query, rows, columns))
+    out = out + sampled_aggregate(value, offset, bias)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+
+
+@needs_library
+@pytest.mark.parametrize("sizes", [(1, 24, 40, 1, 64), (1, 17, 30, 3, 24), (2, 12, 50, 2, 128)])
+def test_any_number_of_threads_gives_the_same_bits(sizes):
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 8, 33, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(1)
+            results.append(everything(*sizes))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_library
+def test_calls_from_many_python_threads():
+    inputs = make_inputs(1, 20, 30, 2, 32)
+    expected = sampled_attention(*inputs, backend="native")
+    wrong = []
+
+    def call():
+        for _ in range(5):
+            if not torch.equal(sampled_attention(*inputs, backend="native"), expected):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=call) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+# ------------------------------------------------------------------------------------------------ PyTorch operators
+
+
+def operators(dtype=torch.float32):
+    query, key, value, offset, bias = (x.requires_grad_() for x in make_inputs(1, 3, 4, 2, 5, dtype=dtype))
+    attention = (0.5, 3, 1, "native")
+    log_sum = torch.zeros(value.shape[:4])
+    grad_out, scores = torch.randn_like(value), torch.randn(bias.shape)
+    rows = torch.randn(3 + 8, 5, requires_grad=True)
+    maps = [x.detach() for x in (query, key, value, offset)]
+    ops = torch.ops.dgmn
+    return [
+        (ops.sampled_attention, (query, key, value, offset, bias, *attention)),
+        (ops.sampled_attention, (query, key, value, offset[..., :1, :, :].detach(), None, *attention)),
+        (ops.sampled_attention_backward, (grad_out, *maps, bias.detach(), log_sum, *attention)),
+        (ops.sampled_attention_backward, (grad_out, *maps, None, log_sum, *attention)),
+        (ops.sampled_aggregate, (value, offset, bias, 3, 1, "native")),
+        (ops.sampled_aggregate_backward, (grad_out, value.detach(), offset.detach(), scores, 3, 1, "native")),
+        (ops.position_scores, (query, rows, None, False, 9)),
+        (ops.position_scores_backward, (scores, query.detach(), None, torch.randn(4 + 8, 5), False)),
+    ]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype):
+    for operator, arguments in operators(dtype):
+        outcome = torch.library.opcheck(operator.default, arguments, raise_exception=True)
+        assert set(outcome.values()) == {"SUCCESS"}
+
+
+@needs_library
+def test_saved_for_backward_are_the_inputs_and_one_number_a_node():
+    inputs = [x.requires_grad_() for x in make_inputs(1, 8, 8, 2, 16)]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        sampled_attention(*inputs, backend="native")
+    assert sorted(saved) == sorted([*(x.numel() for x in inputs), 8 * 8 * 2])
+
+
+@needs_library
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_to_one_graph_with_gradients(dynamic):
+    torch._dynamo.reset()
+    attention = torch.compile(sampled_attention, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for height in (4, 6, 7):
+        inputs = [x.requires_grad_() for x in make_inputs(height=height)]
+        out, expected = attention(*inputs), sampled_attention(*inputs, backend="native")
+        assert torch.equal(out, expected)
+        got, want = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, expected))
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@needs_library
+def test_exports_with_any_size():
+    class Layer(torch.nn.Module):
+        def forward(self, query, key, value, offset, bias):
+            return sampled_attention(query, key, value, offset, bias)
+
+    batch, height, width = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "height", "width"))
+    sizes = tuple({0: batch, 1: height, 2: width} for _ in range(5))
+    program = torch.export.export(Layer(), tuple(make_inputs()), dynamic_shapes=sizes)
+    called = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    assert called["dgmn.sampled_attention.default"] == 1
+    inputs = make_inputs(3, 8, 6)
+    assert torch.equal(program.module()(*inputs), sampled_attention(*inputs))
+
+
+@needs_library
+def test_costs_are_those_of_the_reference():
+    def count(backend, function, *inputs):
+        with FlopCounterMode(display=False) as counter:
+            out = function(*inputs, backend=backend)
+            forward = counter.get_total_flops()
+            out.sum().backward()
+        return forward, counter.get_total_flops()
+
+    inputs = [x.requires_grad_() for x in make_inputs(1, 6, 6)]
+    tables = [torch.randn(14, 16, requires_grad=True) for _ in range(2)]
+    for function, arguments in (
+        (sampled_attention, inputs),
+        (sampled_aggregate, inputs[2:]),
+        (position_scores, [inputs[0], *tables]),
+        (position_scores, [inputs[0], tables[0]]),
+    ):
+        assert count("native", function, *arguments) == count("reference", function, *arguments)
+
+
+# ---------------------------------------------------------------------------------------------- choice of the backend
+
+
+def test_without_the_library_plain_pytorch_runs_and_says_so(monkeypatch):
+    monkeypatch.setattr(native, "LIBRARY", None)
+    inputs = make_inputs()
+    with pytest.warns(UserWarning, match=r"its CPU kernels were not built.*Install a C\+\+ compiler"):
+        out = sampled_attention(*inputs)
+    assert torch.equal(out, sampled_attention(*inputs, backend="reference"))
+    with pytest.raises(RuntimeError, match=r"backend 'native' cannot run: the native library was not built"):
+        sampled_attention(*inputs, backend="native")
+    assert native.targets() == {}
+
+
+@needs_library
+def test_a_backend_that_cannot_run_says_why():
+    double = [x.double() for x in make_inputs()]
+    with pytest.raises(RuntimeError, match=r"'native' cannot run: it takes float32 and bfloat16, got torch.float64"):
+        sampled_attention(*double, backend="native")
+    with pytest.raises(RuntimeError, match=r"'native' cannot run: it has no dropout, got dropout_p = 0.1"):
+        sampled_attention(*make_inputs(), dropout_p=0.1, backend="native")
+    meta = [x.to("meta") for x in make_inputs()]
+    with pytest.raises(RuntimeError, match=r"'native' cannot run: it runs on the CPU, and the tensors are on meta"):
+        sampled_attention(*meta, backend="native")
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run: "):
+        sampled_aggregate(*double[2:], backend="triton")
+
+
+@needs_library
+def test_auto_takes_the_kernel_where_it_can(monkeypatch):
+    called = []
+    forward = native.attention_forward
+    monkeypatch.setattr(native, "attention_forward", lambda *x: called.append(x[2].dtype) or forward(*x))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        sampled_attention(*make_inputs(dtype=dtype))
+    sampled_attention(*make_inputs(), dropout_p=0.1)
+    assert called == [torch.float32, torch.bfloat16]
