@@ -220,7 +220,9 @@ static inline void corner_dots(
         for (int c = 0; c < corners; ++c)
             if (points.inside[e] >> c & 1) {
                 const T* m = m0 + corner_step(c, width) * map.step;
-                for (int v = 0; v < channels.count; ++v) dots[c] = Simd::fma(row[v], channels.load(m, v), dots[c]);
+                Vector dot = dots[c];
+                for (int v = 0; v < channels.count; ++v) dot = Simd::fma(row[v], channels.load(m, v), dot);
+                dots[c] = dot;
             }
     }
     Simd::sums(dots[0], dots[1], dots[2], dots[3], out);
@@ -428,30 +430,56 @@ static int aggregate_forward(
     return 0;
 }
 
-// What a point's coordinates change in sum_c weight_c * dots[c], added to the gradient of its walk.
-static inline void add_walk(const Points& points, int64_t e, const float* dots, float coefficient, float* walk) {
-    const float y = points.y[e], x = points.x[e];
-    walk[0] += coefficient * ((1.0f - x) * (dots[2] - dots[0]) + x * (dots[3] - dots[1]));
-    walk[1] += coefficient * ((1.0f - y) * (dots[1] - dots[0]) + y * (dots[3] - dots[2]));
+// sum_c weight_c * dots[c] of every node: what was sampled, times what the dots were taken with.
+static inline void interpolate(const Points& points, int64_t n, const float* DGMN_RESTRICT dots, float* DGMN_RESTRICT out) {
+    const float* DGMN_RESTRICT w0 = points.weight[0];
+    const float* DGMN_RESTRICT w1 = points.weight[1];
+    const float* DGMN_RESTRICT w2 = points.weight[2];
+    const float* DGMN_RESTRICT w3 = points.weight[3];
+#pragma omp simd
+    for (int64_t e = 0; e < n; ++e)
+        out[e] = w0[e] * dots[4 * e] + w1[e] * dots[4 * e + 1] + w2[e] * dots[4 * e + 2] + w3[e] * dots[4 * e + 3];
 }
 
-static inline float interpolated(const Points& points, int64_t e, const float* dots) {
-    return points.weight[0][e] * dots[0] + points.weight[1][e] * dots[1] + points.weight[2][e] * dots[2] +
-           points.weight[3][e] * dots[3];
+// The gradient of the same with respect to the points, times a coefficient of the node, added to `walk`.
+static inline void add_walks(
+    const Points& points, int64_t n, const float* DGMN_RESTRICT dots, const float* DGMN_RESTRICT coefficient,
+    float* DGMN_RESTRICT walk) {
+    const float* DGMN_RESTRICT y = points.y;
+    const float* DGMN_RESTRICT x = points.x;
+#pragma omp simd
+    for (int64_t e = 0; e < n; ++e) {
+        const float d0 = dots[4 * e], d1 = dots[4 * e + 1], d2 = dots[4 * e + 2], d3 = dots[4 * e + 3];
+        walk[2 * e] += coefficient[e] * ((1.0f - x[e]) * (d2 - d0) + x[e] * (d3 - d1));
+        walk[2 * e + 1] += coefficient[e] * ((1.0f - y[e]) * (d1 - d0) + y[e] * (d3 - d2));
+    }
 }
 
-// target row += coefficient * row at the corners of a node, for the vectors from v on.
-template <int NV, int N, class R>
+// One head of one image of the K numbers of each node; those of one position are adjacent.
+template <class F>
+static inline F* numbers(const DgmnProblem* problem, Block block, int64_t position, int64_t head, F* data) {
+    return data + flat(problem, block, position, head) * problem->kernel_size * problem->kernel_size;
+}
+
+// The sums of the heads that share their walks, to where the group has its own.
+static inline void store_walks(const DgmnProblem* problem, const Group& group, const float* walk, float* grad_offset) {
+    const int64_t size = 2 * problem->kernel_size * problem->kernel_size;
+    const int64_t first = group.block.image * problem->height * problem->width + group.block.first;
+    for (int64_t p = 0; p < group.block.count; ++p)
+        memcpy(grad_offset + ((first + p) * problem->offset_heads + group.index) * size, walk + p * size,
+               (size_t)size * sizeof(float));
+}
+
+// target += row times the scaled weights at the corners of a node, for the vectors from v on.
+template <int NV, int N>
 static inline void scatter_node(
-    const Channels<NV>& channels, const R& row, const Points& points, int64_t e, int64_t width, float coefficient,
-    float* target, int64_t step, int v) {
+    const Channels<NV>& channels, const Vector* row, const Points& points, int64_t e, int64_t width, float* target,
+    int64_t step, int v) {
     float* t0 = target + points.corner[e] * step;
     if (points.inside[e] == all_inside) {
         float *t1 = t0 + step, *t2 = t0 + width * step, *t3 = t2 + step;
-        const Vector w0 = Simd::set(coefficient * points.weight[0][e]);
-        const Vector w1 = Simd::set(coefficient * points.weight[1][e]);
-        const Vector w2 = Simd::set(coefficient * points.weight[2][e]);
-        const Vector w3 = Simd::set(coefficient * points.weight[3][e]);
+        const Vector w0 = Simd::set(points.scaled[0][e]), w1 = Simd::set(points.scaled[1][e]);
+        const Vector w2 = Simd::set(points.scaled[2][e]), w3 = Simd::set(points.scaled[3][e]);
         for (int i = 0; i < N; ++i) {
             channels.store(t0, v + i, Simd::fma(w0, row[i], channels.load(t0, v + i)));
             channels.store(t1, v + i, Simd::fma(w1, row[i], channels.load(t1, v + i)));
@@ -463,74 +491,78 @@ static inline void scatter_node(
     for (int c = 0; c < corners; ++c)
         if (points.inside[e] >> c & 1) {
             float* t = t0 + corner_step(c, width) * step;
-            const Vector w = Simd::set(coefficient * points.weight[c][e]);
+            const Vector w = Simd::set(points.scaled[c][e]);
             for (int i = 0; i < N; ++i) channels.store(t, v + i, Simd::fma(w, row[i], channels.load(t, v + i)));
         }
 }
 
-// The scatter of N vectors of one head of one image, by one thread, in the order of the blocks: no two threads
-// write to the same place, and the sums do not depend on their number. `other` (with its row and target) may be null.
+// What is scattered: rows of a map, each to the corners of its nodes with weights of theirs, times a common factor.
+struct Scattered {
+    const DgmnMap* map;
+    const float* weight;
+    float factor;
+    float* target;  // null: nothing
+};
+
+// The scatter of N vectors of one head of one image, by one thread, in the order of the blocks: no two threads write
+// to the same place, and the sums do not depend on their number.
 template <class T, int NV, int N>
 static void scatter(
-    const DgmnProblem* problem, int64_t image, int64_t head, int v, const float* offset, const DgmnMap* first,
-    const float* first_weight, float scale, float* first_grad, const DgmnMap* other, const float* other_weight,
-    float* other_grad, float* memory) {
+    const DgmnProblem* problem, int64_t image, int64_t head, int v, const float* offset, const Scattered* parts,
+    float* memory) {
     const Channels<NV> channels(problem->dim);
     const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
-    const int64_t positions = problem->height * width, step = problem->heads * problem->dim;
-    const int64_t blocks = blocks_in_image(problem);
+    const int64_t step = problem->heads * problem->dim, blocks = blocks_in_image(problem);
     const int64_t shared = problem->heads / problem->offset_heads;
-    const int64_t base = image * positions * step + head * problem->dim;
-    const Rows<T> rows(first, image, head), others(other ? other : first, image, head);
+    const int64_t base = image * problem->height * width * step + head * problem->dim;
     for (int64_t b = 0; b < blocks; ++b) {
         const Group group(problem, (image * blocks + b) * problem->offset_heads + head / shared);
         const Points points = points_of(problem, group, offset, memory);
-        for (int64_t p = 0; p < group.block.count; ++p) {
-            const int64_t position = group.block.first + p, index = flat(problem, group.block, p, head) * nodes;
-            Vector row[N], also[N];
-            for (int i = 0; i < N; ++i) row[i] = channels.load(rows.row(position), v + i);
-            for (int i = 0; i < N; ++i) also[i] = channels.load(others.row(position), v + i);
-            for (int64_t k = 0; k < nodes; ++k) {
-                const int64_t e = p * nodes + k;
-                scatter_node<NV, N>(channels, row, points, e, width, scale * first_weight[index + k],
-                                    first_grad + base, step, v);
-                if (other)
-                    scatter_node<NV, N>(channels, also, points, e, width, other_weight[index + k],
-                                        other_grad + base, step, v);
+        const int64_t n = group.block.count * nodes;
+        for (int i = 0; i < 2 && parts[i].target; ++i) {
+            const Scattered part = parts[i];
+            const Rows<T> rows(part.map, image, head);
+            float* DGMN_RESTRICT weight = points.room;
+            for (int64_t p = 0; p < group.block.count; ++p) {
+                const float* own = numbers(problem, group.block, p, head, part.weight);
+                for (int64_t k = 0; k < nodes; ++k) weight[p * nodes + k] = part.factor * own[k];
+            }
+            points.scale(0, n, weight);
+            for (int64_t p = 0, e = 0; p < group.block.count; ++p) {
+                Vector row[N];
+                for (int j = 0; j < N; ++j) row[j] = channels.load(rows.row(group.block.first + p), v + j);
+                for (int64_t k = 0; k < nodes; ++k, ++e)
+                    scatter_node<NV, N>(channels, row, points, e, width, part.target + base, step, v);
             }
         }
     }
 }
 
 template <class T, bool WHOLE>
-static int scatter_all(
-    const DgmnProblem* problem, const float* offset, const DgmnMap* first, const float* first_weight, float scale,
-    float* first_grad, const DgmnMap* other, const float* other_weight, float* other_grad) {
+static int scatter_all(const DgmnProblem* problem, const float* offset, const Scattered* parts) {
     const int64_t heads = problem->batch * problem->heads;
     const int count = Channels<0>(problem->dim).count;
-    // Few heads and many threads: cut the channels, down to four units a thread or to single vectors.
+    // Cut the channels, down to single vectors, until no thread is left without work.
     int run = WHOLE && count % 4 == 0 ? 4 : WHOLE && count % 2 == 0 ? 2 : 1;
-    while (run > 1 && heads * (count / run) < 4 * problem->threads) run /= 2;
-    const int64_t cuts = count / run, units = heads * cuts;
-    const int threads = threads_of(problem, units);
-    float* memory = room_for(problem, threads, 0);
+    int64_t units = heads * (count / run);
+    while (run > 1 && (units < problem->threads || (units % problem->threads && units < 4 * problem->threads)))
+        run /= 2, units *= 2;
+    const int64_t cuts = count / run;
+    const int threads = threads_of(problem, units), room = 1;
+    float* memory = room_for(problem, threads, room);
     if (!memory) return 1;
     const int64_t nodes = problem->kernel_size * problem->kernel_size;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t unit = 0; unit < units; ++unit) {
-        float* own = memory + omp_get_thread_num() * Points::floats(nodes, 0);
+        float* own = memory + omp_get_thread_num() * Points::floats(nodes, room);
         const int64_t image = unit / cuts / problem->heads, head = unit / cuts % problem->heads;
         const int v = (int)(unit % cuts) * run;
-#define DGMN_SCATTER(N)                                                                                       \
-    scatter<T, WHOLE ? MANY : 0, N>(problem, image, head, v, offset, first, first_weight, scale, first_grad, other,         \
-                      other_weight, other_grad, own)
         if (WHOLE && run == 4)
-            DGMN_SCATTER(WHOLE ? 4 : 1);
+            scatter<T, WHOLE ? MANY : 0, WHOLE ? 4 : 1>(problem, image, head, v, offset, parts, own);
         else if (WHOLE && run == 2)
-            DGMN_SCATTER(WHOLE ? 2 : 1);
+            scatter<T, WHOLE ? MANY : 0, WHOLE ? 2 : 1>(problem, image, head, v, offset, parts, own);
         else
-            DGMN_SCATTER(1);
-#undef DGMN_SCATTER
+            scatter<T, WHOLE ? MANY : 0, 1>(problem, image, head, v, offset, parts, own);
     }
     free(memory);
     return 0;
@@ -544,7 +576,7 @@ static int attention_backward(
     const Channels<NV> channels(problem->dim);
     const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
     const int64_t units = problem->batch * blocks_in_image(problem) * problem->offset_heads;
-    const int threads = threads_of(problem, units), room = 10;
+    const int threads = threads_of(problem, units), room = 12;
     float* memory = room_for(problem, threads, room);
     if (!memory) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -556,46 +588,48 @@ static int attention_backward(
         const int64_t n = block.count * nodes;
         float* DGMN_RESTRICT weight = points.room;
         float* DGMN_RESTRICT change = weight + block_size * nodes;
-        float* key_dots = change + block_size * nodes;
-        float* value_dots = key_dots + block_size * nodes * corners;
+        float* walk = change + block_size * nodes;
+        float* key_dots = walk + 2 * block_size * nodes;
+        float* value_dots = key_dots + corners * block_size * nodes;
+        memset(walk, 0, (size_t)(2 * n) * sizeof(float));
         for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
             const Rows<T> queries(query, block.image, head), keys(key, block.image, head);
             const Rows<T> values(value, block.image, head), grads(grad_out, block.image, head);
             for (int64_t p = 0, e = 0; p < block.count; ++p) {
                 const Row<T, NV> q(channels, queries.row(block.first + p));
-                for (int64_t k = 0; k < nodes; ++k, ++e) {
+                for (int64_t k = 0; k < nodes; ++k, ++e)
                     corner_dots(channels, q, keys, points, e, width, key_dots + e * corners);
-                    weight[e] = interpolated(points, e, key_dots + e * corners);
-                }
             }
+            interpolate(points, n, key_dots, weight);
             softmax(problem, block, head, scale, bias, weight, 0);
-            for (int64_t p = 0; p < block.count; ++p) {
-                const int64_t index = flat(problem, block, p, head);
+            for (int64_t p = 0, e = 0; p < block.count; ++p) {
                 const Row<T, NV> g(channels, grads.row(block.first + p));
-                float mean = 0.0f;
-                for (int64_t k = 0, e = p * nodes; k < nodes; ++k, ++e) {
+                for (int64_t k = 0; k < nodes; ++k, ++e)
                     corner_dots(channels, g, values, points, e, width, value_dots + e * corners);
-                    change[e] = interpolated(points, e, value_dots + e * corners);
-                    mean += weight[e] * change[e];
-                }
-                float* walk = grad_offset + (((block.image * problem->height * width + block.first + p) *
-                                              problem->offset_heads + group.index) * nodes) * 2;
-                for (int64_t k = 0, e = p * nodes; k < nodes; ++k, ++e, walk += 2) {
-                    change[e] = weight[e] * (change[e] - mean);
-                    affinity[index * nodes + k] = weight[e];
-                    grad_bias[index * nodes + k] = change[e];
-                    change[e] *= scale;
-                    if (head == group.first_head) walk[0] = walk[1] = 0.0f;
-                    add_walk(points, e, value_dots + e * corners, weight[e], walk);
-                    add_walk(points, e, key_dots + e * corners, change[e], walk);
-                }
-                points.scale(p * nodes, nodes, change + p * nodes);
-                sampled_sum(channels, keys, points, p * nodes, nodes, width, (T*)grad_query + index * problem->dim);
             }
+            interpolate(points, n, value_dots, change);
+            for (int64_t p = 0; p < block.count; ++p) {
+                float* DGMN_RESTRICT own = change + p * nodes;
+                const float* DGMN_RESTRICT own_weight = weight + p * nodes;
+                float* DGMN_RESTRICT to_bias = numbers(problem, block, p, head, grad_bias);
+                float mean = 0.0f;
+                for (int64_t k = 0; k < nodes; ++k) mean += own_weight[k] * own[k];
+                for (int64_t k = 0; k < nodes; ++k) to_bias[k] = own[k] = own_weight[k] * (own[k] - mean);
+                for (int64_t k = 0; k < nodes; ++k) own[k] *= scale;
+                memcpy(numbers(problem, block, p, head, affinity), own_weight, (size_t)nodes * sizeof(float));
+            }
+            add_walks(points, n, value_dots, weight, walk);
+            add_walks(points, n, key_dots, change, walk);
+            points.scale(0, n, change);
+            for (int64_t p = 0; p < block.count; ++p)
+                sampled_sum(channels, keys, points, p * nodes, nodes, width,
+                            (T*)grad_query + flat(problem, block, p, head) * problem->dim);
         }
+        store_walks(problem, group, walk, grad_offset);
     }
     free(memory);
-    return scatter_all<T, NV != 0>(problem, offset, query, grad_bias, scale, grad_key, grad_out, affinity, grad_value);
+    const Scattered parts[] = {{query, grad_bias, scale, grad_key}, {grad_out, affinity, 1.0f, grad_value}};
+    return scatter_all<T, NV != 0>(problem, offset, parts);
 }
 
 template <class T, int NV>
@@ -605,34 +639,40 @@ static int aggregate_backward(
     const Channels<NV> channels(problem->dim);
     const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
     const int64_t units = problem->batch * blocks_in_image(problem) * problem->offset_heads;
-    const int threads = threads_of(problem, units);
-    float* memory = room_for(problem, threads, 0);
+    const int threads = threads_of(problem, units), room = 8;
+    float* memory = room_for(problem, threads, room);
     if (!memory) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t unit = 0; unit < units; ++unit) {
         const Group group(problem, unit);
         const Block block = group.block;
-        float* own = memory + omp_get_thread_num() * Points::floats(nodes, 0);
+        float* own = memory + omp_get_thread_num() * Points::floats(nodes, room);
         const Points points = points_of(problem, group, offset, own);
+        const int64_t n = block.count * nodes;
+        float* given = points.room;
+        float* sampled = given + block_size * nodes;
+        float* walk = sampled + block_size * nodes;
+        float* dots = walk + 2 * block_size * nodes;
+        memset(walk, 0, (size_t)(2 * n) * sizeof(float));
         for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
             const Rows<T> values(value, block.image, head), grads(grad_out, block.image, head);
-            for (int64_t p = 0; p < block.count; ++p) {
-                const int64_t index = flat(problem, block, p, head) * nodes;
+            const size_t size = (size_t)nodes * sizeof(float);
+            for (int64_t p = 0, e = 0; p < block.count; ++p) {
                 const Row<T, NV> g(channels, grads.row(block.first + p));
-                float* walk = grad_offset + (((block.image * problem->height * width + block.first + p) *
-                                              problem->offset_heads + group.index) * nodes) * 2;
-                for (int64_t k = 0, e = p * nodes; k < nodes; ++k, ++e, walk += 2) {
-                    float dots[corners];
-                    corner_dots(channels, g, values, points, e, width, dots);
-                    grad_weight[index + k] = interpolated(points, e, dots);
-                    if (head == group.first_head) walk[0] = walk[1] = 0.0f;
-                    add_walk(points, e, dots, weight[index + k], walk);
-                }
+                for (int64_t k = 0; k < nodes; ++k, ++e)
+                    corner_dots(channels, g, values, points, e, width, dots + e * corners);
+                memcpy(given + p * nodes, numbers(problem, block, p, head, weight), size);
             }
+            interpolate(points, n, dots, sampled);
+            for (int64_t p = 0; p < block.count; ++p)
+                memcpy(numbers(problem, block, p, head, grad_weight), sampled + p * nodes, size);
+            add_walks(points, n, dots, given, walk);
         }
+        store_walks(problem, group, walk, grad_offset);
     }
     free(memory);
-    return scatter_all<T, NV != 0>(problem, offset, grad_out, weight, 1.0f, grad_value, 0, 0, 0);
+    const Scattered parts[] = {{grad_out, weight, 1.0f, grad_value}, {0, 0, 0.0f, 0}};
+    return scatter_all<T, NV != 0>(problem, offset, parts);
 }
 
 #include "position.h"
