@@ -382,7 +382,7 @@ static int attention_forward(
         for (int64_t head = group.first_head; head < group.first_head + group.heads; ++head) {
             const Rows<T> queries(query, block.image, head), keys(key, block.image, head);
             const Rows<T> values(value, block.image, head);
-            Vector dots[4];
+            Vector dots[4] = {Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f)};
             for (int64_t p = 0, e = 0; p < block.count; ++p) {
                 const Row<T, NV> q(channels, queries.row(block.first + p));
                 for (int64_t k = 0; k < nodes; ++k, ++e) {

@@ -19,7 +19,7 @@ static int position_forward(
     for (int64_t line = 0; line < lines; ++line) {
         const int64_t image = line / height, y = line % height;
         float* out = scores + line * width * problem->heads * nodes;
-        Vector dots[4];
+        Vector dots[4] = {Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f)};
         int64_t e = 0;
         for (int64_t x = 0; x < width; ++x) {
             const float* column = column_table ? column_table + (width - 1 - x) * dim : 0;

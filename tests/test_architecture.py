@@ -24,7 +24,7 @@ ONLY_IN = {
     "gradio": ("app.py",),
     "ctypes": ("ops/native.py", "bench/measure.py"),
     "triton": ("ops/triton_kernels.py",),
-    "matplotlib": ("bench/charts.py",),
+    "matplotlib": ("bench/charts.py", "bench/report.py"),
     "onnx": ("export.py",),
     "onnxscript": ("export.py",),
     "onnxruntime": ("export.py",),
