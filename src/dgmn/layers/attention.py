@@ -177,11 +177,11 @@ class DGMN2Mlp(Mlp):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = max(_HIDDEN * torch.get_num_threads() // self.fc1.out_features, 1)
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        if traced or torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[:-1].numel() <= rows:
+        if traced or torch.is_grad_enabled() or x.device.type != "cpu":
             out: Tensor = super().forward(x)
             return out
+        rows = max(_HIDDEN * torch.get_num_threads() // self.fc1.out_features, 1)
         parts = torch.split(x.flatten(0, -2), rows)
         return torch.cat([super(DGMN2Mlp, self).forward(part) for part in parts]).view_as(x)
 
