@@ -10,8 +10,9 @@ from dgmn.errors import InputError
 
 # Where the official repositories keep the backbone: classification; mmdet and mmseg; Deformable DETR; detectron2.
 OFFICIAL_PREFIXES = ("backbone.bottom_up.", "backbone.0.", "backbone.", "")
-# Where our own files keep the network: a LightningModule and timm's feature extractor have it under `model.`.
-OWN_PREFIXES = ("model.model.", "model.", "")
+# Where our own files keep the network: a LightningModule and timm's feature extractor have it under `model.`,
+# segmenters and detectors have that under `backbone.`.
+OWN_PREFIXES = ("model.backbone.model.", "backbone.model.", "model.model.", "model.", "")
 
 _Rule = tuple[str, Callable[[re.Match[str]], str]]
 _OFFICIAL_RULES: tuple[_Rule, ...] = (
@@ -33,6 +34,24 @@ _OFFICIAL_RULES: tuple[_Rule, ...] = (
     ),
     (r"head\.(\w+)", lambda m: f"head.{m[1]}"),
 )
+# mmseg's neck and decode heads. In our heads a convolution's parts are 0 (itself) and 1 (its batch norm).
+_SEGMENTER_RULES: tuple[_Rule, ...] = (
+    (r"neck\.lateral_convs\.(\d)\.conv\.(\w+)", lambda m: f"head.pyramid.inner_blocks.{m[1]}.0.{m[2]}"),
+    (r"neck\.fpn_convs\.(\d)\.conv\.(\w+)", lambda m: f"head.pyramid.layer_blocks.{m[1]}.0.{m[2]}"),
+    (
+        r"decode_head\.scale_heads\.(\d)\.(\d)\.(conv|bn)\.(\w+)",
+        lambda m: f"head.levels.{m[1]}.{m[2]}.{int(m[3] == 'bn')}.{m[4]}",
+    ),
+    (
+        r"decode_head\.(conv|syncbn_fc)_(\d)\.(\w+)",
+        lambda m: f"head.convs.{m[2]}.{int(m[1] == 'syncbn_fc')}.{m[3]}",
+    ),
+    (
+        r"decode_head\.mlahead\.head([2-5])\.([0134])\.(\w+)",
+        lambda m: f"head.branches.{int(m[1]) - 2}.{int(m[2]) // 3}.{int(m[2]) % 3}.{m[3]}",
+    ),
+    (r"decode_head\.conv_seg\.(\w+)", lambda m: f"head.classifier.{m[1]}"),
+)
 
 
 def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,15 +60,31 @@ def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         InputError (a ValueError): a name that the official network does not have.
     """
+    return _renamed(state_dict, _OFFICIAL_RULES, "network")
+
+
+def segmenter_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the official segmenters (mmseg 0.16: Semantic FPN, SETR-Naive, -PUP, -MLA) to ours.
+
+    Raises:
+        InputError (a ValueError): a name that no official segmenter has.
+    """
+    inner, _ = _under(state_dict, "backbone.")
+    outer = {key: tensor for key, tensor in state_dict.items() if not key.startswith("backbone.")}
+    mapped = {f"backbone.model.{key}": tensor for key, tensor in dgmn2_from_official(inner).items()}
+    return mapped | _renamed(outer, _SEGMENTER_RULES, "segmenters")
+
+
+def _renamed(state_dict: Mapping[str, Tensor], rules: tuple[_Rule, ...], whose: str) -> dict[str, Tensor]:
     mapped: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
-        for pattern, replacement in _OFFICIAL_RULES:
+        for pattern, replacement in rules:
             match = re.fullmatch(pattern, key)
             if match:
                 mapped[replacement(match)] = tensor
                 break
         else:
-            raise InputError(f"unknown key {key!r}: not a name of the official DGMN2 network")
+            raise InputError(f"unknown key {key!r}: not a name of the official DGMN2 {whose}")
     return mapped
 
 
@@ -110,6 +145,8 @@ def _find_network(
     state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """The part of a state dict that holds the network, where it was, and the other names."""
+    if "backbone.patch_embed1.conv1.weight" in state_dict and "head.classifier.weight" in expected:
+        return segmenter_from_official(state_dict), "official segmenter", ()
     for prefix in OFFICIAL_PREFIXES:
         if f"{prefix}patch_embed1.conv1.weight" in state_dict and "patch_embed1.conv1.weight" not in expected:
             inner, elsewhere = _under(state_dict, prefix)

@@ -1,0 +1,219 @@
+"""From an image of any size to a label of every pixel: whole or by windows, at several scales, mirrored."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgmn.errors import InputError
+
+_Part = tuple[int, int]  # from, to
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image is predicted.
+
+    Attributes:
+        mode: "whole" gives the network the whole image; "slide" windows of it, whose logits are averaged where they
+            overlap, so that memory does not grow with the image.
+        crop: side of a window; an image smaller than that is one window.
+        stride: distance of the windows.
+        scales: sizes of the image relative to its own; the probabilities of all are averaged.
+        flip: average also over the mirrored image.
+        fit: (height, width) that the image is resized into before `scales`, keeping its shape; None for its own size.
+            The original evaluation of Cityscapes is (1025, 2049).
+        batch_size: windows that the network gets at a time.
+        tile: side of the part of the image that is predicted at a time in "slide", which bounds the memory.
+
+    Source: the definitions of mmseg's `slide_inference` and `aug_test`.
+    """
+
+    mode: Literal["whole", "slide"] = "whole"
+    crop: int = 769
+    stride: int = 513
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    fit: tuple[int, int] | None = None
+    batch_size: int = 2
+    tile: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("whole", "slide"):
+            raise InputError(f'inference.mode must be "whole" or "slide", got {self.mode!r}')
+        if not 1 <= self.stride <= self.crop:
+            raise InputError(f"inference.stride must be in 1..crop ({self.crop}), got {self.stride}")
+        if not self.scales or min(self.scales) <= 0:
+            raise InputError(f"inference.scales must be one or more numbers above 0, got {list(self.scales)}")
+        if self.batch_size < 1 or self.tile < 1:
+            raise InputError(
+                f"inference: batch_size and tile must be at least 1, got {self.batch_size} and {self.tile}"
+            )
+        if self.fit is not None and min(self.fit) < 1:
+            raise InputError(f"inference.fit must be a height and a width of at least 1, got {list(self.fit)}")
+
+
+PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""Of the paper's multi-scale evaluation, with `flip`."""
+
+
+@torch.no_grad()
+def predict_labels(network: Callable[[Tensor], Tensor], image: Tensor, inference: Inference = Inference()) -> Tensor:  # noqa: B008
+    """The most probable class of every pixel.
+
+    Args:
+        network: (B, 3, h, w) to logits (B, classes, h, w); in evaluation mode.
+        image: (3, H, W), normalised, on the network's device.
+        inference: how.
+
+    Returns:
+        (H, W), uint8, on the CPU.
+    """
+    labels = torch.empty(image.shape[-2:], dtype=torch.uint8)
+    for rows, columns, probabilities in _parts(network, image, inference):
+        labels[slice(*rows), slice(*columns)] = probabilities.argmax(0).to(torch.uint8).cpu()
+    return labels
+
+
+@torch.no_grad()
+def predict_probabilities(
+    network: Callable[[Tensor], Tensor],
+    image: Tensor,
+    inference: Inference = Inference(),  # noqa: B008
+) -> Tensor:
+    """The probability of every class at every pixel; see [`predict_labels`][dgmn.segmentation.predict_labels].
+
+    Returns:
+        (classes, H, W), float32, on the image's device. Needs memory for all of it.
+    """
+    out = None
+    for rows, columns, probabilities in _parts(network, image, inference):
+        if out is None:
+            out = probabilities.new_empty((len(probabilities), *image.shape[-2:]))
+        out[:, slice(*rows), slice(*columns)] = probabilities
+    assert out is not None
+    return out
+
+
+def _parts(
+    network: Callable[[Tensor], Tensor], image: Tensor, inference: Inference
+) -> Iterator[tuple[_Part, _Part, Tensor]]:
+    """Parts of the image, rows and columns, with their probabilities (classes, h, w)."""
+    if image.ndim != 3:
+        raise InputError(f"image: expected (3, H, W), got {tuple(image.shape)}")
+    height, width = image.shape[-2:]
+    tile = max(height, width) if inference.mode == "whole" else inference.tile
+    for rows, columns in product(_split(height, tile), _split(width, tile)):
+        total = None
+        for size in _sizes(height, width, inference):
+            # Resized anew for every tile: kept, the images of all scales would be what fills the memory.
+            scaled = image if size == (height, width) else _resize_image(image, size)
+            for mirrored in (False, True) if inference.flip else (False,):
+                part = _probabilities(network, scaled, (height, width), rows, columns, mirrored, inference)
+                total = part if total is None else total + part
+        assert total is not None
+        yield rows, columns, total / (len(inference.scales) * (1 + inference.flip))
+
+
+def _probabilities(
+    network: Callable[[Tensor], Tensor],
+    scaled: Tensor,
+    full: tuple[int, int],
+    rows: _Part,
+    columns: _Part,
+    mirrored: bool,
+    inference: Inference,
+) -> Tensor:
+    """Probabilities of a part of the image, from the image at one scale."""
+    if mirrored:
+        scaled = scaled.flip(-1)
+        columns = (full[1] - columns[1], full[1] - columns[0])
+    # The part of the scaled image that the part of the full one is interpolated from.
+    top, bottom = _source(rows, full[0], scaled.shape[-2])
+    left, right = _source(columns, full[1], scaled.shape[-1])
+    if inference.mode == "whole":
+        logits = network(scaled[None])[0].float()[:, top:bottom, left:right]
+    else:
+        logits = _slide(network, scaled, (top, bottom), (left, right), inference)
+    logits = _resize_part(logits, 1, top, rows, full[0], scaled.shape[-2])
+    logits = _resize_part(logits, 2, left, columns, full[1], scaled.shape[-1])
+    probabilities = logits.softmax(0)
+    return probabilities.flip(-1) if mirrored else probabilities
+
+
+def _slide(
+    network: Callable[[Tensor], Tensor], image: Tensor, rows: _Part, columns: _Part, inference: Inference
+) -> Tensor:
+    """The logits of a part of the image: the mean of all windows that reach into it."""
+    height, width = image.shape[-2:]
+    crop = (min(inference.crop, height), min(inference.crop, width))
+    windows = [
+        (y, x)
+        for y in _origins(height, crop[0], inference.stride)
+        for x in _origins(width, crop[1], inference.stride)
+        if y < rows[1] and y + crop[0] > rows[0] and x < columns[1] and x + crop[1] > columns[0]
+    ]
+    total = None
+    count = image.new_zeros((rows[1] - rows[0], columns[1] - columns[0]), dtype=torch.float32)
+    for start in range(0, len(windows), inference.batch_size):
+        batch = windows[start : start + inference.batch_size]
+        out = network(torch.stack([image[:, y : y + crop[0], x : x + crop[1]] for y, x in batch]))
+        if total is None:
+            total = torch.zeros((out.shape[1], *count.shape), dtype=torch.float32, device=out.device)
+        for (y, x), logits in zip(batch, out, strict=True):
+            top, bottom = max(y, rows[0]), min(y + crop[0], rows[1])
+            left, right = max(x, columns[0]), min(x + crop[1], columns[1])
+            here = (slice(top - rows[0], bottom - rows[0]), slice(left - columns[0], right - columns[0]))
+            total[:, *here] += logits[:, top - y : bottom - y, left - x : right - x]
+            count[here] += 1
+    assert total is not None
+    return total.div_(count)
+
+
+def _origins(size: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin: at multiples of the stride, the last moved back inside."""
+    steps = max(size - crop + stride - 1, 0) // stride + 1
+    return [min(i * stride, size - crop) for i in range(steps)]
+
+
+def _split(size: int, part: int) -> list[_Part]:
+    return [(start, min(start + part, size)) for start in range(0, size, part)]
+
+
+def _sizes(height: int, width: int, inference: Inference) -> list[tuple[int, int]]:
+    sizes = []
+    for scale in inference.scales:
+        if inference.fit is not None:
+            long, short = (scale * side for side in (max(inference.fit), min(inference.fit)))
+            scale = min(long / max(height, width), short / min(height, width))
+        sizes.append((max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))))
+    return sizes
+
+
+def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _source(part: _Part, full: int, scaled: int) -> _Part:
+    """The positions of the scaled axis that a part of the full one is interpolated from."""
+    if scaled == full:
+        return part
+    step = (scaled - 1) / (full - 1) if full > 1 else 0.0
+    return int(part[0] * step), min(int((part[1] - 1) * step) + 2, scaled)
+
+
+def _resize_part(x: Tensor, axis: int, start: int, part: _Part, full: int, scaled: int) -> Tensor:
+    """Bilinear with align_corners along one axis, of a part of a map that begins at `start` of the scaled axis."""
+    if scaled == full:
+        return x
+    step = (scaled - 1) / (full - 1) if full > 1 else 0.0
+    position = torch.arange(*part, device=x.device, dtype=torch.float64) * step
+    below = position.long().clamp(max=scaled - 1)
+    above = (below + 1).clamp(max=scaled - 1)
+    share = (position - below).to(x.dtype)
+    share = share[:, None] if axis == 1 else share
+    return torch.lerp(x.index_select(axis, below - start), x.index_select(axis, above - start), share)

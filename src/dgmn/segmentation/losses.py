@@ -1,0 +1,67 @@
+"""Losses of semantic segmentation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgmn.errors import InputError
+
+IGNORED = 255
+"""The value of a pixel without a label in masks."""
+
+
+@dataclass(frozen=True)
+class PixelLoss:
+    """Cross-entropy of pixels.
+
+    Attributes:
+        average: "all" divides by the number of all pixels, those without a label included, as the original training
+            does; "labelled" by that of the labelled ones, the usual mean.
+        hard_below: online hard example mining: count only pixels whose true class has less than this probability;
+            None counts all. The average is then over the pixels that count.
+        hard_share: with `hard_below`, at least this share of all pixels counts, those of the highest loss.
+
+    Source: Bootstrapping, as "Online Hard Example Mining" in Dynamic Graph Message Passing Networks, Table 13
+        (https://arxiv.org/abs/2209.09760).
+    """
+
+    average: Literal["all", "labelled"] = "all"
+    hard_below: float | None = None
+    hard_share: float = 1 / 16
+
+    def __post_init__(self) -> None:
+        if self.average not in ("all", "labelled"):
+            raise InputError(f'loss.average must be "all" or "labelled", got {self.average!r}')
+        if self.hard_below is not None and not 0 < self.hard_below <= 1:
+            raise InputError(f"loss.hard_below is a probability, above 0 and at most 1, got {self.hard_below}")
+        if not 0 <= self.hard_share <= 1:
+            raise InputError(f"loss.hard_share must be in 0..1, got {self.hard_share}")
+
+    def __call__(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """
+        Args:
+            logits: (B, classes, H, W).
+            masks: (B, H, W), whole numbers; 255 is no label.
+
+        Returns:
+            The loss; 0 where no pixel has a label.
+        """
+        if self.hard_below is None and self.average == "all":
+            # As a sum over a fixed number, a batch without labels has the loss 0 and not NaN.
+            return F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORED, reduction="sum") / masks.numel()
+        losses = F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORED, reduction="none")
+        counted = masks != IGNORED
+        if self.hard_below is not None:
+            counted = counted & self._hard(losses.detach(), counted, self.hard_below)
+        return (losses * counted).sum() / counted.sum().clamp(min=1)
+
+    def _hard(self, losses: Tensor, labelled: Tensor, hard_below: float) -> Tensor:
+        threshold = -torch.log(losses.new_tensor(hard_below))
+        least = min(int(self.hard_share * losses.numel()), int(labelled.sum()))
+        if least > 0:
+            easiest = losses[labelled].kthvalue(int(labelled.sum()) - least + 1).values
+            threshold = torch.minimum(threshold, easiest)
+        return losses >= threshold

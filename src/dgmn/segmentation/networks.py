@@ -1,0 +1,363 @@
+"""Semantic segmentation networks on any timm backbone: Semantic FPN and the three decoders of SETR."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+
+from dgmn.errors import InputError
+
+Upsampling = Literal["official", "undistorted"]
+
+
+class Segmenter(nn.Module):
+    """A backbone and a decode head, whose output is resized to the image.
+
+    Args:
+        backbone: gives a list of maps (B, C_i, H_i, W_i), the finest first.
+        head: takes that list, gives logits (B, classes, h, w).
+
+    Shape:
+        (B, 3, H, W), normalised, to logits (B, classes, H, W).
+    """
+
+    pretrained_cfg: ClassVar = {"classifier": "head.classifier"}  # what `load_checkpoint(reset_head=True)` leaves out
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _resize(self.head(self.backbone(images)), images.shape[-2:])
+
+    def no_weight_decay(self) -> set[str]:
+        names = getattr(getattr(self.backbone, "model", self.backbone), "no_weight_decay", None)
+        return set(names()) if callable(names) else set()
+
+
+class SemanticFPNHead(nn.Module):
+    """Feature pyramid, each level brought to the finest one's size by steps of two, summed, classified.
+
+    Args:
+        in_channels: of the backbone's maps, the finest first.
+        num_classes: outputs.
+        pyramid_channels: of the feature pyramid.
+        channels: of the levels' convolutions.
+        dropout: of whole channels before the classifier, in training.
+
+    Source: Panoptic Feature Pyramid Networks, section 3 (https://arxiv.org/abs/1901.02446), in the form of mmseg.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        pyramid_channels: int = 256,
+        channels: int = 128,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.pyramid = FeaturePyramidNetwork(list(in_channels), pyramid_channels)
+        self.levels = nn.ModuleList()
+        for level in range(len(in_channels)):
+            parts: list[nn.Module] = []
+            for i in range(max(1, level)):
+                parts.append(Conv2dNormActivation(pyramid_channels if i == 0 else channels, channels))
+                if level > 0:
+                    parts.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
+            self.levels.append(nn.Sequential(*parts))
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        pyramid = self.pyramid(OrderedDict((str(i), x) for i, x in enumerate(maps))).values()
+        levels = [level(x) for level, x in zip(self.levels, pyramid, strict=True)]
+        out = levels[0]
+        for x in levels[1:]:
+            out = out + _resize(x, out.shape[-2:])
+        logits: Tensor = self.classifier(self.dropout(out))
+        return logits
+
+
+class _SquareHead(nn.Module):
+    """What the three SETR decoders share: to which size they enlarge a map."""
+
+    def __init__(self, upsampling: Upsampling) -> None:
+        super().__init__()
+        if upsampling not in ("official", "undistorted"):
+            raise InputError(f'upsampling must be "official" or "undistorted", got {upsampling!r}')
+        self.upsampling = upsampling
+
+    def _size(self, x: Tensor, factor: int) -> tuple[int, int]:
+        height, width = x.shape[-2:]
+        return factor * (width if self.upsampling == "official" else height), factor * width
+
+
+class SETRNaiveHead(_SquareHead):
+    """A 1x1 convolution on the last map, its output enlarged at once.
+
+    Args:
+        in_channels: of the last map.
+        num_classes: outputs.
+        image_size: side of the square that the official form resizes to before the image's own size.
+        upsampling: see [`setr_naive`][dgmn.segmentation.setr_naive].
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, image_size: int = 769, upsampling: Upsampling = "official"
+    ) -> None:
+        super().__init__(upsampling)
+        self.image_size = image_size
+        self.classifier = nn.Conv2d(in_channels, num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        logits: Tensor = self.classifier(maps[-1])
+        return _resize(logits, (self.image_size, self.image_size)) if self.upsampling == "official" else logits
+
+
+class SETRPUPHead(_SquareHead):
+    """Progressive upsampling: three times a convolution and a doubling of the last map, classified, doubled.
+
+    Args:
+        in_channels: of the last map.
+        num_classes: outputs.
+        channels: of the convolutions.
+        upsampling: see [`setr_naive`][dgmn.segmentation.setr_naive].
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, channels: int = 256, upsampling: Upsampling = "official"
+    ) -> None:
+        super().__init__(upsampling)
+        widths = (in_channels, channels, channels, channels)
+        self.convs = nn.ModuleList(Conv2dNormActivation(a, b, bias=True) for a, b in pairwise(widths))
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        x = maps[-1]
+        for conv in self.convs:
+            x = conv(x)
+            x = _resize(x, self._size(x, 2))
+        logits: Tensor = self.classifier(x)
+        return _resize(logits, self._size(logits, 2))
+
+
+class SETRMLAHead(_SquareHead):
+    """Multi-level aggregation: two convolutions on each of four maps, enlarged to one size, concatenated, classified.
+
+    Args:
+        in_channels: of the maps, the finest first.
+        num_classes: outputs.
+        channels: of the convolutions.
+        image_size: side of the square that the official form resizes to before the image's own size.
+        upsampling: see [`setr_naive`][dgmn.segmentation.setr_naive].
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int = 128,
+        image_size: int = 769,
+        upsampling: Upsampling = "official",
+    ) -> None:
+        super().__init__(upsampling)
+        self.image_size = image_size
+        self.branches = nn.ModuleList(
+            nn.Sequential(Conv2dNormActivation(width, channels), Conv2dNormActivation(channels, channels))
+            for width in in_channels
+        )
+        self.classifier = nn.Conv2d(channels * len(in_channels), num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        # Four times the second map, which for the paper's strides 4, 8, 8, 8 is twice the first.
+        size = self._size(maps[1], 4)
+        levels = [_resize(branch(x), size) for branch, x in zip(self.branches, maps, strict=True)]
+        logits: Tensor = self.classifier(torch.cat(levels, 1))
+        return _resize(logits, (self.image_size, self.image_size)) if self.upsampling == "official" else logits
+
+
+def semantic_fpn(
+    backbone: str = "dgmn2_tiny",
+    num_classes: int = 19,
+    *,
+    pyramid_channels: int = 256,
+    channels: int = 128,
+    dropout: float = 0.1,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+) -> Segmenter:
+    """Semantic FPN, the paper's lightest segmenter (Table 11).
+
+    Args:
+        backbone: any of timm's networks that gives maps of several strides.
+        num_classes: outputs.
+        pyramid_channels: of the feature pyramid.
+        channels: of the head's convolutions.
+        dropout: of whole channels before the classifier.
+        pretrained: start the backbone from its published weights.
+        backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
+
+    Returns:
+        (B, 3, H, W) to logits (B, num_classes, H, W).
+
+    Raises:
+        InputError (a ValueError): a backbone that timm does not know or that gives no such maps.
+
+    Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760).
+    """
+    maps = _backbone(backbone, pretrained, backbone_args)
+    head = SemanticFPNHead(maps.feature_info.channels(), _classes(num_classes), pyramid_channels, channels, dropout)
+    return Segmenter(maps, head)
+
+
+def setr_naive(
+    backbone: str = "dgmn2_tiny",
+    num_classes: int = 19,
+    *,
+    upsampling: Upsampling = "official",
+    image_size: int = 769,
+    output_stride: int = 8,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+) -> Segmenter:
+    """SETR-Naive: one 1x1 convolution on the last map (Table 11).
+
+    Args:
+        backbone: any of timm's networks that takes this `output_stride`.
+        num_classes: outputs.
+        upsampling: "official" makes the prediction square and stretches it to the image, as the published weights
+            were trained: right for square crops only. "undistorted" keeps the image's shape; on square crops of
+            `image_size` the two agree.
+        image_size: side of the square of "official", the crop of the training.
+        output_stride: of the backbone's last map; the paper sets the strides of stages 3 and 4 to 1, which is 8.
+        pretrained: start the backbone from its published weights.
+        backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
+
+    Returns:
+        (B, 3, H, W) to logits (B, num_classes, H, W).
+
+    Raises:
+        InputError (a ValueError): a backbone that timm does not know or that takes no such stride.
+
+    Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760); SETR
+        (https://arxiv.org/abs/2012.15840).
+    """
+    maps = _backbone(backbone, pretrained, backbone_args, output_stride)
+    return Segmenter(maps, SETRNaiveHead(maps.feature_info.channels()[-1], _classes(num_classes), image_size, upsampling))
+
+
+def setr_pup(
+    backbone: str = "dgmn2_tiny",
+    num_classes: int = 19,
+    *,
+    upsampling: Upsampling = "official",
+    channels: int = 256,
+    output_stride: int = 8,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+) -> Segmenter:
+    """SETR-PUP: progressive upsampling of the last map (Table 11).
+
+    Args:
+        backbone, num_classes, upsampling, output_stride, pretrained, backbone_args: see
+            [`setr_naive`][dgmn.segmentation.setr_naive].
+        channels: of the head's convolutions.
+
+    Returns:
+        (B, 3, H, W) to logits (B, num_classes, H, W).
+
+    Raises:
+        InputError (a ValueError): a backbone that timm does not know or that takes no such stride.
+
+    Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
+    """
+    maps = _backbone(backbone, pretrained, backbone_args, output_stride)
+    return Segmenter(maps, SETRPUPHead(maps.feature_info.channels()[-1], _classes(num_classes), channels, upsampling))
+
+
+def setr_mla(
+    backbone: str = "dgmn2_tiny",
+    num_classes: int = 19,
+    *,
+    upsampling: Upsampling = "official",
+    channels: int = 128,
+    image_size: int = 769,
+    output_stride: int = 8,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+) -> Segmenter:
+    """SETR-MLA: aggregates all four maps of the backbone (Table 11).
+
+    Args:
+        backbone, num_classes, upsampling, image_size, output_stride, pretrained, backbone_args: see
+            [`setr_naive`][dgmn.segmentation.setr_naive].
+        channels: of the head's convolutions.
+
+    Returns:
+        (B, 3, H, W) to logits (B, num_classes, H, W).
+
+    Raises:
+        InputError (a ValueError): a backbone that timm does not know or that takes no such stride.
+
+    Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
+    """
+    maps = _backbone(backbone, pretrained, backbone_args, output_stride)
+    head = SETRMLAHead(maps.feature_info.channels(), _classes(num_classes), channels, image_size, upsampling)
+    return Segmenter(maps, head)
+
+
+BUILDERS = {"semantic_fpn": semantic_fpn, "setr_naive": setr_naive, "setr_pup": setr_pup, "setr_mla": setr_mla}
+"""The networks by name, as recipes and published models name them."""
+
+
+def build(model: str, backbone: str, num_classes: int, model_args: dict[str, Any] | None = None) -> Segmenter:
+    """One of [`BUILDERS`][dgmn.segmentation.BUILDERS] by its name.
+
+    Raises:
+        InputError (a ValueError): no such network, backbone or argument.
+    """
+    if model not in BUILDERS:
+        raise InputError(f"model: no segmentation network {model!r}; one of {', '.join(BUILDERS)}")
+    try:
+        return BUILDERS[model](backbone, num_classes, **(model_args or {}))
+    except TypeError as error:
+        raise InputError(f"model: {model} cannot be built with {model_args}: {error}") from error
+
+
+def _backbone(name: str, pretrained: bool, args: dict[str, Any] | None, output_stride: int = 32) -> Any:
+    """The last four maps of a timm network."""
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:5] or timm.list_models("dgmn2*")
+        raise InputError(f"backbone: timm knows no {name!r}; for instance {', '.join(near)}")
+    options: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1), **(args or {})}
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    try:
+        maps = timm.create_model(name, pretrained=pretrained, **options)
+        if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # timm's Swin gives channels last unless asked this way
+            maps = timm.create_model(name, pretrained=pretrained, feature_cls="getter", **options)
+        return maps
+    except (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        given = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
+        raise InputError(f"backbone {name}: gives no four maps with {given or 'its defaults'} ({reason})") from error
+
+
+def _classes(num_classes: int) -> int:
+    if not 2 <= num_classes <= 255:
+        raise InputError(f"num_classes must be in 2..255, as masks have 8 bits and 255 is no class, got {num_classes}")
+    return num_classes
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
