@@ -67,3 +67,35 @@ def test_only_what_can_be_folded():
 def test_says_what_it_takes():
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"):
         dgmn.fuse("dgmn2_nano")
+
+
+class AddsOne(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x)) + self[0](x)
+
+
+def hooked():
+    norm = nn.BatchNorm2d(4)
+    norm.register_forward_hook(lambda module, args, out: 2 * out)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), norm)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        nn.Sequential(AddsOne(3, 4, 1), nn.BatchNorm2d(4)),
+        Residual(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)),
+        hooked(),
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4)),
+    ],
+    ids=["convolution", "sequential", "hook", "parametrised"],
+)
+def test_what_computes_something_else_stays(layers):
+    with_statistics(layers)
+    image = torch.randn(5, 3, 7, 7)
+    torch.testing.assert_close(dgmn.fuse(layers)(image), layers.eval()(image))

@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -384,3 +385,80 @@ def test_auto_takes_the_kernel_where_it_can(monkeypatch):
         sampled_attention(*make_inputs(dtype=dtype))
     sampled_attention(*make_inputs(), dropout_p=0.1)
     assert called == [torch.float32, torch.bfloat16]
+
+
+class TestTransforms:
+    """The operators with kernels know nothing of torch.func and forward mode, and would leave tangents out silently."""
+
+    def test_forward_mode(self):
+        query, key, value, offset, bias = make_inputs()
+        tangent = torch.randn_like(query)
+        results = []
+        for backend in ("auto", "reference"):
+            attend = partial(sampled_attention, key=key, value=value, offset=offset, bias=bias, backend=backend)
+            results.append(torch.func.jvp(attend, (query,), (tangent,)))
+        assert results[0][1].abs().max() > 0
+        torch.testing.assert_close(*results)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(query, tangent)
+            out = sampled_attention(dual, key, value, offset, bias)
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(out).tangent, results[1][1])
+
+    def test_grad_and_vmap(self):
+        query, rows = torch.randn(3, 5, 7, 2, 8), torch.randn(13, 8)
+        gradient = torch.func.grad(lambda q: position_scores(q, rows).square().sum())
+        got = torch.func.vmap(gradient)(query[:, None])
+        leaf = query.clone().requires_grad_()
+        position_scores(leaf, rows).square().sum().backward()
+        torch.testing.assert_close(got[:, 0], leaf.grad, rtol=1e-4, atol=1e-4)
+
+    def test_a_named_backend_says_so(self):
+        _, _, value, offset, weight = make_inputs()
+        with pytest.raises(RuntimeError, match=r"torch.func and forward-mode differentiation need the backend ref"):
+            torch.func.vmap(lambda v, o, w: sampled_aggregate(v[None], o[None], w[None], backend="native"))(
+                value, offset, weight
+            )
+
+    def test_second_derivatives_are_refused(self):
+        _, _, value, offset, weight = make_inputs()
+        value.requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            sampled_aggregate(value, offset, weight, backend="native").square().sum(), value, create_graph=True
+        )
+        with pytest.raises(RuntimeError, match=r"no second derivatives; give backend='reference'"):
+            gradient.sum().backward()
+
+
+class TestOperators:
+    """What an exported program may be given: the checks of the public functions are not in it."""
+
+    def test_another_dtype(self):
+        class Aggregate(torch.nn.Module):
+            def forward(self, value, offset, weight):
+                return sampled_aggregate(value, offset, weight)
+
+        _, _, value, offset, weight = make_inputs()
+        program = torch.export.export(Aggregate(), (value, offset, weight)).module()
+        assert torch.equal(program(value, offset, weight), sampled_aggregate(value, offset, weight))
+        for dtype in (torch.float16, torch.float64):
+            with pytest.raises(RuntimeError, match=f"it takes float32 and bfloat16, got {dtype}"):
+                program(value.to(dtype), offset, weight)
+
+    def test_shapes_that_would_be_read_beyond_their_end(self):
+        query, key, value, offset, weight = make_inputs()
+        ops = torch.ops.dgmn
+        for call in (
+            lambda: ops.sampled_aggregate(value, offset[:, :1], weight, 3, 1, "native"),
+            lambda: ops.sampled_aggregate(value, offset, weight[:1], 3, 1, "native"),
+            lambda: ops.sampled_aggregate(value, offset, weight, 5, 1, "native"),
+            lambda: ops.sampled_attention(query, key[:, 1:], value, offset, None, 1.0, 3, 1, "native"),
+            lambda: ops.sampled_attention_backward(
+                value[:1], query, key, value, offset, None, weight[..., 0], 1.0, 3, 1, "native"
+            ),
+        ):
+            with pytest.raises(RuntimeError, match="do not fit each other"):
+                call()
+        with pytest.raises(RuntimeError, match=r"tables \[\(13, 16\), None\] do not fit a query \(2, 5, 7, 2, 16\)"):
+            ops.position_scores(query, torch.randn(13, 16), None, True, 9)
+        with pytest.raises(RuntimeError, match="no kernels for the backend 'nonsense'"):
+            ops.sampled_aggregate(value, offset, weight, 3, 1, "nonsense")

@@ -27,7 +27,8 @@ def fuse(model: Network) -> Network:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     fused = copy.deepcopy(model).eval()
     for parent in fused.modules():
-        if isinstance(parent, nn.Sequential):
+        # A subclass may call its layers in another way.
+        if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
             _fold(parent)
     return fused
 
@@ -35,10 +36,15 @@ def fuse(model: Network) -> Network:
 def _fold(layers: nn.Sequential) -> None:
     for first, second in pairwise(list(layers._modules)):
         conv, norm = layers._modules[first], layers._modules[second]
-        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+        # The very classes: subclasses (timm's norms with an activation, parametrised weights) compute something else.
+        if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
             continue
-        plain = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)  # timm's subclasses hold an activation too
-        if plain and norm.track_running_stats and not conv._forward_hooks:
+        assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+        if norm.track_running_stats and not (_hooked(conv) or _hooked(norm)):
             # Layers are addressed by name: the norm leaves an empty place.
             layers._modules[first] = fuse_conv_bn_eval(conv, norm)
             layers._modules[second] = nn.Identity()
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -2,16 +2,20 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dgmn.ops import library, native, reference
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """What the argument `backend` accepts: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
 
+_MAX_DILATION = 2**20  # of pixels; the kernels' positions are 32 bit
 _HAS_TRITON = find_spec("triton") is not None
 
 
@@ -55,7 +59,7 @@ def sampled_aggregate(
     _check_offset(offset, value, nodes, "value")
     _check_shape("weight", weight, (*value.shape[:4], nodes), value)
     (value,) = _autocast(value)
-    backend = _chosen(backend, value)
+    backend = _chosen(backend, value, offset, weight)
     if backend == "reference":
         return reference.sampled_aggregate(value, offset, weight, kernel_size, dilation)
     out: Tensor = library.sampled_aggregate(value, offset, weight, kernel_size, dilation, backend)
@@ -116,13 +120,13 @@ def sampled_attention(
     _check_offset(offset, query, nodes, "query")
     if bias is not None:
         _check_shape("bias", bias, (*query.shape[:4], nodes), query)
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}")
+    if not isinstance(dropout_p, int | float) or not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p!r}")
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    elif not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, got {scale}")
-    backend = _chosen(backend, value, dropout_p)
+    elif not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale!r}")
+    backend = _chosen(backend, value, query, key, offset, bias, dropout_p=dropout_p)
     if backend == "reference":
         return reference.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, dropout_p)
     out: Tensor
@@ -173,7 +177,7 @@ def position_scores(
         raise ValueError(f"mirrored needs a square map, got {height} x {width}")
     if backend == "triton":
         raise RuntimeError("backend 'triton' cannot run: position_scores has the backends reference and native")
-    backend = _chosen(backend, query)
+    backend = _chosen(backend, query, rows, columns)
     if backend != "native":
         return reference.position_scores(query, rows, columns, mirrored, nodes)
     scores: Tensor = library.position_scores(query, rows, columns, mirrored, nodes)
@@ -189,10 +193,22 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
-def _unsupported(backend: str, value: Tensor, dropout_p: float) -> str | None:
+def _transformed(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, of which operators with kernels know nothing."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return True
+    unpack: Any = forward_ad.unpack_dual
+    return any(x is not None and unpack(x).tangent is not None for x in tensors)
+
+
+def _unsupported(backend: str, value: Tensor, others: Sequence[Tensor | None], dropout_p: float) -> str | None:
     """Why a backend cannot run, or None."""
     if backend == "reference":
         return None
+    if _transformed((value, *others)):
+        return "torch.func and forward-mode differentiation need the backend reference"
     if dropout_p > 0:
         return f"it has no dropout, got dropout_p = {dropout_p}"
     if backend == "native":
@@ -204,11 +220,11 @@ def _unsupported(backend: str, value: Tensor, dropout_p: float) -> str | None:
     return triton_kernels.unsupported(value)
 
 
-def _chosen(backend: str, value: Tensor, dropout_p: float = 0.0) -> str:
+def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: float = 0.0) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend != "auto":
-        reason = _unsupported(backend, value, dropout_p)
+        reason = _unsupported(backend, value, others, dropout_p)
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
@@ -218,11 +234,12 @@ def _chosen(backend: str, value: Tensor, dropout_p: float = 0.0) -> str:
         if native.LIBRARY is None and not torch.compiler.is_compiling():
             warnings.warn(
                 "dgmn runs on plain PyTorch, many times slower: its CPU kernels were not built. "
-                "Install a C++ compiler, then dgmn again.",
+                "Install a C++ compiler, then dgmn again: pip install --force-reinstall --no-cache-dir, or "
+                "uv sync --reinstall-package dgmn.",
                 stacklevel=1,
             )
-        return "native" if _unsupported("native", value, dropout_p) is None else "reference"
-    if value.is_cuda and _unsupported("triton", value, dropout_p) is None:
+        return "native" if _unsupported("native", value, others, dropout_p) is None else "reference"
+    if value.is_cuda and _unsupported("triton", value, others, dropout_p) is None:
         return "triton"
     return "reference"
 
@@ -235,6 +252,8 @@ def _check_number(name: str, number: int) -> None:
 def _check_grid(kernel_size: int, dilation: int) -> int:
     _check_number("kernel_size", kernel_size)
     _check_number("dilation", dilation)
+    if dilation > _MAX_DILATION:
+        raise ValueError(f"dilation must be at most {_MAX_DILATION}, got {dilation}")
     return kernel_size * kernel_size
 
 

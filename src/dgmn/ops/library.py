@@ -4,6 +4,7 @@ Every operator has a backward operator of its own. Saved for it are the inputs a
 sampled nodes. Arguments are checked and the backend is chosen in `functional.py`.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,12 +16,53 @@ from dgmn.ops import native
 
 
 def _kernels(backend: str, value: Tensor) -> ModuleType:
+    """The module with the kernels of a backend.
+
+    Raises:
+        RuntimeError: it cannot run on such a map. Exported programs come here with whatever they are given.
+    """
+    if backend not in ("native", "triton"):
+        raise RuntimeError(f"dgmn: no kernels for the backend {backend!r}; native or triton")
+    kernels: ModuleType = native
     # An exported program names the backend of the machine that exported it, and may run on another device.
     if backend == "triton" or value.is_cuda:
         from dgmn.ops import triton_kernels
 
-        return triton_kernels
-    return native
+        kernels = triton_kernels
+    reason = kernels.unsupported(value)
+    if reason is not None:
+        raise RuntimeError(f"dgmn: the kernels cannot run: {reason}")
+    return kernels
+
+
+def _check(value: Tensor, maps: Sequence[Tensor], offset: Tensor, nodes: int, weights: Sequence[Tensor | None]) -> None:
+    """Refuses what the kernels would read beyond the end of."""
+    shape = value.shape
+    offsets = [(*shape[:3], heads, nodes, 2) for heads in (1, *shape[3:4])]
+    fits = (
+        len(shape) == 5
+        and all(x.shape == shape for x in maps)
+        and tuple(offset.shape) in offsets
+        and all(x is None or x.shape == (*shape[:4], nodes) for x in weights)
+        and all(x is None or x.device == value.device for x in (*maps, offset, *weights))
+    )
+    if not fits:
+        given = [tuple(x.shape) for x in (value, *maps, offset, *weights) if x is not None]
+        raise RuntimeError(f"dgmn: the shapes or devices of the arguments do not fit each other: {given}")
+
+
+def _check_tables(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> None:
+    _, height, width, _, dim = query.shape
+    tables = ((rows, height), (columns, width))
+    if (mirrored and height != width) or any(
+        table is not None and table.shape != (length + nodes - 1, dim) for table, length in tables
+    ):
+        given = [None if table is None else tuple(table.shape) for table, _ in tables]
+        raise RuntimeError(f"dgmn: tables {given} do not fit a query {tuple(query.shape)} of {nodes} nodes")
+
+
+def _no_second_derivatives(*_: Any) -> Any:
+    raise RuntimeError("dgmn: the kernels have no second derivatives; give backend='reference'")
 
 
 @torch.library.custom_op("dgmn::sampled_attention", mutates_args=())
@@ -35,6 +77,7 @@ def sampled_attention(
     dilation: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    _check(value, (query, key), offset, kernel_size**2, (bias,))
     out, log_sum = _kernels(backend, value).attention_forward(
         query, key, value, offset, bias, scale, kernel_size, dilation
     )
@@ -60,6 +103,7 @@ def sampled_attention_backward(
     dilation: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check(value, (grad_out, query, key), offset, kernel_size**2, (bias,))
     grad_query, grad_key, grad_value, grad_offset, grad_bias = _kernels(backend, value).attention_backward(
         grad_out, query, key, value, offset, bias, log_sum, scale, kernel_size, dilation
     )
@@ -88,6 +132,7 @@ def _attention_gradients(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | N
     return (*grads, None if saved[4] is None else grad_bias, None, None, None, None)
 
 
+sampled_attention_backward.register_autograd(_no_second_derivatives)
 sampled_attention.register_autograd(_attention_gradients, setup_context=_save_attention)
 
 
@@ -95,6 +140,7 @@ sampled_attention.register_autograd(_attention_gradients, setup_context=_save_at
 def sampled_aggregate(
     value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int, backend: str
 ) -> Tensor:
+    _check(value, (), offset, kernel_size**2, (weight,))
     out: Tensor = _kernels(backend, value).aggregate_forward(value, offset, weight, kernel_size, dilation)
     return out
 
@@ -108,6 +154,7 @@ def _(value: Tensor, *_: Any) -> Tensor:
 def sampled_aggregate_backward(
     grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check(value, (grad_out,), offset, kernel_size**2, (weight,))
     grad_value, grad_offset, grad_weight = _kernels(backend, value).aggregate_backward(
         grad_out, value, offset, weight, kernel_size, dilation
     )
@@ -129,11 +176,14 @@ def _aggregate_gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...
     return (*grads, None, None, None)
 
 
+sampled_aggregate_backward.register_autograd(_no_second_derivatives)
 sampled_aggregate.register_autograd(_aggregate_gradients, setup_context=_save_aggregate)
 
 
 @torch.library.custom_op("dgmn::position_scores", mutates_args=(), device_types="cpu")
 def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+    _kernels("native", query)
+    _check_tables(query, rows, columns, mirrored, nodes)
     return native.position_forward(query, rows, columns, mirrored, nodes)
 
 
@@ -146,6 +196,8 @@ def _(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
 def position_scores_backward(
     grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _kernels("native", query)
+    _check_tables(query, rows, columns, mirrored, grad_scores.shape[-1])
     grad_query, *tables = native.position_backward(grad_scores, query, rows, columns, mirrored)
     grad_rows, grad_columns = (query.new_empty(0) if table is None else table for table in tables)
     return grad_query, grad_rows, grad_columns
@@ -172,6 +224,7 @@ def _position_gradients(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, .
     return grad_query, None if rows is None else grad_rows, None if columns is None else grad_columns, None, None
 
 
+position_scores_backward.register_autograd(_no_second_derivatives)
 position_scores.register_autograd(_position_gradients, setup_context=_save_position)
 
 

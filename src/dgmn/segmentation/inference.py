@@ -62,7 +62,7 @@ PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 @torch.no_grad()
-def predict_labels(network: Callable[[Tensor], Tensor], image: Tensor, inference: Inference = Inference()) -> Tensor:  # noqa: B008
+def predict_labels(network: Callable[[Tensor], Tensor], image: Tensor, inference: Inference = Inference()) -> Tensor:
     """The most probable class of every pixel.
 
     Args:
@@ -83,7 +83,7 @@ def predict_labels(network: Callable[[Tensor], Tensor], image: Tensor, inference
 def predict_probabilities(
     network: Callable[[Tensor], Tensor],
     image: Tensor,
-    inference: Inference = Inference(),  # noqa: B008
+    inference: Inference = Inference(),
 ) -> Tensor:
     """The probability of every class at every pixel; see [`predict_labels`][dgmn.segmentation.predict_labels].
 

@@ -1,7 +1,7 @@
 """Semantic segmentation networks on any timm backbone: Semantic FPN and the three decoders of SETR."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -251,7 +251,9 @@ def setr_naive(
         (https://arxiv.org/abs/2012.15840).
     """
     maps = _backbone(backbone, pretrained, backbone_args, output_stride)
-    return Segmenter(maps, SETRNaiveHead(maps.feature_info.channels()[-1], _classes(num_classes), image_size, upsampling))
+    return Segmenter(
+        maps, SETRNaiveHead(maps.feature_info.channels()[-1], _classes(num_classes), image_size, upsampling)
+    )
 
 
 def setr_pup(
@@ -314,7 +316,12 @@ def setr_mla(
     return Segmenter(maps, head)
 
 
-BUILDERS = {"semantic_fpn": semantic_fpn, "setr_naive": setr_naive, "setr_pup": setr_pup, "setr_mla": setr_mla}
+BUILDERS: dict[str, Callable[..., Segmenter]] = {
+    "semantic_fpn": semantic_fpn,
+    "setr_naive": setr_naive,
+    "setr_pup": setr_pup,
+    "setr_mla": setr_mla,
+}
 """The networks by name, as recipes and published models name them."""
 
 
@@ -345,7 +352,15 @@ def _backbone(name: str, pretrained: bool, args: dict[str, Any] | None, output_s
         if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # timm's Swin gives channels last unless asked this way
             maps = timm.create_model(name, pretrained=pretrained, feature_cls="getter", **options)
         return maps
-    except (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         given = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
         raise InputError(f"backbone {name}: gives no four maps with {given or 'its defaults'} ({reason})") from error
