@@ -1,0 +1,331 @@
+"""Images and masks: Cityscapes as it unpacks, or any folders of them."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as TF  # noqa: N812 - as torchvision's examples
+from typing_extensions import override
+
+from dgmn.errors import InputError
+from dgmn.segmentation.cityscapes import CITYSCAPES, CITYSCAPES_IDS, find_samples
+from dgmn.segmentation.labels import Classes, read_classes, read_mask
+from dgmn.segmentation.losses import IGNORED
+from dgmn.segmentation.transforms import Augmentation, normalise
+from dgmn.training.callbacks import epoch_seed, run_seed
+from dgmn.training.images import EXTENSIONS, load_image
+from dgmn.training.messages import say
+from dgmn.training.report import DataReport, read_all
+from dgmn.training.sampling import StepSampler
+from dgmn.visualize import overlay
+
+Sample = tuple[Path, Path]  # image, mask
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The names of the parts of a dataset; "train+val" is both.
+
+    Attributes:
+        train: to train on.
+        val: to validate on.
+        test: for `dgmn test`.
+    """
+
+    train: str = "train"
+    val: str = "val"
+    test: str = "val"
+
+
+class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Images (3, H, W) with masks (H, W), uint8, whose values are classes and 255.
+
+    Args:
+        samples: files of images and masks.
+        classes: what the values of the masks mean.
+        transform: of both together.
+        palette: see [`read_mask`][dgmn.segmentation.labels.read_mask].
+    """
+
+    def __init__(
+        self, samples: list[Sample], classes: Classes, transform: Callable[..., Any], palette: bool = False
+    ) -> None:
+        self.samples = samples
+        self.classes = classes
+        self.transform = transform
+        self.palette = palette
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """An image and its mask as they are.
+
+        Raises:
+            InputError: one of them cannot be read, or their sizes differ.
+        """
+        path, mask_path = sample
+        classes = self.classes
+        if classes is CITYSCAPES and mask_path.stem.endswith("_labelIds"):
+            classes = CITYSCAPES_IDS
+        mask = read_mask(mask_path, classes, self.palette)
+        try:
+            image = TF.pil_to_tensor(load_image(path))
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: missing image") from error
+        if image.shape[1:] != mask.shape:
+            sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels, its image {image.shape[2]} x {image.shape[1]}"
+            raise InputError(f"{mask_path}: {sizes}: they must be equal")
+        return image, torch.from_numpy(mask)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = self.read(self.samples[index])
+        image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+
+
+class SegmentationData(L.LightningDataModule):
+    """Images with a class for every pixel.
+
+    `root` holds either Cityscapes as it unpacks (`leftImg8bit`, `gtFine`, `gtCoarse`; with a `classes.json` beside
+    them other classes), or folders of images and masks, and `classes.txt` or `classes.json`
+    (see [`read_classes`][dgmn.segmentation.labels.read_classes]).
+
+    Args:
+        root: the folder.
+        splits: the names of the parts.
+        images: folder of the images of a part, below `root`; not for Cityscapes.
+        masks: mask of an image of a part, below `root`; `{name}` is the image's path below `images` without its ending.
+        labels: of Cityscapes, "gtFine" or "gtCoarse".
+        palette_masks: masks with a palette hold class numbers as indices, as those of PASCAL VOC do.
+        augmentation: of the training images.
+        epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
+        batch_size: of each device in training; validation takes one image at a time, at its own size.
+        num_workers: processes of each device that load images.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        splits: Splits = Splits(),  # noqa: B008 - the command line shows its defaults
+        images: str = "images/{split}",
+        masks: str = "masks/{split}/{name}.png",
+        labels: str = "gtFine",
+        palette_masks: bool = False,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - the command line shows its defaults
+        epoch_steps: int | None = None,
+        batch_size: int = 8,
+        num_workers: int = 4,
+    ) -> None:
+        super().__init__()
+        if labels not in ("gtFine", "gtCoarse"):
+            raise InputError(f'data.labels must be "gtFine" or "gtCoarse", got {labels!r}')
+        if batch_size < 1 or num_workers < 0 or (epoch_steps is not None and epoch_steps < 1):
+            raise InputError(
+                "data: batch_size and epoch_steps must be at least 1 and num_workers at least 0, "
+                f"got {batch_size}, {epoch_steps} and {num_workers}"
+            )
+        if "{name}" not in masks:
+            raise InputError(f'data.masks must hold {{name}}, for instance "masks/{{split}}/{{name}}.png", got {masks!r}')
+        self.root = Path(root)
+        self.splits = splits
+        self.images = images
+        self.masks = masks
+        self.labels = labels
+        self.palette_masks = palette_masks
+        self.augmentation = augmentation
+        self.epoch_steps = epoch_steps
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._sets: dict[str, MaskDataset] = {}
+        self._classes: Classes | None = None
+
+    # -------------------------------------------------------------------------------------------------- the set
+
+    @property
+    def is_cityscapes(self) -> bool:
+        return (self.root / "leftImg8bit").is_dir()
+
+    @property
+    def classes(self) -> Classes:
+        """Of the dataset.
+
+        Raises:
+            InputError: there is no such folder, or no file of classes in it.
+        """
+        if self._classes is None:
+            if not self.root.is_dir():
+                raise InputError(f"data.root {self.root}: there is no such folder")
+            files = [self.root / "classes.json", self.root / "classes.txt"]
+            found = next((file for file in files if file.is_file()), None)
+            if found is None and not self.is_cityscapes:
+                there = ", ".join(sorted(p.name for p in self.root.iterdir())[:6]) or "nothing"
+                raise InputError(
+                    f"data.root {self.root}: expected classes.txt with one name a line (the first is 0 in the masks), "
+                    f"or Cityscapes' leftImg8bit; found {there}"
+                )
+            self._classes = CITYSCAPES if found is None else read_classes(found)
+        return self._classes
+
+    def samples(self, split: str) -> list[Sample]:
+        """The images of a split and their masks, which need not exist.
+
+        Raises:
+            InputError: no image in it.
+        """
+        if self.is_cityscapes:
+            return find_samples(self.root, split, self.labels)
+        samples = []
+        for part in split.split("+"):
+            folder = self.root / self.images.format(split=part)
+            files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS) if folder.is_dir() else []
+            if not files:
+                what = "is empty" if folder.is_dir() else "there is no such folder"
+                raise InputError(f"data: no images for {part!r} in {folder}: {what}")
+            for file in files:
+                name = file.relative_to(folder).with_suffix("").as_posix()
+                samples.append((file, self.root / self.masks.format(split=part, name=name)))
+        return samples
+
+    def _dataset(self, split: str, transform: Callable[..., Any]) -> MaskDataset:
+        return MaskDataset(self.samples(split), self.classes, transform, self.palette_masks)
+
+    @override
+    def setup(self, stage: str) -> None:
+        wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        for name in wanted:
+            transform = self.augmentation.transform() if name == "train" else normalise()
+            self._sets[name] = self._dataset(getattr(self.splits, name), transform)
+        if stage == "fit":
+            self._check(budget=256 * 2**20)
+
+    def _check(self, budget: int) -> None:
+        """Finds mistakes before hours are spent: all files must be there, some are decoded."""
+        samples = [(dataset, sample) for dataset in self._sets.values() for sample in dataset.samples]
+        for _, (_, mask) in samples:
+            if not mask.is_file():
+                raise InputError(f"{mask}: missing mask")
+        checked = 0
+        for i in torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist():
+            dataset, sample = samples[i]
+            dataset.read(sample)
+            checked += 1
+            budget -= sum(path.stat().st_size for path in sample)
+            if budget <= 0:
+                break
+        train, val = (len(self._sets[name]) for name in ("train", "val"))
+        say(
+            f"data: {train} training and {val} validation images of {len(self.classes.names)} classes; "
+            f"{checked if checked < len(samples) else 'all'} of them read without an error"
+        )
+
+    def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
+        """Reads every image and mask of the training and validation sets.
+
+        Args:
+            progress: is told the split, how many of its images are read, and how many it has.
+        """
+        names = self.classes.names
+        report = DataReport(("class", *(f"{split} {what}" for split in ("train", "val") for what in ("images", "pixels"))))
+        columns: list[list[object]] = []
+        for split in ("train", "val"):
+            try:
+                dataset = self._dataset(getattr(self.splits, split), normalise())
+            except InputError as error:
+                report.problems.append(str(error))
+                columns += [["-"] * (len(names) + 1)] * 2
+                continue
+            shown = {round(i * (len(dataset) - 1) / 7) for i in range(8)} if split == "train" else set()
+            pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+
+            def read(index: int, dataset: MaskDataset = dataset, shown: set[int] = shown) -> tuple[Any, Any]:
+                image, mask = dataset.read(dataset.samples[index])
+                counts = np.bincount(mask.numpy().ravel(), minlength=256)
+                picture = overlay(TF.to_pil_image(image), mask.numpy(), self.classes.colors) if index in shown else None
+                return counts, picture
+
+            told = lambda done, split=split, total=len(dataset): progress(split, done, total)  # noqa: E731
+            for counts, picture in read_all(range(len(dataset)), read, report.problems, told):
+                pixels += counts
+                images += counts > 0
+                if picture is not None:
+                    report.samples.append(picture)
+            order = [*range(len(names)), IGNORED]
+            columns += [[int(images[i]) for i in order], [f"{pixels[i] / max(pixels.sum(), 1):.2%}" for i in order]]
+            never = [names[i] for i in range(len(names)) if pixels[i] == 0]
+            if never and pixels.sum():
+                report.problems.append(f"{split}: no pixel of {', '.join(never[:5])}{' ...' if len(never) > 5 else ''}")
+            if pixels[1 : len(names)].sum() == 0 and pixels[IGNORED] > 0:
+                report.problems.append(
+                    f"{split}: the masks hold 0 and 255 only, and 255 is no label: save the second class as 1"
+                )
+        report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
+        return report
+
+    def describe(self) -> dict[str, Any]:
+        """What prediction needs to know of the data, as plain values."""
+        return {"classes": list(self.classes.names), "colors": [list(color) for color in self.classes.colors]}
+
+    # -------------------------------------------------------------------------------------------------- loaders
+
+    @override
+    def train_dataloader(self) -> DataLoader[Any]:
+        trainer = self._trainer()
+        dataset = self._sets["train"]
+        ranks = {"rank": trainer.global_rank}
+        seed = run_seed(trainer)
+        sampler: StepSampler | DistributedSampler[Any]
+        if self.epoch_steps is not None:
+            sampler = StepSampler(
+                len(dataset), self.epoch_steps, self.batch_size, seed, replicas=trainer.world_size, **ranks
+            )
+        else:
+            sampler = DistributedSampler(
+                dataset, shuffle=True, seed=seed, drop_last=True, num_replicas=trainer.world_size, **ranks
+            )
+        # A resumed run's workers start before Lightning sets the sampler's epoch, and before `current_epoch` is right.
+        epoch = trainer.fit_loop.epoch_progress.current.processed
+        sampler.set_epoch(epoch)
+        if len(sampler) < self.batch_size:
+            raise InputError(f"data.batch_size {self.batch_size}: an epoch of one device has only {len(sampler)} images")
+        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
+        return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=True, generator=generator)
+
+    def _eval_dataloader(self, split: str) -> DataLoader[Any]:
+        trainer = self._trainer()
+        dataset = self._sets[split]
+        if len(dataset) < trainer.world_size:
+            raise InputError(f"data: {len(dataset)} {split} images are too few for {trainer.world_size} processes")
+        # Every image once: a DistributedSampler would repeat some to give all processes equally many.
+        return self._loader(Subset(dataset, range(trainer.global_rank, len(dataset), trainer.world_size)), 1)
+
+    def _loader(self, dataset: Dataset[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork" if self.num_workers > 0 and sys.platform == "linux" else None,
+            **options,
+        )
+
+    @override
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._eval_dataloader("val")
+
+    @override
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._eval_dataloader("test")
+
+    def _trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("SegmentationData makes its loaders for a Trainer: trainer.fit(task, data)")
+        return self.trainer

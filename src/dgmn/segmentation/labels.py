@@ -1,0 +1,175 @@
+"""Classes of a dataset, and masks: images whose pixels are class numbers."""
+
+import colorsys
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from dgmn.errors import InputError
+from dgmn.segmentation.losses import IGNORED
+from dgmn.training.images import MAX_PIXELS
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the pixels of masks mean.
+
+    Attributes:
+        names: of the classes, in the order of the network's outputs.
+        colors: to draw them in.
+        ids: what a mask holds for each class.
+        ignored: what a mask holds for pixels without a label, besides 255.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[Color, ...]
+    ids: tuple[int, ...]
+    ignored: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.names) <= 255:
+            raise InputError(f"classes: 2 to 255 are accepted, got {len(self.names)}")
+        if not len(self.names) == len(self.colors) == len(self.ids):
+            raise InputError("classes: names, colors and ids must be equally many")
+        known = [*self.ids, *self.ignored]
+        odd = [i for i in known if not 0 <= i <= 255 or (i == IGNORED and i in self.ids)] or [
+            i for i in known if known.count(i) > 1
+        ]
+        if odd:
+            raise InputError(f"classes: ids must be different and in 0..254, got {odd[0]}")
+
+    def table(self) -> NDArray[np.int16]:
+        """For every value of a mask the class, 255 for none, -1 if it means nothing."""
+        table = np.full(256, -1, np.int16)
+        table[[IGNORED, *self.ignored]] = IGNORED
+        table[list(self.ids)] = np.arange(len(self.ids))
+        return table
+
+
+def named(names: Sequence[str], colors: Sequence[Color] | None = None) -> Classes:
+    """Classes whose number in masks is their place in the list."""
+    return Classes(tuple(names), tuple(colors or distinct_colors(len(names))), tuple(range(len(names))))
+
+
+def read_classes(path: Path) -> Classes:
+    """Reads a file of classes.
+
+    `.txt` holds one name a line, the first is 0 in masks. `.json` holds a list of names, or of objects with `name`
+    and perhaps `color` ([r, g, b]) and `id` (the value in masks), by itself or as `classes`; beside it perhaps
+    `ignored`, a list of values without a label. 255 never has a label.
+
+    Raises:
+        InputError: no such file, or something else in it; the message says what.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; it lists the classes, one name a line (.txt), or as .json")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file") from error
+    if path.suffix != ".json":
+        return _checked(path, [line.strip() for line in text.splitlines() if line.strip()], ())
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    ignored: Any = ()
+    if isinstance(content, dict):
+        content, ignored = content.get("classes"), content.get("ignored", ())
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{path}: expected a list of names, or of objects with name, color and id")
+    return _checked(path, content, ignored)
+
+
+def _checked(path: Path, entries: list[Any], ignored: Any) -> Classes:
+    names, colors, ids = [], [], []
+    default = distinct_colors(len(entries))
+    for i, entry in enumerate(entries):
+        entry = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise InputError(f"{path}: class {i} has no name: {entry!r}")
+        color = entry.get("color", default[i])
+        if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
+            raise InputError(f"{path}: the color of {entry['name']} must be [r, g, b] of 0..255, got {color!r}")
+        number = entry.get("id", entry.get("train_id", i))
+        if not isinstance(number, int):
+            raise InputError(f"{path}: the id of {entry['name']} must be a whole number, got {number!r}")
+        names.append(entry["name"])
+        colors.append((color[0], color[1], color[2]))
+        ids.append(number)
+    try:
+        return Classes(tuple(names), tuple(colors), tuple(ids), tuple(ignored))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def distinct_colors(count: int) -> tuple[Color, ...]:
+    """Colours that neighbours in the list do not share."""
+    colors = []
+    for i in range(count):
+        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i // 5 % 2], (0.95, 0.7, 0.5)[i // 10 % 3])
+        colors.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
+    return tuple(colors)
+
+
+def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np.uint8]:
+    """Reads a mask as classes, 255 for no label.
+
+    Args:
+        path: an 8-bit greyscale image whose values are the ids of the classes.
+        classes: what its values mean.
+        palette: accept images with a palette too; their indices are the ids, their colours mean nothing.
+
+    Raises:
+        InputError: missing, damaged, of another form, or with a value that no class has; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, form = image.mode, image.format
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are accepted")
+            values = np.asarray(image)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing mask") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: damaged mask ({error})") from error
+    expected = "a mask is an 8-bit greyscale image (PNG) whose values are class numbers"
+    if form in ("JPEG", "WEBP"):
+        raise InputError(f"{path}: {form} does not keep the values of pixels; {expected}")
+    if mode == "P" and not palette:
+        raise InputError(
+            f"{path}: a mask with a palette. If its indices are the class numbers, as in PASCAL VOC, say so: "
+            "--data.palette_masks true"
+        )
+    if mode not in ("1", "L", "P"):
+        what = {"I": "16 or 32 bit values", "I;16": "16 bit values", "RGB": "colours", "RGBA": "colours"}
+        raise InputError(f"{path}: has {what.get(mode[:4], f'pixels of mode {mode}')}; {expected}")
+    mapped = classes.table()[values.astype(np.uint8)]
+    if mapped.min(initial=0) < 0:
+        odd = sorted(set(np.unique(values).tolist()) - set(np.flatnonzero(classes.table() >= 0).tolist()))
+        accepted = sorted(classes.ids)
+        spread = f"{accepted[0]}..{accepted[-1]}" if accepted == list(range(len(accepted))) else str(accepted)
+        raise InputError(
+            f"{path}: holds {', '.join(map(str, odd[:5]))}{' ...' if len(odd) > 5 else ''}, which no class has; "
+            f"the {len(classes.ids)} classes are {spread}, 255 is no label"
+        )
+    return mapped.astype(np.uint8)
+
+
+def paint(labels: NDArray[np.uint8], colors: Sequence[Color]) -> Image.Image:
+    """Labels as an image with a palette: its indices are the labels, its colours the classes'; 255 is black."""
+    image = Image.fromarray(labels)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colors)] = colors
+    image.putpalette(palette.tobytes())
+    return image

@@ -1,0 +1,136 @@
+"""What happens to images and masks before the network sees them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF  # noqa: N812 - as torchvision's examples
+
+from dgmn.errors import InputError
+from dgmn.segmentation.losses import IGNORED
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Training augmentation. The defaults are the paper's for Cityscapes, in the definitions of mmseg.
+
+    Attributes:
+        crop: (height, width) of the random crop; images smaller than that are padded, their masks with 255.
+        scale: range of the random factor that the image is resized by, keeping its shape.
+        fit: (height, width) that the image is fitted into before `scale`; None for its own size.
+        max_share: draw a crop anew, up to ten times, while one class fills more of its labelled pixels than this;
+            1 for never.
+        hflip: probability of a horizontal flip.
+        distortion: random brightness, contrast, saturation and hue.
+    """
+
+    crop: tuple[int, int] = (769, 769)
+    scale: tuple[float, float] = (0.5, 2.0)
+    fit: tuple[int, int] | None = None
+    max_share: float = 0.75
+    hflip: float = 0.5
+    distortion: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.crop) < 1 or not 0 < self.scale[0] <= self.scale[1]:
+            raise InputError(
+                "data.augmentation: crop must be a height and a width of at least 1 and scale a range above 0, "
+                f"got {list(self.crop)} and {list(self.scale)}"
+            )
+        if not 0 < self.max_share <= 1 or not 0 <= self.hflip <= 1:
+            raise InputError(
+                f"data.augmentation: max_share and hflip must be in 0..1, got {self.max_share} and {self.hflip}"
+            )
+
+    def transform(self) -> v2.Transform:
+        return v2.Compose(
+            [
+                RandomScale(self.scale, self.fit),
+                ClassCrop(self.crop, self.max_share),
+                v2.RandomHorizontalFlip(self.hflip),
+                *([PhotometricDistortion()] if self.distortion else []),
+                normalise(),
+                PadTo(self.crop),  # with the mean colour, as it is normalised
+            ]
+        )
+
+
+def normalise() -> v2.Transform:
+    """8-bit images to floats with ImageNet's mean and deviation."""
+    return v2.Compose([v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.Normalize(_MEAN, _STD)])
+
+
+class RandomScale(v2.Transform):
+    """Resizes by a random factor, keeping the shape; torchvision's `RandomResize` takes sizes, not factors."""
+
+    def __init__(self, scale: tuple[float, float], fit: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.fit = fit
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        factor = float(torch.empty(()).uniform_(*self.scale))
+        if self.fit is not None:
+            long, short = (factor * side for side in (max(self.fit), min(self.fit)))
+            factor = min(long / max(height, width), short / min(height, width))
+        return {"size": [max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        # Without antialiasing, as the original training resizes.
+        return self._call_kernel(TF.resize, inpt, size=params["size"], antialias=False)
+
+
+class ClassCrop(v2.Transform):
+    """A random crop in which no class fills too much."""
+
+    def __init__(self, size: tuple[int, int], max_share: float) -> None:
+        super().__init__()
+        self.size = size
+        self.max_share = max_share
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        crop = (min(self.size[0], height), min(self.size[1], width))
+        mask = next((x for x in flat_inputs if isinstance(x, tv_tensors.Mask)), None)
+        for _ in range(10):
+            top, left = (int(torch.randint(0, n - c + 1, ())) for n, c in zip((height, width), crop, strict=True))
+            if mask is None or self.max_share >= 1 or self._varied(mask[..., top : top + crop[0], left : left + crop[1]]):
+                break
+        return {"top": top, "left": left, "height": crop[0], "width": crop[1]}
+
+    def _varied(self, mask: Tensor) -> bool:
+        counts = torch.bincount(mask.flatten(), minlength=256)[:IGNORED]
+        return bool((counts > 0).sum() > 1 and counts.max() < self.max_share * counts.sum())
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(TF.crop, inpt, **params)
+
+
+class PadTo(v2.Transform):
+    """Pads on the right and below to a size: images with 0, masks with 255."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        height, width = inpt.shape[-2:]
+        padding = [0, 0, max(0, self.size[1] - width), max(0, self.size[0] - height)]
+        fill = IGNORED if isinstance(inpt, tv_tensors.Mask) else 0
+        return self._call_kernel(TF.pad, inpt, padding=padding, fill=fill) if any(padding) else inpt
+
+
+class PhotometricDistortion(v2.RandomPhotometricDistort):
+    """torchvision's, with the range of hues of mmseg, and without its permutation of channels, which mmseg does not."""
+
+    def __init__(self) -> None:
+        super().__init__(hue=(-0.1, 0.1))
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}

@@ -1,0 +1,56 @@
+"""What `dgmn validate-data` finds in a dataset."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from PIL import Image
+
+from dgmn.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class DataReport:
+    """The state of a dataset.
+
+    Attributes:
+        header, rows: a table of counts.
+        problems: one line each, naming the file and what was expected.
+        samples: some images, with what is annotated on them drawn in.
+    """
+
+    header: tuple[str, ...] = ()
+    rows: list[tuple[object, ...]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    samples: list[Image.Image] = field(default_factory=list)
+
+
+def read_all(
+    items: Sequence[Item], read: Callable[[Item], Result], problems: list[str], progress: Callable[[int], None]
+) -> Iterable[Result]:
+    """Reads items in threads, in order; what cannot be read becomes a line of `problems`.
+
+    Args:
+        items: what to read.
+        read: reads one; raises InputError.
+        problems: gets the messages.
+        progress: is told how many are done.
+    """
+
+    def attempt(item: Item) -> Result | InputError:
+        try:
+            return read(item)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        for done, result in enumerate(pool.map(attempt, items), 1):
+            progress(done)
+            if isinstance(result, InputError):
+                problems.append(str(result))
+            else:
+                yield result
