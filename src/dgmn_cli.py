@@ -161,7 +161,14 @@ def _predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--top", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE")
-    parser.add_argument("--pictures", metavar="FOLDER", help="write every image with its classes to FOLDER")
+    parser.add_argument("--pictures", metavar="FOLDER", help="write every image with what was found to FOLDER")
+    parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the classes of all pixels as PNG")
+    parser.add_argument("--submission", metavar="FOLDER", help="segmentation: write what Cityscapes' test server takes")
+    parser.add_argument(
+        "--multi_scale",
+        action="store_true",
+        help="segmentation: average six scales and their mirror images, as the paper",
+    )
     parser.add_argument("--batch_size", type=_positive, default=16, metavar="N", help="images at a time (default 16)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the fastest there is")
     options = parser.parse_args(arguments)

@@ -12,10 +12,10 @@ SRC = Path(__file__).parent.parent / "src"
 PACKAGE = SRC / "dgmn"
 
 # Which floor a part of the package is on; every other module at its top is a face.
-FLOORS = {"errors": 0, "ops": 1, "weights": 1, "layers": 2, "models": 3, "training": 4}
+FLOORS = {"errors": 0, "ops": 1, "weights": 1, "layers": 2, "models": 3, "training": 4, "visualize": 5}
 TASKS = ("classification", "detection", "segmentation")
-FLOORS |= dict.fromkeys(TASKS, 5)
-FACES = 6
+FLOORS |= dict.fromkeys(TASKS, 6)
+FACES = 7
 
 # Which files may import what, anywhere in them; paths below src/dgmn.
 ONLY_IN = {

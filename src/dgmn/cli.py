@@ -156,6 +156,8 @@ class DgmnCLI(LightningCLI):
             return
         metrics = {k: float(v) for k, v in self.trainer.logged_metrics.items() if "/" in k and not k.endswith("_step")}
         print(f"\n{format_table((title, ''), [(name, f'{value:.4f}') for name, value in sorted(metrics.items())])}")
+        for header, rows in self.model.tables():
+            print(f"\n{format_table(header, rows)}")
 
     @staticmethod
     @override
@@ -186,7 +188,7 @@ def describe_recipe(recipe: str) -> dict[str, Any]:
         cli = DgmnCLI({section: content[section] for section in sections}, run=False)
     except Exception as error:
         raise _explained(error) from error
-    return {**cli.model.network_args, **cli.datamodule.describe()}
+    return {**cli.model.describe(), **cli.datamodule.describe()}
 
 
 def _with_recipes(arguments: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Tables for the terminal, and the one of the published models."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from dgmn.errors import InputError
@@ -21,6 +22,20 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
         return "  ".join(parts).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
+
+
+def show_progress(done: float, total: float, what: str, quiet: bool = False) -> None:
+    """One line on the error output that is written again and again; nothing where nobody sees it."""
+    if quiet or not sys.stderr.isatty():
+        return
+    filled = round(30 * done / max(total, 1))
+    end = "\n" if done >= total else ""
+    print(
+        f"\r[{'#' * filled}{'.' * (30 - filled)}] {done:.0f} of {total:.0f} {what}",
+        end=end,
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _is_number(text: str) -> bool:

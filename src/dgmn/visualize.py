@@ -1,8 +1,10 @@
-"""Pictures of predictions."""
+"""Pictures of images, labels and predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dgmn.training.images import load_image
@@ -57,3 +59,73 @@ def prediction_grid(
         if not right:
             draw.text((x, y + tile + 22), _fitting(f"true: {true}", font, tile), _INK, font)
     return canvas
+
+
+def overlay(
+    image: Image.Image, labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]], alpha: float = 0.55
+) -> Image.Image:
+    """An image with its labels (H, W) in colours over it; pixels without a label (255) stay as they are."""
+    table = np.zeros((256, 3), np.float32)
+    table[: len(colors)] = colors
+    share = np.zeros((256, 1), np.float32)
+    share[: len(colors)] = alpha
+    pixels = np.asarray(image.convert("RGB"))
+    out = np.empty_like(pixels)
+    for rows in range(0, len(out), 256):  # in floats, a large image would need eight times its memory
+        part = slice(rows, rows + 256)
+        mixed = pixels[part] * (1 - share[labels[part]]) + table[labels[part]] * share[labels[part]]
+        out[part] = mixed.round()
+    return Image.fromarray(out)
+
+
+def comparison(
+    image: Image.Image,
+    truth: NDArray[np.uint8],
+    predicted: NDArray[np.uint8],
+    colors: Sequence[tuple[int, int, int]],
+    width: int = 480,
+) -> Image.Image:
+    """An image, its true labels and the predicted ones, side by side."""
+    size = (width, max(1, round(image.height * width / image.width)))
+    parts = [image, *(overlay(image, labels, colors, 0.75) for labels in (truth, predicted))]
+    canvas = Image.new("RGB", (3 * width + 8, size[1] + 4), _PAPER)
+    for i, part in enumerate(parts):
+        canvas.paste(part.resize(size, Image.Resampling.BILINEAR), (i * (width + 4), 0))
+    return canvas
+
+
+def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int) -> Image.Image:
+    """The classes beside their colours, in rows."""
+    font = ImageFont.load_default(size=14)
+    column = min(width, int(max(font.getlength(name) for name in names)) + 36)
+    columns = max(1, width // column)
+    rows = -(-len(names) // columns)
+    canvas = Image.new("RGB", (width, 22 * rows + 6), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, (name, color) in enumerate(zip(names, colors, strict=True)):
+        x, y = i % columns * column + 6, i // columns * 22 + 5
+        draw.rectangle((x, y, x + 16, y + 14), fill=tuple(color), outline=_INK)
+        draw.text((x + 22, y - 1), _fitting(name, font, column - 28), _INK, font)
+    return canvas
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other."""
+    canvas = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
+    return canvas
+
+
+def contact_sheet(pictures: Sequence[Image.Image], columns: int = 4, width: int = 320) -> Image.Image:
+    """Pictures in rows, each at the same width."""
+    rows = []
+    for start in range(0, len(pictures), columns):
+        row = [p.resize((width, max(1, round(p.height * width / p.width)))) for p in pictures[start : start + columns]]
+        line = Image.new("RGB", (columns * (width + 4), max(p.height for p in row) + 4), _PAPER)
+        for i, picture in enumerate(row):
+            line.paste(picture, (i * (width + 4), 0))
+        rows.append(line)
+    return stacked(rows)

@@ -1,6 +1,5 @@
 """Training and evaluation of classifiers."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from dgmn.errors import InputError
-from dgmn.training.messages import say
 from dgmn.training.schedules import WarmupCosine
+from dgmn.training.start import start_from
 from dgmn.training.task import ScheduleCallable, Task
-from dgmn.weights import load_checkpoint
 
 
 class ClassificationTask(Task):
@@ -63,7 +61,7 @@ class ClassificationTask(Task):
             raise InputError(f"model: {model} cannot be built with {network_args['model_args']}: {error}") from error
         super().__init__(network, network_args, optimizer, schedule, lr_batch)
         if checkpoint is not None:
-            _load_for_finetuning(network, checkpoint)
+            start_from(network, checkpoint)
         self.label_smoothing = label_smoothing
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
@@ -125,14 +123,3 @@ class ClassificationTask(Task):
         mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True)
         self.log(f"{split}/loss", mean_loss, prog_bar=True, on_step=False, on_epoch=True)
-
-
-def _load_for_finetuning(network: torch.nn.Module, checkpoint: Path) -> None:
-    try:
-        report = load_checkpoint(network, checkpoint)
-    except InputError as error:
-        if "reset_head" not in str(error):
-            raise
-        report = load_checkpoint(network, checkpoint, reset_head=True)
-        warnings.warn("the checkpoint has other classes: its classifier is left out and trained anew", stacklevel=2)
-    say(str(report))

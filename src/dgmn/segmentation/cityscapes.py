@@ -56,10 +56,8 @@ def find_samples(root: Path, split: str, labels: str) -> list[tuple[Path, Path]]
         folder = root / "leftImg8bit" / part
         images = sorted(path for path in folder.glob("*/*_leftImg8bit.*") if path.suffix.lower() in (".png", ".jpg"))
         if not images:
-            there = sorted(p.name for p in (root / "leftImg8bit").iterdir())
-            raise InputError(
-                f"{folder}: expected <city>/*_leftImg8bit.png, found none; leftImg8bit has {', '.join(there) or 'nothing'}"
-            )
+            there = ", ".join(sorted(p.name for p in (root / "leftImg8bit").iterdir())) or "nothing"
+            raise InputError(f"{folder}: expected <city>/*_leftImg8bit.png, found none; leftImg8bit has {there}")
         samples += [(image, _mask_of(image, root / labels / part / image.parent.name, labels)) for image in images]
     return samples
 

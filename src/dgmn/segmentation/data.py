@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as TF  # noqa: N812 - as torchvision's examples
+from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
 
 from dgmn.errors import InputError
@@ -115,7 +116,7 @@ class SegmentationData(L.LightningDataModule):
     def __init__(
         self,
         root: Path | str,
-        splits: Splits = Splits(),  # noqa: B008 - the command line shows its defaults
+        splits: Splits = Splits(),
         images: str = "images/{split}",
         masks: str = "masks/{split}/{name}.png",
         labels: str = "gtFine",
@@ -134,7 +135,9 @@ class SegmentationData(L.LightningDataModule):
                 f"got {batch_size}, {epoch_steps} and {num_workers}"
             )
         if "{name}" not in masks:
-            raise InputError(f'data.masks must hold {{name}}, for instance "masks/{{split}}/{{name}}.png", got {masks!r}')
+            raise InputError(
+                f'data.masks must hold {{name}}, for instance "masks/{{split}}/{{name}}.png", got {masks!r}'
+            )
         self.root = Path(root)
         self.splits = splits
         self.images = images
@@ -231,10 +234,12 @@ class SegmentationData(L.LightningDataModule):
         """Reads every image and mask of the training and validation sets.
 
         Args:
-            progress: is told the split, how many of its images are read, and how many it has.
+            progress: is told the split, how many images it has, and how many of them are read.
         """
         names = self.classes.names
-        report = DataReport(("class", *(f"{split} {what}" for split in ("train", "val") for what in ("images", "pixels"))))
+        report = DataReport(
+            ("class", *(f"{split} {what}" for split in ("train", "val") for what in ("images", "pixels")))
+        )
         columns: list[list[object]] = []
         for split in ("train", "val"):
             try:
@@ -243,21 +248,14 @@ class SegmentationData(L.LightningDataModule):
                 report.problems.append(str(error))
                 columns += [["-"] * (len(names) + 1)] * 2
                 continue
-            shown = {round(i * (len(dataset) - 1) / 7) for i in range(8)} if split == "train" else set()
             pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-
-            def read(index: int, dataset: MaskDataset = dataset, shown: set[int] = shown) -> tuple[Any, Any]:
-                image, mask = dataset.read(dataset.samples[index])
+            tell = partial(progress, split, len(dataset))
+            for image, mask in read_all(dataset.samples, dataset.read, report.problems, tell):
                 counts = np.bincount(mask.numpy().ravel(), minlength=256)
-                picture = overlay(TF.to_pil_image(image), mask.numpy(), self.classes.colors) if index in shown else None
-                return counts, picture
-
-            told = lambda done, split=split, total=len(dataset): progress(split, done, total)  # noqa: E731
-            for counts, picture in read_all(range(len(dataset)), read, report.problems, told):
                 pixels += counts
                 images += counts > 0
-                if picture is not None:
-                    report.samples.append(picture)
+                if len(report.samples) < 8 and len(counts.nonzero()[0]) > 1:
+                    report.samples.append(overlay(TF.to_pil_image(image), mask.numpy(), self.classes.colors))
             order = [*range(len(names)), IGNORED]
             columns += [[int(images[i]) for i in order], [f"{pixels[i] / max(pixels.sum(), 1):.2%}" for i in order]]
             never = [names[i] for i in range(len(names)) if pixels[i] == 0]
@@ -295,7 +293,9 @@ class SegmentationData(L.LightningDataModule):
         epoch = trainer.fit_loop.epoch_progress.current.processed
         sampler.set_epoch(epoch)
         if len(sampler) < self.batch_size:
-            raise InputError(f"data.batch_size {self.batch_size}: an epoch of one device has only {len(sampler)} images")
+            raise InputError(
+                f"data.batch_size {self.batch_size}: an epoch of one device has only {len(sampler)} images"
+            )
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
         return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=True, generator=generator)
 

@@ -99,6 +99,20 @@ def predict_probabilities(
     return out
 
 
+def count_windows(height: int, width: int, inference: Inference) -> int:
+    """How many windows, or whole images, the network gets for an image of this size."""
+    total = 0
+    for rows, columns in product(*_tiles(height, width, inference)):
+        for size in _sizes(height, width, inference):
+            windows = 1
+            for part, full, scaled in zip((rows, columns), (height, width), size, strict=True):
+                if inference.mode == "slide":
+                    crop = min(inference.crop, scaled)
+                    windows *= len(_origins(scaled, crop, inference.stride, _source(part, full, scaled)))
+            total += windows * (1 + inference.flip)
+    return total
+
+
 def _parts(
     network: Callable[[Tensor], Tensor], image: Tensor, inference: Inference
 ) -> Iterator[tuple[_Part, _Part, Tensor]]:
@@ -106,8 +120,7 @@ def _parts(
     if image.ndim != 3:
         raise InputError(f"image: expected (3, H, W), got {tuple(image.shape)}")
     height, width = image.shape[-2:]
-    tile = max(height, width) if inference.mode == "whole" else inference.tile
-    for rows, columns in product(_split(height, tile), _split(width, tile)):
+    for rows, columns in product(*_tiles(height, width, inference)):
         total = None
         for size in _sizes(height, width, inference):
             # Resized anew for every tile: kept, the images of all scales would be what fills the memory.
@@ -153,9 +166,8 @@ def _slide(
     crop = (min(inference.crop, height), min(inference.crop, width))
     windows = [
         (y, x)
-        for y in _origins(height, crop[0], inference.stride)
-        for x in _origins(width, crop[1], inference.stride)
-        if y < rows[1] and y + crop[0] > rows[0] and x < columns[1] and x + crop[1] > columns[0]
+        for y in _origins(height, crop[0], inference.stride, rows)
+        for x in _origins(width, crop[1], inference.stride, columns)
     ]
     total = None
     count = image.new_zeros((rows[1] - rows[0], columns[1] - columns[0]), dtype=torch.float32)
@@ -174,14 +186,18 @@ def _slide(
     return total.div_(count)
 
 
-def _origins(size: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin: at multiples of the stride, the last moved back inside."""
+def _origins(size: int, crop: int, stride: int, part: _Part) -> list[int]:
+    """Where windows begin that reach into a part: at multiples of the stride, the last moved back inside."""
     steps = max(size - crop + stride - 1, 0) // stride + 1
-    return [min(i * stride, size - crop) for i in range(steps)]
+    origins = [min(i * stride, size - crop) for i in range(steps)]
+    return [origin for origin in origins if origin < part[1] and origin + crop > part[0]]
 
 
-def _split(size: int, part: int) -> list[_Part]:
-    return [(start, min(start + part, size)) for start in range(0, size, part)]
+def _tiles(height: int, width: int, inference: Inference) -> tuple[list[_Part], list[_Part]]:
+    """Rows and columns of the parts that an image is predicted in."""
+    tile = max(height, width) if inference.mode == "whole" else inference.tile
+    rows, columns = ([(start, min(start + tile, n)) for start in range(0, n, tile)] for n in (height, width))
+    return rows, columns
 
 
 def _sizes(height: int, width: int, inference: Inference) -> list[tuple[int, int]]:

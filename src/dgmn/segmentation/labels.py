@@ -83,7 +83,7 @@ def read_classes(path: Path) -> Classes:
         raise InputError(f"{path}: not JSON ({error})") from error
     ignored: Any = ()
     if isinstance(content, dict):
-        content, ignored = content.get("classes"), content.get("ignored", ())
+        ignored, content = content.get("ignored", ()), content.get("classes")
     if not isinstance(content, list) or not content:
         raise InputError(f"{path}: expected a list of names, or of objects with name, color and id")
     return _checked(path, content, ignored)
@@ -92,8 +92,8 @@ def read_classes(path: Path) -> Classes:
 def _checked(path: Path, entries: list[Any], ignored: Any) -> Classes:
     names, colors, ids = [], [], []
     default = distinct_colors(len(entries))
-    for i, entry in enumerate(entries):
-        entry = {"name": entry} if isinstance(entry, str) else entry
+    for i, given in enumerate(entries):
+        entry: Any = {"name": given} if isinstance(given, str) else given
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise InputError(f"{path}: class {i} has no name: {entry!r}")
         color = entry.get("color", default[i])

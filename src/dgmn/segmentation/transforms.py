@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as TF  # noqa: N812 - as torchvision's examples
+from torchvision.transforms.v2 import functional as TF
 
 from dgmn.errors import InputError
 from dgmn.segmentation.losses import IGNORED
@@ -62,7 +63,16 @@ class Augmentation:
 
 def normalise() -> v2.Transform:
     """8-bit images to floats with ImageNet's mean and deviation."""
-    return v2.Compose([v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.Normalize(_MEAN, _STD)])
+    return v2.Compose(
+        [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.Normalize(_MEAN, _STD)]
+    )
+
+
+def denormalise(image: Tensor) -> Image.Image:
+    """The picture that a normalised image (3, H, W) was."""
+    mean, std = (image.new_tensor(x).view(3, 1, 1) for x in (_MEAN, _STD))
+    picture: Image.Image = TF.to_pil_image((image.float() * std + mean).clamp(0, 1).cpu())
+    return picture
 
 
 class RandomScale(v2.Transform):
@@ -100,7 +110,11 @@ class ClassCrop(v2.Transform):
         mask = next((x for x in flat_inputs if isinstance(x, tv_tensors.Mask)), None)
         for _ in range(10):
             top, left = (int(torch.randint(0, n - c + 1, ())) for n, c in zip((height, width), crop, strict=True))
-            if mask is None or self.max_share >= 1 or self._varied(mask[..., top : top + crop[0], left : left + crop[1]]):
+            if (
+                mask is None
+                or self.max_share >= 1
+                or self._varied(mask[..., top : top + crop[0], left : left + crop[1]])
+            ):
                 break
         return {"top": top, "left": left, "height": crop[0], "width": crop[1]}
 

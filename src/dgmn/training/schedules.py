@@ -33,3 +33,26 @@ class WarmupCosine(LambdaLR):
             return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
         super().__init__(optimizer, factor)
+
+
+class Polynomial(LambdaLR):
+    """`(1 - step / total) ** power` of the learning rate, after a linear warm-up.
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        total_steps: steps of the whole training.
+        power: of the decay.
+        warmup: share of the steps that warm up, from nearly 0.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup: float = 0.0) -> None:
+        if power <= 0 or not 0 <= warmup < 1:
+            raise InputError(f"power must be above 0 and warmup at least 0 and below 1, got {power} and {warmup}")
+        warmup_steps = round(warmup * total_steps)
+
+        def factor(step: int) -> float:
+            rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+            falling: float = (1 - min(step, total_steps) / max(total_steps, 1)) ** power
+            return rising * falling
+
+        super().__init__(optimizer, factor)

@@ -1,7 +1,7 @@
 """The LightningModule that all tasks extend: optimiser, schedule and what a checkpoint says of itself."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -18,6 +18,7 @@ from dgmn.errors import InputError
 from dgmn.training.messages import say
 from dgmn.training.schedules import WarmupCosine
 
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header and rows
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
 
 
@@ -99,13 +100,20 @@ class Task(L.LightningModule):
                 f"so it becomes {given * total / lr_batch:g}"
             )
 
+    def tables(self) -> list[Table]:
+        """What the last evaluation tells beyond its metrics, for instance the score of every class."""
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        """What prediction needs to know of the task, as plain values."""
+        return {"task": self.name, **self.network_args}
+
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What prediction and resuming need, as plain values.
         checkpoint["dgmn"] = {
-            "task": self.name,
             "total_batch": self._total_batch(),
-            **self.network_args,
+            **self.describe(),
             **self.trainer.datamodule.describe(),
         }
 

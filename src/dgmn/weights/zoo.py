@@ -44,6 +44,11 @@ class ZooModel:
     file_id: str
 
     @property
+    def builder(self) -> str:
+        """The network's name in its task's module, for instance `semantic_fpn`."""
+        return self.name.removesuffix(f"_{self.backbone}")
+
+    @property
     def url(self) -> str:
         return f"https://drive.google.com/file/d/{self.file_id}/view"
 

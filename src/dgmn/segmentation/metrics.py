@@ -1,0 +1,42 @@
+"""Scores of semantic segmentation, from one confusion matrix over the whole set."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dgmn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Attributes:
+    miou: mean of `iou` over the classes that occur, in the truth or in predictions.
+    accuracy: share of the labelled pixels that are right.
+    iou: of every class, intersection over union; NaN where it does not occur.
+    recall: of every class, the share of its pixels that are right; NaN where it does not occur.
+    """
+
+    miou: float
+    accuracy: float
+    iou: tuple[float, ...]
+    recall: tuple[float, ...]
+
+
+def scores(confusion: Tensor) -> Scores:
+    """Scores from a confusion matrix, as cityscapesscripts computes them.
+
+    Args:
+        confusion: (classes, classes), pixels of the row's class that were predicted as the column's; pixels without
+            a label left out.
+
+    Raises:
+        InputError (a ValueError): not a square matrix.
+    """
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise InputError(f"confusion must be (classes, classes), got {tuple(confusion.shape)}")
+    counts = confusion.double()
+    right = counts.diagonal()
+    iou = right / (counts.sum(0) + counts.sum(1) - right)
+    recall = right / counts.sum(1)
+    accuracy = right.sum() / counts.sum()
+    return Scores(float(iou.nanmean()), float(accuracy), tuple(iou.tolist()), tuple(recall.tolist()))

@@ -1,0 +1,102 @@
+"""Prediction with a trained or published segmenter. Needs no lightning."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as TF
+
+from dgmn.errors import InputError
+from dgmn.segmentation.cityscapes import CITYSCAPES
+from dgmn.segmentation.inference import Inference, count_windows, predict_labels
+from dgmn.segmentation.networks import build
+from dgmn.segmentation.transforms import normalise
+from dgmn.training.images import load_image
+from dgmn.weights import cached_file, find, load_checkpoint
+
+_WHOLE = 2**22  # pixels of an image that is predicted whole; a larger one by windows, whatever was asked for
+
+
+class SegmentationPredictor:
+    """A network with what it needs to name what is at every pixel.
+
+    Args:
+        network: (B, 3, H, W), normalised, to logits (B, classes, H, W).
+        classes: their names.
+        colors: to draw them in.
+        inference: how images are predicted.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str],
+        colors: Sequence[tuple[int, int, int]],
+        inference: Inference = Inference(),  # noqa: B008 - a frozen value
+    ) -> None:
+        self.network = network.eval()
+        self.classes = tuple(classes)
+        self.colors = tuple(colors)
+        self.inference = inference
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], checkpoint: Path) -> "SegmentationPredictor":
+        """From what a checkpoint of a run says of itself (its entry `dgmn`), and its weights."""
+        network = build(*(description[key] for key in ("model", "backbone", "num_classes", "model_args")))
+        load_checkpoint(network, checkpoint)
+        colors = [(r, g, b) for r, g, b in description["colors"]]
+        return cls(network, description["classes"], colors, Inference(**description["inference"]))
+
+    @classmethod
+    def from_zoo(cls, name: str, checkpoint: Path | None = None) -> "SegmentationPredictor":
+        """A published segmenter, from a file or from what `dgmn zoo download` fetched."""
+        model = find(name)
+        if model.task != "segmentation":
+            raise InputError(f"--model {name} is for {model.task}, this predicts a class of every pixel")
+        checkpoint = checkpoint or cached_file(name)
+        if checkpoint is None:
+            raise InputError(f"--model {name} was not downloaded yet: dgmn zoo download {name}, or give --ckpt_path")
+        network = build(model.builder, model.backbone, len(CITYSCAPES.names))
+        load_checkpoint(network, checkpoint)
+        return cls(network, CITYSCAPES.names, CITYSCAPES.colors, Inference("slide"))
+
+    def predict(
+        self,
+        path: Path,
+        device: str | torch.device = "cpu",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """The class of every pixel of an image, (H, W).
+
+        Args:
+            path: of the image.
+            device: to compute on.
+            progress: is told how many windows are done, and how many there are.
+
+        Raises:
+            InputError: the image cannot be read; the message names it.
+        """
+        network = self.network.to(device)
+        image = normalise()(tv_tensors.Image(TF.pil_to_tensor(load_image(path)))).as_subclass(Tensor).to(device)
+        height, width = image.shape[-2:]
+        inference = self.inference
+        if inference.mode == "whole" and height * width > _WHOLE:
+            inference = replace(inference, mode="slide")
+        total, done = count_windows(height, width, inference), 0
+
+        def watched(images: Tensor) -> Tensor:
+            nonlocal done
+            logits: Tensor = network(images)
+            done += len(images)
+            if progress is not None:
+                progress(done, total)
+            return logits
+
+        with torch.inference_mode():
+            return predict_labels(watched, image, inference).numpy()

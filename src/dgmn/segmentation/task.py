@@ -1,0 +1,149 @@
+"""Training and evaluation of segmenters."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from PIL import Image
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+from typing_extensions import override
+
+from dgmn.errors import InputError
+from dgmn.segmentation.inference import Inference, predict_labels
+from dgmn.segmentation.losses import IGNORED, PixelLoss
+from dgmn.segmentation.metrics import scores
+from dgmn.segmentation.networks import build
+from dgmn.segmentation.transforms import denormalise
+from dgmn.training.schedules import Polynomial
+from dgmn.training.start import start_from
+from dgmn.training.task import ScheduleCallable, Table, Task
+from dgmn.visualize import comparison, stacked
+
+_PICTURED = 4  # images of a validation that are drawn
+
+
+class SegmentationTask(Task):
+    """Trains a network of [`dgmn.segmentation`][dgmn.segmentation.semantic_fpn] on any timm backbone.
+
+    Args:
+        model: "semantic_fpn", "setr_naive", "setr_pup" or "setr_mla".
+        backbone: name for `timm.create_model`: ours or any other, so that they can be compared.
+        num_classes: of the data.
+        model_args: more arguments for the network, for instance `channels: 64` or
+            `backbone_args: {drop_path_rate: 0.1}`.
+        checkpoint: weights to start from, official or own: of a segmenter, or of a classifier for the backbone.
+        loss: of the pixels.
+        inference: how images are predicted in validation and test.
+        optimizer, schedule, lr_batch: see [`Task`][dgmn.training.Task].
+    """
+
+    name = "segmentation"
+    monitor = ("val/miou", "max")
+
+    def __init__(
+        self,
+        model: str = "semantic_fpn",
+        backbone: str = "dgmn2_tiny",
+        num_classes: int = 19,
+        model_args: dict[str, Any] | None = None,
+        checkpoint: Path | None = None,
+        loss: PixelLoss = PixelLoss(),  # noqa: B008 - the command line shows its defaults
+        inference: Inference = Inference(),  # noqa: B008 - the command line shows its defaults
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=1e-4),
+        schedule: ScheduleCallable = Polynomial,
+        lr_batch: int | None = 8,
+    ) -> None:
+        network = build(model, backbone, num_classes, model_args)
+        network_args: dict[str, Any] = {
+            "model": model,
+            "backbone": backbone,
+            "num_classes": num_classes,
+            # What only starts a training is not needed to build its network again.
+            "model_args": {k: v for k, v in (model_args or {}).items() if k != "pretrained"},
+        }
+        super().__init__(network, network_args, optimizer, schedule, lr_batch)
+        if checkpoint is not None:
+            start_from(network, checkpoint)
+        self.loss = loss
+        self.inference = inference
+        self.val_confusion: Metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
+        self.test_confusion: Metric = self.val_confusion.clone()
+        self._rows: list[tuple[object, ...]] = []
+        self._pictures: list[Image.Image] = []
+
+    @override
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        if data is None:
+            raise InputError("a SegmentationTask is trained with a SegmentationData: trainer.fit(task, data)")
+        names = data.classes.names
+        num_classes = self.network_args["num_classes"]
+        if len(names) != num_classes:
+            raise InputError(
+                f"model.num_classes is {num_classes}, but the data has {len(names)} classes "
+                f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}): give --model.num_classes {len(names)}"
+            )
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, masks = batch
+        loss = self.loss(self.model(images), masks)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        labels = self._evaluate(batch, self.val_confusion)
+        if batch_idx < _PICTURED and self.trainer.is_global_zero:
+            image = denormalise(batch[0][0])
+            colors = self.trainer.datamodule.classes.colors
+            truth = batch[1][0].cpu().numpy()
+            self._pictures.append(comparison(image, truth, labels.cpu().numpy().astype(np.uint8), colors))
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, self.test_confusion)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], confusion: Metric) -> Tensor:
+        images, masks = batch  # one image, at its own size
+        labels = predict_labels(self.model, images[0], self.inference).to(self.device)
+        confusion.update(labels[None], masks)
+        return labels
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._report(self.val_confusion, "val")
+        if self._pictures and self.trainer.state.fn == "fit":
+            folder = Path(self.trainer.default_root_dir) / "pictures"
+            folder.mkdir(parents=True, exist_ok=True)
+            stacked(self._pictures).save(folder / f"epoch_{self.current_epoch:04d}.jpg", quality=90)
+        self._pictures.clear()
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._report(self.test_confusion, "test")
+
+    def _report(self, confusion: Metric, split: str) -> None:
+        result = scores(confusion.compute())  # summed over all processes
+        confusion.reset()
+        self.log(f"{split}/miou", result.miou, prog_bar=True, sync_dist=True)
+        self.log(f"{split}/accuracy", result.accuracy, sync_dist=True)
+        names = self.trainer.datamodule.classes.names
+        self._rows = [
+            (name, *("-" if value != value else f"{value:.2%}" for value in values))
+            for name, *values in zip(names, result.iou, result.recall, strict=True)
+        ]
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "inference": asdict(self.inference)}
+
+    @override
+    def tables(self) -> list[Table]:
+        return [(("class", "IoU", "recall"), self._rows)] if self._rows else []
