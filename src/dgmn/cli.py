@@ -1,5 +1,6 @@
 """`dgmn fit | validate | test`: LightningCLI, kept thin."""
 
+import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -189,6 +190,24 @@ def describe_recipe(recipe: str) -> dict[str, Any]:
     except Exception as error:
         raise _explained(error) from error
     return {**cli.model.describe(), **cli.datamodule.describe()}
+
+
+def make_data(recipes: Sequence[str], overrides: Sequence[str]) -> L.LightningDataModule:
+    """The data of a recipe alone, with options of the command line, without the network and the trainer."""
+    _quieten()
+    try:
+        parser = LightningArgumentParser(exit_on_error=False)
+        parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
+        sections = []
+        for recipe in recipes:
+            content = yaml.safe_load(find_recipe(recipe).read_text())
+            if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+                raise InputError(f"-c {recipe}: a recipe with the section data is needed")
+            sections.append(f"--data={json.dumps(content['data'])}")
+        data: L.LightningDataModule = parser.instantiate_classes(parser.parse_args([*sections, *overrides])).data
+    except Exception as error:
+        raise _explained(error) from error
+    return data
 
 
 def _with_recipes(arguments: Sequence[str]) -> list[str]:

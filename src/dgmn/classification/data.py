@@ -1,8 +1,9 @@
 """Images in one folder per class, or any torchvision dataset."""
 
 import sys
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from dgmn.errors import InputError
 from dgmn.training.callbacks import epoch_seed, run_seed
 from dgmn.training.images import EXTENSIONS, check_images, load_image
 from dgmn.training.messages import say
+from dgmn.training.report import DataReport, read_all
+from dgmn.visualize import captioned
 
 
 @dataclass
@@ -150,6 +153,34 @@ class ClassificationData(L.LightningDataModule):
                 f"{checked if checked < len(paths) else 'all'} of them decoded without an error"
             )
 
+    def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
+        """Reads every image of the training and validation sets.
+
+        Args:
+            progress: is told the split, how many images it has, and how many of them are read.
+        """
+        if self.root is None:
+            raise InputError("data: only folders of images can be checked; give --data.root FOLDER")
+        report = DataReport(("class", "train images", "val images"))
+        counts: dict[str, dict[str, int]] = {}
+        for split in ("train", "val"):
+            try:
+                dataset = _image_folder(self.root, split)
+            except InputError as error:
+                report.problems.append(str(error))
+                continue
+            tell = partial(progress, split, len(dataset))
+            shown = {path for path, _ in dataset.samples[:: max(1, len(dataset) // 8)]} if split == "train" else set()
+            for (path, label), _ in read_all(dataset.samples, _read, report.problems, tell):
+                name = dataset.classes[label]
+                counts.setdefault(name, {"train": 0, "val": 0})[split] += 1
+                if path in shown and len(report.samples) < 8:
+                    report.samples.append(captioned(load_image(path), [name]))
+        for name, of in counts.items():
+            report.rows.append((name, of["train"], of["val"]))
+            report.problems += [f"{split}: no image of the class {name}" for split, n in of.items() if n == 0]
+        return report
+
     @property
     def classes(self) -> list[str] | None:
         """Names of the classes in the order of their labels, where the dataset has them."""
@@ -242,6 +273,10 @@ def _image_folder(root: Path, split: str) -> ImageFolder:
         raise InputError(
             f"data.root: no images in {folder} for the classes {', '.join(empty[:5])} ({', '.join(sorted(EXTENSIONS))})"
         ) from error
+
+
+def _read(sample: tuple[str, int]) -> None:
+    load_image(sample[0])
 
 
 def _has_images(folder: Path) -> bool:

@@ -26,7 +26,7 @@ from dgmn.training.images import EXTENSIONS, load_image
 from dgmn.training.messages import say
 from dgmn.training.report import DataReport, read_all
 from dgmn.training.sampling import StepSampler
-from dgmn.visualize import overlay
+from dgmn.visualize import legend, overlay
 
 Sample = tuple[Path, Path]  # image, mask
 
@@ -250,11 +250,12 @@ class SegmentationData(L.LightningDataModule):
                 continue
             pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
             tell = partial(progress, split, len(dataset))
-            for image, mask in read_all(dataset.samples, dataset.read, report.problems, tell):
+            spread = dataset.samples[:: max(1, len(dataset) // 8)]
+            for sample, (image, mask) in read_all(dataset.samples, dataset.read, report.problems, tell):
                 counts = np.bincount(mask.numpy().ravel(), minlength=256)
                 pixels += counts
                 images += counts > 0
-                if len(report.samples) < 8 and len(counts.nonzero()[0]) > 1:
+                if len(report.samples) < 8 and sample in spread:
                     report.samples.append(overlay(TF.to_pil_image(image), mask.numpy(), self.classes.colors))
             order = [*range(len(names)), IGNORED]
             columns += [[int(images[i]) for i in order], [f"{pixels[i] / max(pixels.sum(), 1):.2%}" for i in order]]
@@ -265,6 +266,7 @@ class SegmentationData(L.LightningDataModule):
                 report.problems.append(
                     f"{split}: the masks hold 0 and 255 only, and 255 is no label: save the second class as 1"
                 )
+        report.legend = partial(legend, names, self.classes.colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report
 

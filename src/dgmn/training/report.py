@@ -21,18 +21,20 @@ class DataReport:
         header, rows: a table of counts.
         problems: one line each, naming the file and what was expected.
         samples: some images, with what is annotated on them drawn in.
+        legend: of the classes that the samples are drawn in.
     """
 
     header: tuple[str, ...] = ()
     rows: list[tuple[object, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     samples: list[Image.Image] = field(default_factory=list)
+    legend: Callable[[int], Image.Image] | None = None  # at a width
 
 
 def read_all(
     items: Sequence[Item], read: Callable[[Item], Result], problems: list[str], progress: Callable[[int], None]
-) -> Iterable[Result]:
-    """Reads items in threads, in order; what cannot be read becomes a line of `problems`.
+) -> Iterable[tuple[Item, Result]]:
+    """Reads items in threads and yields each with what was read, in order; what cannot be read becomes a line of `problems`.
 
     Args:
         items: what to read.
@@ -48,9 +50,9 @@ def read_all(
             return error
 
     with ThreadPoolExecutor() as pool:
-        for done, result in enumerate(pool.map(attempt, items), 1):
+        for done, (item, result) in enumerate(zip(items, pool.map(attempt, items), strict=True), 1):
             progress(done)
             if isinstance(result, InputError):
                 problems.append(str(result))
             else:
-                yield result
+                yield item, result

@@ -1,0 +1,35 @@
+"""`dgmn validate-data`: mistakes in a dataset, found before hours are spent on it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dgmn.cli import make_data
+from dgmn.errors import InputError
+from dgmn.tables import format_table, show_progress
+from dgmn.visualize import contact_sheet, stacked
+
+_SHOWN = 30  # problems
+
+
+def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    data = make_data(options.config, overrides)
+    if not hasattr(data, "validate"):
+        raise InputError(f"-c {options.config[0]}: {type(data).__name__} cannot be checked")
+    report = data.validate(lambda split, total, done: show_progress(done, total, f"{split} images"))
+    if report.rows:
+        print(format_table(report.header, report.rows))
+    if report.samples:
+        picture = Path(options.picture)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        sheet = contact_sheet(report.samples)
+        (stacked([sheet, report.legend(sheet.width)]) if report.legend else sheet).save(picture)
+        print(f"\nsamples: {picture}")
+    if not report.problems:
+        print("\nno mistakes found")
+        return 0
+    print(f"\n{len(report.problems)} problem{'s' if len(report.problems) > 1 else ''}:")
+    print("\n".join(f"  {problem}" for problem in report.problems[:_SHOWN]))
+    if len(report.problems) > _SHOWN:
+        print(f"  and {len(report.problems) - _SHOWN} more")
+    return 1
