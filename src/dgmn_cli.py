@@ -221,12 +221,27 @@ def _complexity(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "dgmn complexity", description="Parameters and multiply-adds (GMACs) of networks, beside the paper's."
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="names for timm; default: all of ours")
     parser.add_argument(
-        "--size", type=_positive, nargs="+", default=[224], metavar="N", help="side, or height and width of the image"
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="names for timm, or segmenters as dgmn zoo names them; default: all of ours",
+    )
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help="side, or height and width of the image; default 224, segmenters 768",
+    )
+    parser.add_argument(
+        "--task",
+        choices=("classification", "segmentation"),
+        default="classification",
+        help="all published ones of this",
     )
     options = parser.parse_args(arguments)
-    if len(options.size) > 2:
+    if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
     from dgmn.complexity import complexity
 

@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn.errors import InputError
 from dgmn.layers import RelativePosition
+from dgmn.segmentation.networks import BUILDERS
 from dgmn.tables import format_table
-from dgmn.weights import ZOO
+from dgmn.weights import ZOO, ZooModel
 
 
 @dataclass(frozen=True)
@@ -58,27 +59,28 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
 
 
 def complexity(options: argparse.Namespace) -> int:
-    size = (options.size[0], options.size[-1])
-    names = options.models or timm.list_models("dgmn2_*")
-    paper = {m.name: m.metrics for m in ZOO if m.task == "classification"}
+    published = {model.name: model for model in ZOO if model.task in _SIZES}
+    names = options.models or _defaults(options.task)
+    task = "segmentation" if any(_is_segmenter(published.get(name)) for name in names) else "classification"
+    default = (_SIZES[task], _SIZES[task])
+    size = (options.size[0], options.size[-1]) if options.size else default
     rows = []
-    for name in sorted(names, key=lambda n: -1 if n not in paper else list(paper).index(n)):
-        if not timm.is_model(name):
-            raise InputError(f"timm knows no model {name!r}; for instance {', '.join(timm.list_models('dgmn2_*'))}")
+    for name in names:
+        row = published.get(name)
         with torch.device("meta"):  # shapes are all that counts
-            cost = count(timm.create_model(name), size)
-        published = paper.get(name, {}) if size == (224, 224) else {}
+            cost = count(_network(name, row), size)
+        paper = row.metrics if row is not None and size == (_SIZES[row.task], _SIZES[row.task]) else {}
         rows.append(
             (
                 name,
                 f"{cost.params:,}",
-                f"{published['params_m']} M" if published else "-",
+                f"{paper['params_m']:.2f} M" if paper else "-",
                 f"{cost.macs / 1e9:.2f}",
                 f"{cost.original_macs / 1e9:.2f}",
-                published.get("gmacs", "-"),
+                f"{paper['gmacs']:.2f}" if paper else "-",
             )
         )
-    print(f"One image of {size[0]} x {size[1]}, 1000 classes")
+    print(f"One image of {size[0]} x {size[1]}, {'19 classes' if task == 'segmentation' else '1000 classes'}")
     header = ("model", "parameters", "paper", "GMACs", "GMACs, original form", "paper")
     print(format_table(header, rows))
     print(
@@ -87,3 +89,29 @@ def complexity(options: argparse.Namespace) -> int:
         "H + W + 16 dot products for every node instead of 18; the paper's figures count that form."
     )
     return 0
+
+
+_SIZES = {"classification": 224, "segmentation": 768}  # what the paper's figures are for
+
+
+def _defaults(task: str) -> list[str]:
+    if task == "segmentation":
+        return [model.name for model in ZOO if model.task == task]
+    ours = timm.list_models("dgmn2_*")
+    paper = [model.name for model in ZOO if model.name in ours]
+    return [*sorted(set(ours) - set(paper)), *paper]
+
+
+def _is_segmenter(row: ZooModel | None) -> bool:
+    return row is not None and row.task == "segmentation"
+
+
+def _network(name: str, row: ZooModel | None) -> nn.Module:
+    if row is not None and _is_segmenter(row):
+        return BUILDERS[row.builder](row.backbone)
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models("dgmn2_*"))
+        raise InputError(
+            f"timm knows no model {name!r}, nor does dgmn zoo; for instance {near}, semantic_fpn_dgmn2_tiny"
+        )
+    return cast(nn.Module, timm.create_model(name))

@@ -34,7 +34,9 @@ class DataReport:
 def read_all(
     items: Sequence[Item], read: Callable[[Item], Result], problems: list[str], progress: Callable[[int], None]
 ) -> Iterable[tuple[Item, Result]]:
-    """Reads items in threads and yields each with what was read, in order; what cannot be read becomes a line of `problems`.
+    """Reads items in threads and yields each with what was read, in order.
+
+    What cannot be read becomes a line of `problems`.
 
     Args:
         items: what to read.
