@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dgmn.quickstart import write_digits
+from dgmn.quickstart.classification import write as write_digits
 
 RECIPE = "recipes/classification/digits.yaml"
 
