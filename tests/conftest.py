@@ -16,6 +16,7 @@ import dgmn  # noqa: F401 - registers the networks with timm
 
 from digits import all_digits, few_digits  # noqa: F401 - fixtures
 from golden_vectors import Vectors, fill, load_keys
+from scenes import few_scenes, scenes  # noqa: F401 - fixtures
 
 GOLDEN = Path(__file__).parent / "golden"
 

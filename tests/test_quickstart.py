@@ -9,6 +9,20 @@ from PIL import Image
 from dgmn_cli import run
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_quickstart_of_segmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.perf_counter()
+    assert run(["quickstart", "--task", "segmentation", "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    table = {line.split("  ")[0]: line.split()[-1] for line in out.splitlines() if "  " in line}
+    assert float(table["mIoU"].rstrip("%")) >= 50
+    assert time.perf_counter() - start < 180
+    assert len(list((tmp_path / "out/scenes/leftImg8bit").rglob("*.png"))) == 880
+    with Image.open(table["pictures of predictions"]) as picture:
+        assert picture.width > 500
+
+
 @pytest.mark.timeout(300)
 def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = time.perf_counter()

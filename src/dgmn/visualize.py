@@ -89,8 +89,11 @@ def comparison(
     size = (width, max(1, round(image.height * width / image.width)))
     parts = [image, *(overlay(image, labels, colors, 0.75) for labels in (truth, predicted))]
     canvas = Image.new("RGB", (3 * width + 8, size[1] + 4), _PAPER)
-    for i, part in enumerate(parts):
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=13)
+    for i, (part, title) in enumerate(zip(parts, ("image", "labels", "prediction"), strict=True)):
         canvas.paste(part.resize(size, Image.Resampling.BILINEAR), (i * (width + 4), 0))
+        draw.text((i * (width + 4) + 5, 2), title, _PAPER, font, stroke_width=2, stroke_fill=_INK)
     return canvas
 
 

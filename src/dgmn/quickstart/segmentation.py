@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from dgmn.quickstart.digits import digits, enlarged
 from dgmn.segmentation.cityscapes import find_samples
-from dgmn.segmentation.labels import named, read_mask
+from dgmn.segmentation.labels import distinct_colors, named, read_mask
 from dgmn.segmentation.metrics import scores
 from dgmn.segmentation.predict import SegmentationPredictor
 from dgmn.training.images import load_image
@@ -22,23 +24,23 @@ from dgmn.weights import read_checkpoint
 RECIPE = "recipes/segmentation/scenes.yaml"
 FOLDER = "scenes"
 DATA = "Scenes of handwritten digits on photographs (scikit-learn), leftImg8bit and gtFine as in Cityscapes,"
-CLASSES = named(("photo", *map(str, range(10))))
+CLASSES = named(("photo", *map(str, range(10))), ((70, 70, 70), *distinct_colors(10)))
 _COUNTS = {"train": 800, "val": 40, "test": 40}
 _SIZE = (64, 96)  # height and width of a scene
 
 
-def write(folder: Path) -> None:
-    """The scenes, their masks and the classes."""
+def write(folder: Path, counts: Mapping[str, int] = MappingProxyType(_COUNTS)) -> None:
+    """The scenes, as many of every split as `counts` says, their masks and the classes."""
     from sklearn.datasets import load_sample_images
 
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    glyphs: dict[str, list[tuple[int, NDArray[np.uint8]]]] = {split: [] for split in _COUNTS}
+    glyphs: dict[str, list[tuple[int, NDArray[np.uint8]]]] = {split: [] for split in ("train", "val", "test")}
     for split, digit, _, pixels in digits():
         glyphs[split].append((digit, pixels))
     photos = load_sample_images().images
     random = np.random.default_rng(0)
-    for split, count in _COUNTS.items():
+    for split, count in counts.items():
         images, masks = partial / "leftImg8bit" / split / "scenes", partial / "gtFine" / split / "scenes"
         images.mkdir(parents=True)
         masks.mkdir(parents=True)

@@ -199,7 +199,8 @@ class SegmentationData(L.LightningDataModule):
         return samples
 
     def _dataset(self, split: str, transform: Callable[..., Any]) -> MaskDataset:
-        return MaskDataset(self.samples(split), self.classes, transform, self.palette_masks)
+        classes = self.classes  # first: it tells whether there is such a folder at all
+        return MaskDataset(self.samples(split), classes, transform, self.palette_masks)
 
     @override
     def setup(self, stage: str) -> None:
