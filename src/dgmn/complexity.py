@@ -74,10 +74,10 @@ def complexity(options: argparse.Namespace) -> int:
             (
                 name,
                 f"{cost.params:,}",
-                f"{paper['params_m']:.2f} M" if paper else "-",
+                f"{paper['params_m']} M" if paper else "-",
                 f"{cost.macs / 1e9:.2f}",
                 f"{cost.original_macs / 1e9:.2f}",
-                f"{paper['gmacs']:.2f}" if paper else "-",
+                paper["gmacs"] if paper else "-",
             )
         )
     print(f"One image of {size[0]} x {size[1]}, {'19 classes' if task == 'segmentation' else '1000 classes'}")

@@ -15,7 +15,7 @@ from PIL import Image
 from dgmn.segmentation import Inference, SegmentationPredictor
 from dgmn.segmentation.cityscapes import CITYSCAPES_IDS
 from dgmn.weights import read_checkpoint
-from dgmn_cli import run
+from dgmn_cli import recipe_names, run
 
 from scenes import RECIPE
 
@@ -248,6 +248,19 @@ def test_options_of_another_task(trained, few_digits, tmp_path, capsys):
         == 2
     )
     assert "--submission is for models of the 19 classes of Cityscapes" in capsys.readouterr().err
+
+
+WHOLE = [name for name in recipe_names() if "/segmentation/" in name and "cityscapes_test" not in name]
+
+
+@pytest.mark.parametrize("recipe", WHOLE)
+def test_every_recipe_runs(recipe, scenes, tmp_path):
+    (scenes / "classes.json").unlink()  # then it is Cityscapes, though with masks of eleven classes
+    options = ["--trainer.fast_dev_run", "2", "--data.num_workers", "0", "--model.backbone", "dgmn2_nano"]
+    options += ["--model.num_classes", "19", "--data.augmentation.crop", "[64, 96]", "--data.batch_size", "2"]
+    options += ["--data.augmentation.fit", "[64, 96]", "--model.inference.fit", "[64, 96]"]
+    arguments = ["fit", "-c", recipe, "--data.root", str(scenes), "--trainer.default_root_dir", str(tmp_path)]
+    assert run([*arguments, *options]) == 0
 
 
 @pytest.mark.parametrize("head", ["semantic_fpn", "setr_naive", "setr_pup", "setr_mla"])
