@@ -1,24 +1,22 @@
 """Images in one folder per class, or any torchvision dataset."""
 
-import sys
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 import torch
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from typing_extensions import override
 
 from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
-from dgmn.training.callbacks import epoch_seed, run_seed
+from dgmn.training.data import ImageData
 from dgmn.training.images import EXTENSIONS, check_images, load_image
 from dgmn.training.messages import say
 from dgmn.training.report import DataReport, read_all
@@ -78,7 +76,7 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
         return self.transform(image.convert("RGB")), int(label)
 
 
-class ClassificationData(L.LightningDataModule):
+class ClassificationData(ImageData):
     """Images with class labels.
 
     Give `root`, a folder with `train` and `val` (and perhaps `test`), each with one folder of images per class, as
@@ -206,55 +204,23 @@ class ClassificationData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self._trainer()
         dataset = _Transformed(self._set("train"), self.augmentation.transform(self.image_size))
-        ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
-        sampler: RepeatAugSampler | DistributedSampler[Any]
+        sampler = None
         if self.augmentation.repeats > 1:
+            ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
             sampler = RepeatAugSampler(dataset, num_repeats=self.augmentation.repeats, **ranks)
-        else:
-            sampler = DistributedSampler(dataset, shuffle=True, seed=run_seed(trainer), drop_last=True, **ranks)
-        # A resumed run's workers start before Lightning sets the sampler's epoch, and before `current_epoch` is right.
-        epoch = trainer.fit_loop.epoch_progress.current.processed
-        sampler.set_epoch(epoch)
-        if len(cast(Sized, sampler)) < self.batch_size:
-            raise InputError(
-                f"data.batch_size {self.batch_size}: an epoch of one device has only {len(cast(Sized, sampler))} images"
-            )
-        seed = epoch_seed(run_seed(trainer), epoch, trainer.global_rank)
-        generator = torch.Generator().manual_seed(seed)
-        return self._loader(dataset, sampler=sampler, drop_last=True, generator=generator)
-
-    def _eval_dataloader(self, split: str) -> DataLoader[Any]:
-        trainer = self._trainer()
-        dataset = _Transformed(self._set(split), eval_transform(self.image_size, self.crop_pct))
-        if len(dataset) < trainer.world_size:
-            raise InputError(f"data: {len(dataset)} {split} images are too few for {trainer.world_size} processes")
-        # Every image once: a DistributedSampler would repeat some to give all processes equally many.
-        mine = Subset(dataset, range(trainer.global_rank, len(dataset), trainer.world_size))
-        return self._loader(mine)
-
-    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            # Workers start anew in every epoch: forking takes no time, what Python 3.14 does by default takes seconds.
-            multiprocessing_context="fork" if self.num_workers > 0 and sys.platform == "linux" else None,
-            **options,
-        )
+        return self.train_loader(dataset, sampler)
 
     @override
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._eval_dataloader("val")
+        return self._evaluated("val")
 
     @override
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._eval_dataloader("test")
+        return self._evaluated("test")
 
-    def _trainer(self) -> L.Trainer:
-        if self.trainer is None:
-            raise RuntimeError("ClassificationData makes its loaders for a Trainer: trainer.fit(task, data)")
-        return self.trainer
+    def _evaluated(self, split: str) -> DataLoader[Any]:
+        transform = eval_transform(self.image_size, self.crop_pct)
+        return self.eval_loader(_Transformed(self._set(split), transform), split)
 
 
 def _image_folder(root: Path, split: str) -> ImageFolder:

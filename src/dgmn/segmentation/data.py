@@ -1,17 +1,15 @@
 """Images and masks: Cityscapes as it unpacks, or any folders of them."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
@@ -21,11 +19,10 @@ from dgmn.segmentation.cityscapes import CITYSCAPES, CITYSCAPES_IDS, find_sample
 from dgmn.segmentation.labels import Classes, read_classes, read_mask
 from dgmn.segmentation.losses import IGNORED
 from dgmn.segmentation.transforms import Augmentation, normalise
-from dgmn.training.callbacks import epoch_seed, run_seed
+from dgmn.training.data import ImageData
 from dgmn.training.images import EXTENSIONS, load_image
 from dgmn.training.messages import say
 from dgmn.training.report import DataReport, read_all
-from dgmn.training.sampling import StepSampler
 from dgmn.visualize import legend, overlay
 
 Sample = tuple[Path, Path]  # image, mask
@@ -93,7 +90,7 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
         return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
 
 
-class SegmentationData(L.LightningDataModule):
+class SegmentationData(ImageData):
     """Images with a class for every pixel.
 
     `root` holds either Cityscapes as it unpacks (`leftImg8bit`, `gtFine`, `gtCoarse`; with a `classes.json` beside
@@ -279,56 +276,12 @@ class SegmentationData(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
-        trainer = self._trainer()
-        dataset = self._sets["train"]
-        ranks = {"rank": trainer.global_rank}
-        seed = run_seed(trainer)
-        sampler: StepSampler | DistributedSampler[Any]
-        if self.epoch_steps is not None:
-            sampler = StepSampler(
-                len(dataset), self.epoch_steps, self.batch_size, seed, replicas=trainer.world_size, **ranks
-            )
-        else:
-            sampler = DistributedSampler(
-                dataset, shuffle=True, seed=seed, drop_last=True, num_replicas=trainer.world_size, **ranks
-            )
-        # A resumed run's workers start before Lightning sets the sampler's epoch, and before `current_epoch` is right.
-        epoch = trainer.fit_loop.epoch_progress.current.processed
-        sampler.set_epoch(epoch)
-        if len(sampler) < self.batch_size:
-            raise InputError(
-                f"data.batch_size {self.batch_size}: an epoch of one device has only {len(sampler)} images"
-            )
-        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
-        return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=True, generator=generator)
-
-    def _eval_dataloader(self, split: str) -> DataLoader[Any]:
-        trainer = self._trainer()
-        dataset = self._sets[split]
-        if len(dataset) < trainer.world_size:
-            raise InputError(f"data: {len(dataset)} {split} images are too few for {trainer.world_size} processes")
-        # Every image once: a DistributedSampler would repeat some to give all processes equally many.
-        return self._loader(Subset(dataset, range(trainer.global_rank, len(dataset), trainer.world_size)), 1)
-
-    def _loader(self, dataset: Dataset[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            multiprocessing_context="fork" if self.num_workers > 0 and sys.platform == "linux" else None,
-            **options,
-        )
+        return self.train_loader(self._sets["train"], steps=self.epoch_steps)
 
     @override
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._eval_dataloader("val")
+        return self.eval_loader(self._sets["val"], "val", batch_size=1)
 
     @override
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._eval_dataloader("test")
-
-    def _trainer(self) -> L.Trainer:
-        if self.trainer is None:
-            raise RuntimeError("SegmentationData makes its loaders for a Trainer: trainer.fit(task, data)")
-        return self.trainer
+        return self.eval_loader(self._sets["test"], "test", batch_size=1)
