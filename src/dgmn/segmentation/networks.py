@@ -326,7 +326,7 @@ BUILDERS: dict[str, Callable[..., Segmenter]] = {
 
 
 def build(model: str, backbone: str, num_classes: int, model_args: dict[str, Any] | None = None) -> Segmenter:
-    """One of [`BUILDERS`][dgmn.segmentation.BUILDERS] by its name.
+    """One of [`BUILDERS`][dgmn.segmentation.networks.BUILDERS] by its name.
 
     Raises:
         InputError (a ValueError): no such network, backbone or argument.
