@@ -51,7 +51,9 @@ def test_rows_equal_the_published_ones():
     def ours(model):
         schedule = None if model.task == "classification" else model.schedule.lower()
         row = (model.task, model.dataset.lower(), model.method, model.backbone, schedule, model.file_id)
-        return row, model.metrics
+        # The costs of segmenters stand in the paper only; tests of the networks check them.
+        costs = ("params_m", "gmacs") if model.task == "segmentation" else ()
+        return row, {name: value for name, value in model.metrics.items() if name not in costs}
 
     def published(row):
         row = dict(row)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from dgmn.errors import InputError
+from dgmn.models.features import feature_maps
 
 Upsampling = Literal["official", "undistorted"]
 
@@ -213,7 +213,7 @@ def semantic_fpn(
 
     Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760).
     """
-    maps = _backbone(backbone, pretrained, backbone_args)
+    maps = feature_maps(backbone, pretrained, backbone_args)
     head = SemanticFPNHead(maps.feature_info.channels(), _classes(num_classes), pyramid_channels, channels, dropout)
     return Segmenter(maps, head)
 
@@ -250,7 +250,7 @@ def setr_naive(
     Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760); SETR
         (https://arxiv.org/abs/2012.15840).
     """
-    maps = _backbone(backbone, pretrained, backbone_args, output_stride)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
     return Segmenter(
         maps, SETRNaiveHead(maps.feature_info.channels()[-1], _classes(num_classes), image_size, upsampling)
     )
@@ -281,7 +281,7 @@ def setr_pup(
 
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
-    maps = _backbone(backbone, pretrained, backbone_args, output_stride)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
     return Segmenter(maps, SETRPUPHead(maps.feature_info.channels()[-1], _classes(num_classes), channels, upsampling))
 
 
@@ -311,7 +311,7 @@ def setr_mla(
 
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
-    maps = _backbone(backbone, pretrained, backbone_args, output_stride)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
     head = SETRMLAHead(maps.feature_info.channels(), _classes(num_classes), channels, image_size, upsampling)
     return Segmenter(maps, head)
 
@@ -337,33 +337,6 @@ def build(model: str, backbone: str, num_classes: int, model_args: dict[str, Any
         return BUILDERS[model](backbone, num_classes, **(model_args or {}))
     except TypeError as error:
         raise InputError(f"model: {model} cannot be built with {model_args}: {error}") from error
-
-
-def _backbone(name: str, pretrained: bool, args: dict[str, Any] | None, output_stride: int = 32) -> Any:
-    """The last four maps of a timm network."""
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:5] or timm.list_models("dgmn2*")
-        raise InputError(f"backbone: timm knows no {name!r}; for instance {', '.join(near)}")
-    options: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1), **(args or {})}
-    if output_stride != 32:
-        options["output_stride"] = output_stride
-    try:
-        maps = timm.create_model(name, pretrained=pretrained, **options)
-        if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # timm's Swin gives channels last unless asked this way
-            maps = timm.create_model(name, pretrained=pretrained, feature_cls="getter", **options)
-        return maps
-    except (
-        AssertionError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        given = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
-        raise InputError(f"backbone {name}: gives no four maps with {given or 'its defaults'} ({reason})") from error
 
 
 def _classes(num_classes: int) -> int:

@@ -53,6 +53,17 @@ _SEGMENTER_RULES: tuple[_Rule, ...] = (
     (r"decode_head\.conv_seg\.(\w+)", lambda m: f"head.classifier.{m[1]}"),
 )
 
+# mmdet's neck and heads. RetinaNet's pyramid has its coarser levels among the others.
+_RETINANET_RULES: tuple[_Rule, ...] = (
+    (r"neck\.lateral_convs\.(\d)\.conv\.(\w+)", lambda m: f"backbone.fpn.inner_blocks.{m[1]}.0.{m[2]}"),
+    (r"neck\.fpn_convs\.([0-2])\.conv\.(\w+)", lambda m: f"backbone.fpn.layer_blocks.{m[1]}.0.{m[2]}"),
+    (r"neck\.fpn_convs\.([34])\.conv\.(\w+)", lambda m: f"backbone.fpn.extra_blocks.p{int(m[1]) + 3}.{m[2]}"),
+    (r"bbox_head\.cls_convs\.(\d)\.conv\.(\w+)", lambda m: f"head.classification_head.conv.{m[1]}.0.{m[2]}"),
+    (r"bbox_head\.reg_convs\.(\d)\.conv\.(\w+)", lambda m: f"head.regression_head.conv.{m[1]}.0.{m[2]}"),
+    (r"bbox_head\.retina_cls\.(\w+)", lambda m: f"head.classification_head.cls_logits.{m[1]}"),
+    (r"bbox_head\.retina_reg\.(\w+)", lambda m: f"head.regression_head.bbox_reg.{m[1]}"),
+)
+
 
 def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official DGMN2 backbone or classifier names to ours.
@@ -69,10 +80,32 @@ def segmenter_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
     Raises:
         InputError (a ValueError): a name that no official segmenter has.
     """
+    return _with_backbone(state_dict, "backbone.model.", _SEGMENTER_RULES, "segmenters")
+
+
+def retinanet_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the official RetinaNet (mmdet 2.12) to ours.
+
+    Raises:
+        InputError (a ValueError): a name that it does not have.
+    """
+    return _with_backbone(state_dict, "backbone.body.model.", _RETINANET_RULES, "RetinaNet")
+
+
+def _with_backbone(
+    state_dict: Mapping[str, Tensor], prefix: str, rules: tuple[_Rule, ...], whose: str
+) -> dict[str, Tensor]:
     inner, _ = _under(state_dict, "backbone.")
     outer = {key: tensor for key, tensor in state_dict.items() if not key.startswith("backbone.")}
-    mapped = {f"backbone.model.{key}": tensor for key, tensor in dgmn2_from_official(inner).items()}
-    return mapped | _renamed(outer, _SEGMENTER_RULES, "segmenters")
+    mapped = {prefix + key: tensor for key, tensor in dgmn2_from_official(inner).items()}
+    return mapped | _renamed(outer, rules, whose)
+
+
+# What tells a network with a backbone inside: one of its names.
+_WITH_BACKBONE = (
+    ("head.classifier.weight", segmenter_from_official, "official segmenter"),
+    ("head.classification_head.cls_logits.weight", retinanet_from_official, "official RetinaNet"),
+)
 
 
 def _renamed(state_dict: Mapping[str, Tensor], rules: tuple[_Rule, ...], whose: str) -> dict[str, Tensor]:
@@ -145,8 +178,10 @@ def _find_network(
     state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """The part of a state dict that holds the network, where it was, and the other names."""
-    if "backbone.patch_embed1.conv1.weight" in state_dict and "head.classifier.weight" in expected:
-        return segmenter_from_official(state_dict), "official segmenter", ()
+    if "backbone.patch_embed1.conv1.weight" in state_dict:
+        for name, convert, origin in _WITH_BACKBONE:
+            if name in expected:
+                return convert(state_dict), origin, ()
     for prefix in OFFICIAL_PREFIXES:
         if f"{prefix}patch_embed1.conv1.weight" in state_dict and "patch_embed1.conv1.weight" not in expected:
             inner, elsewhere = _under(state_dict, prefix)

@@ -1,0 +1,123 @@
+"""RetinaNet on any timm backbone, as the published weights were trained."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
+
+from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, ExtraLevels, Pyramid
+from dgmn.errors import InputError
+from dgmn.models.features import feature_maps
+
+_STRIDES = (8, 16, 32, 64, 128)
+
+
+class RetinaNet(TorchvisionRetinaNet):
+    """torchvision's RetinaNet with the losses and the choice of detections of mmdet."""
+
+    pretrained_cfg: ClassVar = {"classifier": "head.classification_head.cls_logits"}  # for load_checkpoint
+
+    def compute_loss(
+        self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Focal and L1 loss, both divided by the number of positive anchors in the whole batch."""
+        logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        classification, regression, positives = logits.new_zeros(()), deltas.new_zeros(()), 0
+        for i, target in enumerate(targets):
+            matched = self.match(target["boxes"], anchors[i])
+            positive = matched >= 0
+            wanted = torch.zeros_like(logits[i])
+            wanted[positive, target["labels"][matched[positive]]] = 1.0
+            counted = matched != self.proposal_matcher.BETWEEN_THRESHOLDS
+            classification = classification + sigmoid_focal_loss(logits[i][counted], wanted[counted], reduction="sum")
+            boxes = self.box_coder.encode_single(target["boxes"][matched[positive]], anchors[i][positive])
+            regression = regression + F.l1_loss(deltas[i][positive], boxes, reduction="sum")
+            positives += int(positive.sum())
+        divisor = max(positives, 1)
+        return {"classification": classification / divisor, "bbox_regression": regression / divisor}
+
+    def match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """For every anchor the box that it stands for, -1 for background, -2 for neither."""
+        if len(boxes) == 0:
+            return torch.full((len(anchors),), -1, dtype=torch.long, device=anchors.device)
+        matched: Tensor = self.proposal_matcher(box_iou(boxes, anchors))
+        return matched
+
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Of every level the anchors of the highest score in any class; then all their classes above the threshold."""
+        detections = []
+        for i, shape in enumerate(image_shapes):
+            all_boxes, all_scores = [], []
+            levels = zip(head_outputs["cls_logits"], head_outputs["bbox_regression"], anchors[i], strict=True)
+            for logits, deltas, level_anchors in levels:
+                scores = logits[i].sigmoid()
+                best = scores.amax(1).topk(min(self.topk_candidates, len(scores))).indices
+                boxes = self.box_coder.decode_single(deltas[i][best], level_anchors[best])
+                all_boxes.append(clip_boxes_to_image(boxes, shape))
+                all_scores.append(scores[best])
+            boxes, scores = torch.cat(all_boxes), torch.cat(all_scores)
+            index, labels = torch.where(scores > self.score_thresh)
+            boxes, scores = boxes[index], scores[index, labels]
+            keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+            detections.append({"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]})
+        return detections
+
+
+def retinanet(
+    backbone: str = "dgmn2_tiny",
+    num_classes: int = 80,
+    *,
+    min_size: int = 800,
+    max_size: int = 1333,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+) -> RetinaNet:
+    """RetinaNet (Table 7).
+
+    Args:
+        backbone: any of timm's networks that gives maps of several strides.
+        num_classes: of the objects; there is no class for the background.
+        min_size: the short side that images are resized to.
+        max_size: the long side is at most this.
+        pretrained: start the backbone from its published weights.
+        backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
+
+    Returns:
+        Takes images (3, H, W) in 0..1, of any sizes, and in training targets with `boxes` (x1, y1, x2, y2) in pixels
+        and `labels`, 0 to num_classes - 1. Gives a dict of losses in training, else for every image `boxes`, `scores`
+        and `labels`.
+
+    Raises:
+        InputError (a ValueError): a backbone that timm does not know or that gives no such maps.
+
+    Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); RetinaNet
+        (https://arxiv.org/abs/1708.02002), in the form of mmdet 2.12.
+    """
+    if num_classes < 1:
+        raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    maps = feature_maps(backbone, pretrained, backbone_args)
+    pyramid = Pyramid(maps, 3, ExtraLevels(maps.feature_info.channels()[-1], 256))
+    anchors = ExactAnchors(
+        [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in _STRIDES], (0.5, 1.0, 2.0), _STRIDES
+    )
+    head = RetinaNetHead(pyramid.out_channels, anchors.num_anchors_per_location()[0], num_classes)
+    model = RetinaNet(
+        pyramid,
+        num_classes,
+        min_size,
+        max_size,
+        anchor_generator=anchors,
+        head=head,
+        detections_per_img=100,
+    )
+    model.box_coder = ClampedBoxCoder((1.0, 1.0, 1.0, 1.0))
+    return model

@@ -1,0 +1,86 @@
+"""RetinaNet computes what the original does, from the maps to the losses."""
+
+import pytest
+import torch
+from torchvision.models.detection.image_list import ImageList
+
+import dgmn
+from dgmn.detection.retinanet import retinanet
+from dgmn.errors import InputError
+
+from golden_vectors import image, match_detections
+
+
+@pytest.fixture
+def model(official_weights, tmp_path):
+    path = tmp_path / "retinanet.pth"
+    torch.save({"meta": {}, "state_dict": official_weights("e_retinanet_tiny")}, path)
+    model = retinanet("dgmn2_tiny").eval()
+    report = dgmn.load_checkpoint(model, path)
+    assert report.ignored == ()
+    assert report.loaded == len(official_weights("e_retinanet_tiny"))
+    return model
+
+
+def test_equals_the_original(model, golden):
+    vectors = golden("e_retinanet_tiny_256x320")
+    images = torch.from_numpy(image("det", (1, 3, 256, 320)))
+    with torch.no_grad():
+        maps = list(model.backbone(images).values())
+        outputs = model.head(maps)
+        (anchors,) = model.anchor_generator(ImageList(images, [(256, 320)]), maps)
+    sizes = [9 * x.shape[-2] * x.shape[-1] for x in maps]
+    levels = {name: list(x.split(sizes, 1)) for name, x in outputs.items()}
+    for i, x in enumerate(maps):
+        height, width = x.shape[-2:]
+        vectors.check(f"fpn.{i}", x)
+        vectors.check(f"cls.{i}", levels["cls_logits"][i].reshape(1, height, width, -1).permute(0, 3, 1, 2))
+        vectors.check(f"reg.{i}", levels["bbox_regression"][i].reshape(1, height, width, -1).permute(0, 3, 1, 2))
+        vectors.check(f"anchors.{i}", anchors.split(sizes)[i])
+
+    for case, shape, scale in (("det_a", (256, 320), 1), ("det_b", (250, 310), 2)):
+        (found,) = model.postprocess_detections(levels, [list(anchors.split(sizes))], [shape])
+        want = tuple(vectors.raw[f"{case}.{part}"] for part in ("boxes", "scores", "labels"))
+        assert len(found["boxes"]) == len(want[0]) == 100
+        assert match_detections(want, (found["boxes"] * scale, found["scores"], found["labels"])) == 0
+
+    target = {name: torch.from_numpy(vectors.raw[f"in.gt_{name}"]) for name in ("boxes", "labels")}
+    matched = model.match(target["boxes"], anchors)
+    assigned = matched + 1  # -1: neither, 0: background
+    assert torch.equal(assigned, torch.from_numpy(vectors.raw["assigned"]).long())
+    losses = model.compute_loss([target], outputs, [anchors])
+    assert float(losses["classification"]) == pytest.approx(vectors.raw["loss_cls"].sum(), rel=1e-4)
+    assert float(losses["bbox_regression"]) == pytest.approx(vectors.raw["loss_bbox"].sum(), rel=1e-4)
+
+
+def test_the_losses_are_divided_by_the_positives_of_the_batch():
+    model = retinanet("dgmn2_nano", 3, min_size=64, max_size=96).train()
+    images = [torch.rand(3, 64, 96), torch.rand(3, 64, 64)]
+    full = {"boxes": torch.tensor([[4.0, 4, 40, 50], [30, 10, 60, 60]]), "labels": torch.tensor([0, 2])}
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+    losses = model(images, [full, empty])
+    assert losses.keys() == {"classification", "bbox_regression"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert float(model(images, [empty, empty])["bbox_regression"].detach()) == 0
+
+
+def test_detections_of_images_of_any_size():
+    model = retinanet("dgmn2_nano", 3, min_size=64, max_size=96).eval()
+    torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, 1.0)  # everything is found
+    with torch.no_grad():
+        results = model([torch.rand(3, 50, 120), torch.rand(3, 33, 20)])
+    for result, (height, width) in zip(results, ((50, 120), (33, 20)), strict=True):
+        boxes = result["boxes"]
+        assert 0 < len(boxes) <= 100
+        assert boxes.min() >= 0
+        assert boxes[:, 2].max() <= width + 1e-3
+        assert boxes[:, 3].max() <= height + 1e-3
+        assert set(result["labels"].tolist()) <= {0, 1, 2}
+
+
+def test_mistakes_are_named():
+    with pytest.raises(InputError, match=r"num_classes must be at least 1, got 0"):
+        retinanet("dgmn2_nano", 0)
+    with pytest.raises(InputError, match=r"backbone: timm knows no 'dgmn9'"):
+        retinanet("dgmn9")
