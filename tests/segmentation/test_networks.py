@@ -1,5 +1,7 @@
 """The networks compute what the original does, on its weights, and take other backbones and shapes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import timm
@@ -95,8 +97,13 @@ def test_upsampling(build):
     undistorted = build("dgmn2_nano", 4, upsampling="undistorted").eval()
     undistorted.load_state_dict(official.state_dict())
     square, wide = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
         torch.testing.assert_close(official(square), undistorted(square))
+        undistorted(wide)
+        with pytest.raises(UserWarning, match='"undistorted" keeps the shape'):
+            official(wide)
+        warnings.simplefilter("ignore")
         assert official(wide).shape == undistorted(wide).shape == (1, 4, 64, 96)
         assert (official(wide) - undistorted(wide)).abs().max() > 1e-3
         head = official.head(official.backbone(wide))

@@ -1,5 +1,6 @@
 """Semantic segmentation networks on any timm backbone: Semantic FPN and the three decoders of SETR."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -99,6 +100,17 @@ class _SquareHead(nn.Module):
         height, width = x.shape[-2:]
         return factor * (width if self.upsampling == "official" else height), factor * width
 
+    def _squared(self, logits: Tensor, side: int) -> Tensor:
+        return _resize(logits, (side, side)) if self.upsampling == "official" else logits
+
+    def _tell(self, x: Tensor) -> None:
+        if self.upsampling == "official" and x.shape[-2] != x.shape[-1] and not torch.compiler.is_compiling():
+            warnings.warn(
+                'upsampling="official" makes a square prediction and stretches it over this image, which is not '
+                'square, as the original does; "undistorted" keeps the shape',
+                stacklevel=2,
+            )
+
 
 class SETRNaiveHead(_SquareHead):
     """A 1x1 convolution on the last map, its output enlarged at once.
@@ -118,8 +130,9 @@ class SETRNaiveHead(_SquareHead):
         self.classifier = nn.Conv2d(in_channels, num_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        self._tell(maps[-1])
         logits: Tensor = self.classifier(maps[-1])
-        return _resize(logits, (self.image_size, self.image_size)) if self.upsampling == "official" else logits
+        return self._squared(logits, self.image_size)
 
 
 class SETRPUPHead(_SquareHead):
@@ -141,6 +154,7 @@ class SETRPUPHead(_SquareHead):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        self._tell(maps[-1])
         x = maps[-1]
         for conv in self.convs:
             x = conv(x)
@@ -177,11 +191,12 @@ class SETRMLAHead(_SquareHead):
         self.classifier = nn.Conv2d(channels * len(in_channels), num_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        self._tell(maps[-1])
         # Four times the second map, which for the paper's strides 4, 8, 8, 8 is twice the first.
         size = self._size(maps[1], 4)
         levels = [_resize(branch(x), size) for branch, x in zip(self.branches, maps, strict=True)]
         logits: Tensor = self.classifier(torch.cat(levels, 1))
-        return _resize(logits, (self.image_size, self.image_size)) if self.upsampling == "official" else logits
+        return self._squared(logits, self.image_size)
 
 
 def semantic_fpn(
