@@ -64,6 +64,20 @@ _RETINANET_RULES: tuple[_Rule, ...] = (
     (r"bbox_head\.retina_reg\.(\w+)", lambda m: f"head.regression_head.bbox_reg.{m[1]}"),
 )
 
+_MASK_RCNN_RULES: tuple[_Rule, ...] = (
+    *_RETINANET_RULES[:1],
+    (r"neck\.fpn_convs\.([0-3])\.conv\.(\w+)", lambda m: f"backbone.fpn.layer_blocks.{m[1]}.0.{m[2]}"),
+    (r"rpn_head\.rpn_conv\.(\w+)", lambda m: f"rpn.head.conv.0.0.{m[1]}"),
+    (r"rpn_head\.rpn_cls\.(\w+)", lambda m: f"rpn.head.cls_logits.{m[1]}"),
+    (r"rpn_head\.rpn_reg\.(\w+)", lambda m: f"rpn.head.bbox_pred.{m[1]}"),
+    (r"roi_head\.bbox_head\.shared_fcs\.([01])\.(\w+)", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 6}.{m[2]}"),
+    (r"roi_head\.bbox_head\.fc_cls\.(\w+)", lambda m: f"roi_heads.box_predictor.cls_score.{m[1]}"),
+    (r"roi_head\.bbox_head\.fc_reg\.(\w+)", lambda m: f"roi_heads.box_predictor.bbox_pred.{m[1]}"),
+    (r"roi_head\.mask_head\.convs\.(\d)\.conv\.(\w+)", lambda m: f"roi_heads.mask_head.{m[1]}.0.{m[2]}"),
+    (r"roi_head\.mask_head\.upsample\.(\w+)", lambda m: f"roi_heads.mask_predictor.conv5_mask.{m[1]}"),
+    (r"roi_head\.mask_head\.conv_logits\.(\w+)", lambda m: f"roi_heads.mask_predictor.mask_fcn_logits.{m[1]}"),
+)
+
 
 def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official DGMN2 backbone or classifier names to ours.
@@ -92,6 +106,15 @@ def retinanet_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
     return _with_backbone(state_dict, "backbone.body.model.", _RETINANET_RULES, "RetinaNet")
 
 
+def mask_rcnn_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the official Mask R-CNN (mmdet 2.12) to ours.
+
+    Raises:
+        InputError (a ValueError): a name that it does not have.
+    """
+    return _with_backbone(state_dict, "backbone.body.model.", _MASK_RCNN_RULES, "Mask R-CNN")
+
+
 def _with_backbone(
     state_dict: Mapping[str, Tensor], prefix: str, rules: tuple[_Rule, ...], whose: str
 ) -> dict[str, Tensor]:
@@ -105,6 +128,7 @@ def _with_backbone(
 _WITH_BACKBONE = (
     ("head.classifier.weight", segmenter_from_official, "official segmenter"),
     ("head.classification_head.cls_logits.weight", retinanet_from_official, "official RetinaNet"),
+    ("roi_heads.box_predictor.cls_score.weight", mask_rcnn_from_official, "official Mask R-CNN"),
 )
 
 

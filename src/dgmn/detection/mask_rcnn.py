@@ -1,0 +1,307 @@
+"""Mask R-CNN on any timm backbone, as the published weights were trained."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_area, clip_boxes_to_image, roi_align
+
+from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, Pyramid, Subsampled
+from dgmn.errors import InputError
+from dgmn.models.features import feature_maps
+
+_STRIDES = (4, 8, 16, 32, 64)
+
+
+class OverlapMatcher(Matcher):
+    """torchvision's matcher; a ground truth takes its best candidates below the threshold only from an overlap on.
+
+    Args:
+        high: overlap from which on a candidate is positive.
+        low: overlap below which it is background.
+        least: overlap that the best candidates of a ground truth need.
+    """
+
+    def __init__(self, high: float, low: float, least: float) -> None:
+        super().__init__(high, low, allow_low_quality_matches=True)
+        self.least = least
+
+    def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
+        # As mmdet: the last ground truth wins, also over one that overlaps more.
+        best = match_quality_matrix.amax(1)
+        for i, overlap in enumerate(best):
+            if overlap >= self.least:
+                matches[match_quality_matrix[i] == overlap] = i
+
+
+class AlignedRoIs(MultiScaleRoIAlign):
+    """RoIAlign shifted by half a pixel, with as many samples as a region has pixels, at fixed strides.
+
+    Args:
+        output_size: bins of a side.
+    """
+
+    def __init__(self, output_size: int) -> None:
+        super().__init__(["0", "1", "2", "3"], output_size, 0)
+
+    def forward(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
+        levels = self.levels(rois[:, 1:])
+        first = x[self.featmap_names[0]]
+        out = first.new_zeros((len(rois), first.shape[1], *self.output_size))
+        for level, name in enumerate(self.featmap_names):
+            here = torch.where(levels == level)[0]
+            pooled = roi_align(x[name], rois[here].to(first.dtype), self.output_size, 1 / _STRIDES[level], 0, aligned=True)
+            out = out.index_copy(0, here, pooled.to(out.dtype))
+        return out
+
+    @staticmethod
+    def levels(boxes: Tensor) -> Tensor:
+        """The level of the pyramid that a region is read from."""
+        return torch.floor(torch.log2(box_area(boxes).sqrt() / 56 + 1e-6)).clamp(0, 3).long()
+
+
+class BoxPredictor(nn.Module):
+    """Class scores and boxes of every class; the background is the last class in the weights, the first in the output."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_channels, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_channels, 4 * num_classes)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        for module in (self.cls_score, self.bbox_pred):
+            nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cls_score(x).roll(1, -1), F.pad(self.bbox_pred(x), (4, 0))
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's, with the L1 loss of mmdet."""
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        positive, negative = (torch.where(torch.cat(x))[0] for x in self.fg_bg_sampler(labels))
+        sampled = torch.cat([positive, negative])
+        targets = torch.cat(regression_targets)[positive]
+        boxes = F.l1_loss(pred_bbox_deltas[positive], targets, reduction="sum") / max(len(sampled), 1)
+        scores = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], torch.cat(labels)[sampled])
+        return scores, boxes
+
+
+class Heads(RoIHeads):
+    """torchvision's, with the losses, the choice of detections and the mask targets of mmdet."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if self.training:
+            assert targets is not None
+            proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
+            return [], self.compute_loss(features, proposals, image_shapes, targets, matched, labels, box_targets)
+        scores, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        boxes, found, labels = self.postprocess_detections(scores, deltas, proposals, image_shapes)
+        results = [{"boxes": b, "labels": n, "scores": s} for b, n, s in zip(boxes, labels, found, strict=True)]
+        masks = self.mask_logits(features, boxes, image_shapes)
+        counts = [len(b) for b in boxes]
+        for result, logits in zip(results, masks.split(counts), strict=True):
+            chosen = logits[torch.arange(len(logits), device=logits.device), result["labels"] - 1]
+            result["masks"] = chosen.sigmoid()[:, None]
+        return results, {}
+
+    def mask_logits(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """(regions, classes, 28, 28)"""
+        logits: Tensor = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        return logits
+
+    def compute_loss(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+        matched: list[Tensor],
+        labels: list[Tensor],
+        box_targets: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses of the sampled regions; that of the boxes is divided by the number of all of them."""
+        scores, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        label = torch.cat(labels)
+        positive = torch.where(label > 0)[0]
+        chosen = deltas.view(len(deltas), -1, 4)[positive, label[positive]]
+        boxes = F.l1_loss(chosen, torch.cat(box_targets)[positive], reduction="sum") / max(len(label), 1)
+
+        regions = [p[n > 0] for p, n in zip(proposals, labels, strict=True)]
+        logits = self.mask_logits(features, regions, image_shapes)
+        wanted = torch.cat(
+            [
+                mask_targets(target["masks"], index[n > 0], boxes_)
+                for target, index, n, boxes_ in zip(targets, matched, labels, regions, strict=True)
+            ]
+        )
+        chosen = logits[torch.arange(len(logits), device=logits.device), label[positive] - 1]
+        # A batch without positives has the loss 0, and gradients of 0 for the mask head.
+        masks = F.binary_cross_entropy_with_logits(chosen, wanted) if len(chosen) else logits.sum() * 0
+        return {"loss_classifier": F.cross_entropy(scores, label), "loss_box_reg": boxes, "loss_mask": masks}
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        counts = [len(p) for p in proposals]
+        decoded = self.box_coder.decode_single(box_regression, torch.cat(proposals)).view(sum(counts), -1, 4)
+        results: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        images = zip(decoded.split(counts), class_logits.softmax(-1).split(counts), image_shapes, strict=True)
+        for boxes, scores, shape in images:
+            index, label = torch.where(scores[:, 1:] > self.score_thresh)
+            label = label + 1
+            boxes, scores = clip_boxes_to_image(boxes, shape)[index, label], scores[index, label]
+            keep = batched_nms(boxes, scores, label, self.nms_thresh)[: self.detections_per_img]
+            for out, value in zip(results, (boxes, scores, label), strict=True):
+                out.append(value[keep])
+        return results
+
+
+def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor, size: int = 28) -> Tensor:
+    """What the mask head should say in each region: (regions, size, size) of 0 and 1.
+
+    Args:
+        masks: of the ground truth, (N, H, W).
+        index: which of them each region stands for.
+        boxes: of the regions, (regions, 4).
+        size: side of the output.
+    """
+    if len(boxes) == 0:
+        return boxes.new_zeros((0, size, size))
+    rois = torch.cat([index[:, None].to(boxes.dtype), boxes], 1)
+    sampled = roi_align(masks[:, None].to(boxes.dtype), rois, size, 1.0, 0, aligned=True)[:, 0]
+    return (sampled >= 0.5).to(boxes.dtype)
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], chunk: int = 16) -> Tensor:
+    """Masks of regions in an image: each pixel's centre is looked up in its region, bilinearly, 0 outside.
+
+    Args:
+        masks: probabilities (N, 1, h, w).
+        boxes: (N, 4) in pixels of the image.
+        size: height and width of the image.
+        chunk: masks at a time, which bounds the memory.
+
+    Returns:
+        Where the probability is at least a half, (N, 1, H, W), bool.
+    """
+    height, width = size
+    out = torch.zeros((len(masks), 1, height, width), dtype=torch.bool, device=masks.device)
+    y, x = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) + 0.5 for n in size)
+    for start in range(0, len(masks), chunk):
+        part = slice(start, start + chunk)
+        x0, y0, x1, y1 = boxes[part].split(1, 1)
+        columns, rows = ((x - x0) / (x1 - x0) * 2 - 1, (y - y0) / (y1 - y0) * 2 - 1)  # of empty boxes infinite
+        columns, rows = columns.nan_to_num(posinf=0, neginf=0), rows.nan_to_num(posinf=0, neginf=0)
+        shape = (len(rows), height, width)
+        grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], -1)
+        out[part] = F.grid_sample(masks[part].to(grid.dtype), grid, align_corners=False) >= 0.5
+    return out
+
+
+class Transform(GeneralizedRCNNTransform):
+    """torchvision's resizing, with masks pasted as mmdet does."""
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        for found, shape, original in zip(result, image_shapes, original_image_sizes, strict=False):
+            found["boxes"] = resize_boxes(found["boxes"], shape, original)
+            found["masks"] = paste_masks(found["masks"], found["boxes"], original)
+        return result
+
+
+class MaskRCNN(GeneralizedRCNN):
+    """torchvision's Mask R-CNN with labels from 0, as data has them; its background class stays inside."""
+
+    pretrained_cfg: ClassVar = {"classifier": ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits")}
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        if targets is not None:
+            targets = [{**target, "labels": target["labels"] + 1} for target in targets]
+        out = super().forward(images, targets)
+        if not self.training:
+            for result in out:
+                result["labels"] = result["labels"] - 1
+        return out
+
+
+def mask_rcnn(
+    backbone: str = "dgmn2_tiny",
+    num_classes: int = 80,
+    *,
+    min_size: int = 800,
+    max_size: int = 1333,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+) -> MaskRCNN:
+    """Mask R-CNN (Table 8).
+
+    Args:
+        backbone, num_classes, min_size, max_size, pretrained, backbone_args: see
+            [`retinanet`][dgmn.detection.retinanet.retinanet].
+
+    Returns:
+        Takes images (3, H, W) in 0..1, of any sizes, and in training targets with `boxes` (x1, y1, x2, y2) in pixels,
+        `labels`, 0 to num_classes - 1, and `masks` (N, H, W) of 0 and 1. Gives a dict of losses in training, else for
+        every image `boxes`, `scores`, `labels` and `masks` (N, 1, H, W), bool.
+
+    Raises:
+        InputError (a ValueError): a backbone that timm does not know or that gives no such maps.
+
+    Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); Mask R-CNN
+        (https://arxiv.org/abs/1703.06870), in the form of mmdet 2.12.
+    """
+    if num_classes < 1:
+        raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    maps = feature_maps(backbone, pretrained, backbone_args)
+    pyramid = Pyramid(maps, 4, Subsampled())
+    channels = pyramid.out_channels
+    anchors = ExactAnchors([[8 * stride] for stride in _STRIDES], (0.5, 1.0, 2.0), _STRIDES)
+    top = {"training": 1000, "testing": 1000}
+    proposals = ProposalNetwork(anchors, RPNHead(channels, 3), 0.7, 0.3, 256, 0.5, top, top, 0.7)
+    proposals.min_size = 0.0
+    proposals.proposal_matcher = OverlapMatcher(0.7, 0.3, 0.3)
+    proposals.box_coder = ClampedBoxCoder((1.0, 1.0, 1.0, 1.0))
+    heads = Heads(
+        AlignedRoIs(7),
+        TwoMLPHead(channels * 7 * 7, 1024),
+        BoxPredictor(1024, num_classes),
+        *(0.5, 0.5, 512, 0.25, None, 0.05, 0.5, 100),
+        mask_roi_pool=AlignedRoIs(14),
+        mask_head=MaskRCNNHeads(channels, (256, 256, 256, 256), 1),
+        mask_predictor=MaskRCNNPredictor(256, 256, num_classes),
+    )
+    heads.proposal_matcher = OverlapMatcher(0.5, 0.5, 0.5)
+    heads.box_coder = ClampedBoxCoder((10.0, 10.0, 5.0, 5.0))
+    transform = Transform(min_size, max_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return MaskRCNN(pyramid, proposals, heads, transform)
