@@ -136,10 +136,8 @@ class SegmentationData(ImageData):
                 "data: batch_size and epoch_steps must be at least 1 and num_workers at least 0, "
                 f"got {batch_size}, {epoch_steps} and {num_workers}"
             )
-        if "{name}" not in masks:
-            raise InputError(
-                f'data.masks must hold {{name}}, for instance "masks/{{split}}/{{name}}.png", got {masks!r}'
-            )
+        for option, pattern, needed in (("images", images, ()), ("masks", masks, ("name",))):
+            _check_pattern(option, pattern, needed)
         self.root = Path(root)
         self.splits = splits
         self.images = images
