@@ -165,7 +165,7 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument(
         "-c", "--config", metavar="RECIPE", help="take the network from a recipe: logs/version_N/config.yaml of a run"
     )
-    parser.add_argument("--top", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
+    parser.add_argument("--top", type=_positive, default=5, metavar="K", help="of classifiers: classes (default 5)")
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE")
     parser.add_argument("--pictures", metavar="FOLDER", help="write every image with what was found to FOLDER")
     parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the classes of all pixels as PNG")
@@ -175,7 +175,9 @@ def _predict(arguments: list[str]) -> int:
         action="store_true",
         help="segmentation: average six scales and their mirror images, as the paper",
     )
-    parser.add_argument("--batch_size", type=_positive, default=16, metavar="N", help="images at a time (default 16)")
+    parser.add_argument(
+        "--batch_size", type=_positive, default=16, metavar="N", help="of classifiers: images at a time"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the fastest there is")
     options = parser.parse_args(arguments)
     from dgmn.predict import predict

@@ -144,11 +144,20 @@ class DgmnCLI(LightningCLI):
             if best is not None:
                 print(f"best {self.model.monitor[0]}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}")
 
+    def _needs_all_weights(self, ckpt_path: Any) -> None:
+        if ckpt_path is None and not self.model.filled:
+            raise InputError(
+                "--model.checkpoint filled only a part of the network, the rest is new: nothing to evaluate; "
+                "give a run's checkpoint as --ckpt_path, or weights of this very network"
+            )
+
     def validate(self, **kwargs: Any) -> None:
+        self._needs_all_weights(kwargs.get("ckpt_path"))
         self.trainer.validate(**{**kwargs, "verbose": False})
         self._report("validation")
 
     def test(self, **kwargs: Any) -> None:
+        self._needs_all_weights(kwargs.get("ckpt_path"))
         self.trainer.test(**{**kwargs, "verbose": False})
         self._report("test")
 
@@ -262,6 +271,7 @@ def _quieten() -> None:
         r".*smaller than the logging interval.*",
         r"You're using the WeightAveraging callback, but loading a checkpoint outside.*",
         r"LightningCLI's args parameter is intended.*",
+        r"The dirpath has changed from .*",
         r".*`isinstance\(treespec, LeafSpec\)`.*",
     ):
         warnings.filterwarnings("ignore", message)

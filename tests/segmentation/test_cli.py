@@ -163,6 +163,30 @@ def test_starting_from_other_weights(trained, few_scenes, official_weights, tmp_
     assert "left out" in out
 
 
+def test_nothing_random_is_evaluated(trained, few_scenes, official_weights, tmp_path, capsys):
+    """Validation with weights for only a part of the network would tell the scores of a new head."""
+    torch.save({"state_dict": official_weights("d_seg_setr_pup_tiny")}, tmp_path / "official.pth")
+    arguments = ["-c", RECIPE, "--data.root", str(few_scenes), "--trainer.default_root_dir", str(tmp_path)]
+    part = ["--model.backbone", "dgmn2_tiny", "--model.checkpoint", str(tmp_path / "official.pth")]
+    for command in ("validate", "test"):
+        assert run([command, *arguments, *part]) == 2
+        assert "filled only a part of the network, the rest is new" in capsys.readouterr().err
+    whole = ["--model.checkpoint", str(trained / "checkpoints/last.ckpt")]
+    assert run(["validate", *arguments, *whole]) == 0
+
+
+def test_what_was_predicted_before_a_damaged_image_is_kept(trained, scenes, tmp_path, capsys):
+    images = sorted((scenes / "leftImg8bit/val").rglob("*.png"))
+    images[4].write_bytes(b"no image")
+    arguments = ["predict", str(scenes / "leftImg8bit/val"), "--ckpt_path", str(trained / "checkpoints/last.ckpt")]
+    assert run([*arguments, "--json", str(tmp_path / "shares.json")]) == 2
+    assert f"{images[4]}: not an image" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "shares.json").read_text())) == 4
+    (tmp_path / "file").touch()
+    assert run([*arguments, "--labels", str(tmp_path / "file")]) == 2
+    assert "a file, a folder is needed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -170,6 +194,8 @@ def test_starting_from_other_weights(trained, few_scenes, official_weights, tmp_
         (["--model.model", "unet"], "model: no segmentation network 'unet'; one of semantic_fpn, setr_naive"),
         (["--model.backbone", "resnet19"], "backbone: timm knows no 'resnet19'"),
         (["--model.model_args", "{wings: 2}"], "semantic_fpn cannot be built with {'wings': 2}"),
+        (["--model.model_args", "{channels: -3}"], "semantic_fpn cannot be built with {'channels': -3}"),
+        (["--model.backbone", "vit_tiny_patch16_224"], "takes images of its own size only"),
         (["--model.inference.mode", "all"], "inference.mode"),
         (["--data.root", "nowhere"], "data.root nowhere: there is no such folder"),
     ],

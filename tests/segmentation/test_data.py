@@ -159,6 +159,37 @@ def test_masks_of_0_and_255_are_pointed_out(folder):
         Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(path)
     problems = check(SegmentationData(folder)).problems
     assert any("hold 0 and 255 only" in problem for problem in problems)
+    with pytest.raises(InputError, match=r"data: the masks hold 0 and 255 only, .* save the second class as 1"):
+        SegmentationData(folder).setup("fit")
+    for path in (folder / "masks").rglob("*.png"):
+        Image.fromarray(np.full((64, 96), 255, np.uint8)).save(path)
+    with pytest.raises(InputError, match=r"data: no pixel has a label: all masks hold 255 only"):
+        SegmentationData(folder).setup("fit")
+
+
+def test_files_beside_the_images(folder):
+    """What file managers leave is no image; two images cannot share a mask."""
+    images = folder / "images/train/a"
+    (images / "._hidden.png").write_bytes(b"x")
+    (images / "a_folder.png").mkdir()
+    data = SegmentationData(folder)
+    assert len(data.samples("train")) == 24
+    first = sorted(images.glob("scenes*.png"))[0]
+    shutil.copy(first, first.with_suffix(".PNG"))
+    with pytest.raises(InputError, match=r"masks/train/a/scenes.*.png: the mask of two images"):
+        data.samples("train")
+
+
+def test_a_turned_image_is_told(folder):
+    path = sorted((folder / "images/train").rglob("*.png"))[0]
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    with pytest.raises(
+        InputError, match=r"96 x 64 pixels, its image 64 x 96 \(turned upright as its EXIF entry says\)"
+    ):
+        SegmentationData(folder).setup("fit")
 
 
 def test_names_of_masks(folder):
@@ -167,8 +198,13 @@ def test_names_of_masks(folder):
     data = SegmentationData(folder, masks="masks/{split}/{name}_L.png")
     data.setup("validate")
     assert data._sets["val"][0][1].shape == (64, 96)
-    with pytest.raises(InputError, match=r"data.masks must hold \{name\}"):
-        SegmentationData(folder, masks="masks/{split}")
+    for pattern in ("masks/{split}", "{name}{foo}.png", "{name}{"):
+        with pytest.raises(
+            InputError, match=r"data.masks may hold \{name\}, \{split\} and must hold \{name\}, for inst"
+        ):
+            SegmentationData(folder, masks=pattern)
+    with pytest.raises(InputError, match=r"data.images may hold \{split\}, for instance"):
+        SegmentationData(folder, images="{foo}")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +273,28 @@ def test_crops_in_which_one_class_fills_too_much_are_drawn_anew():
     assert varied >= 20
 
 
+def test_distortion_by_hand():
+    """Brightness is added and contrast multiplied; torchvision's own leaves black black and mixes with grey."""
+    grey = tv_tensors.Image(torch.full((3, 4, 4), 100, dtype=torch.uint8))
+    black = tv_tensors.Image(torch.zeros(3, 4, 4, dtype=torch.uint8))
+    torch.manual_seed(0)
+    values = [int(PhotometricDistortion()(grey)[0, 0, 0]) for _ in range(600)]
+    assert 34 <= min(values) <= 45  # (100 - 32) * 0.5
+    assert 175 <= max(values) <= 198  # (100 + 32) * 1.5
+    assert max(int(PhotometricDistortion()(black).max()) for _ in range(200)) > 20
+    distortion = PhotometricDistortion()
+    color = tv_tensors.Image(torch.tensor([200, 100, 150], dtype=torch.uint8).view(3, 1, 1))
+    for params, expected in (
+        ({"saturation": 0.5, "contrast_first": True}, [200, 150, 175]),
+        ({"saturation": 1.5, "contrast_first": True}, [200, 50, 125]),
+        ({"brightness": 80.0, "contrast": 0.5, "contrast_first": True}, [128, 90, 115]),  # cut off at 255 in between
+        ({"hue": 0.0, "contrast_first": False}, [200, 100, 150]),
+    ):
+        assert distortion.transform(color, params).flatten().tolist() == pytest.approx(expected, abs=1), params
+    mask = tv_tensors.Mask(torch.ones(4, 4, dtype=torch.uint8))
+    assert torch.equal(distortion.transform(mask, {"brightness": 9.0, "contrast_first": True}), mask)
+
+
 def test_distortion_keeps_the_channels():
     image = tv_tensors.Image(torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8).contiguous())
     torch.manual_seed(0)
@@ -248,6 +306,8 @@ def test_distortion_keeps_the_channels():
 def test_wrong_augmentation_is_named():
     with pytest.raises(InputError, match=r"scale a range above 0, got \[769, 769\] and \[2.0, 1.0\]"):
         Augmentation(scale=(2.0, 1.0))
+    with pytest.raises(InputError, match=r"data.augmentation.fit must be a height and a width of at least 1"):
+        Augmentation(fit=(-1, 0))
     with pytest.raises(InputError, match=r"max_share and hflip must be in 0..1, got 0 and 0.5"):
         Augmentation(max_share=0)
 

@@ -45,7 +45,8 @@ def expected(network, image, inference):
     height, width = image.shape[-2:]
     total = 0
     for scale in inference.scales:
-        size = (int(height * scale + 0.5), int(width * scale + 0.5))
+        factor = min(max(int(n * scale), 1) / n for n in (height, width))  # mmseg cuts off, then keeps the shape
+        size = (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5)))
         scaled = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)
         for mirrored in (False, True) if inference.flip else (False,):
             x = scaled.flip(-1) if mirrored else scaled
@@ -94,7 +95,7 @@ def test_the_original_size_of_cityscapes():
         return images.mean(1, keepdim=True).expand(-1, 2, -1, -1)
 
     predict_labels(network, torch.zeros(3, 1024, 2048), Inference(fit=(1025, 2049), scales=(0.5, 1.0, 1.75)))
-    assert shapes == [(512, 1025), (1025, 2049), (1793, 3586)]
+    assert shapes == [(512, 1024), (1025, 2049), (1793, 3585)]
 
 
 def test_memory_does_not_grow_with_the_image():
@@ -118,6 +119,7 @@ def test_memory_does_not_grow_with_the_image():
         ({"crop": 100, "stride": 101}, r"inference.stride must be in 1..crop \(100\), got 101"),
         ({"scales": ()}, r"inference.scales must be one or more numbers above 0, got \[\]"),
         ({"scales": (1.0, -1.0)}, r"inference.scales must be one or more numbers above 0"),
+        ({"scales": (float("nan"),)}, r"inference.scales must be one or more numbers above 0"),
         ({"batch_size": 0}, r"batch_size and tile must be at least 1, got 0 and 2048"),
         ({"fit": (0, 5)}, r"inference.fit must be a height and a width of at least 1, got \[0, 5\]"),
     ],
@@ -125,6 +127,23 @@ def test_memory_does_not_grow_with_the_image():
 def test_mistakes_are_named(options, message):
     with pytest.raises(InputError, match=message):
         Inference(**options)
+
+
+def test_large_images_are_never_whole():
+    sizes = set()
+
+    def network(images):
+        sizes.add(tuple(images.shape[-2:]))
+        return images[:, :2]
+
+    for height in (2048, 2049):
+        predict_labels(network, torch.zeros(3, height, 2048), Inference("whole"))
+    assert sizes == {(2048, 2048), (769, 769)}
+
+
+def test_more_classes_than_labels_can_hold():
+    with pytest.raises(InputError, match=r"at most 255 classes are accepted, got 256"):
+        predict_labels(lambda x: x[:, :1].expand(-1, 256, -1, -1), torch.zeros(3, 8, 8))
 
 
 def test_a_batch_is_refused():

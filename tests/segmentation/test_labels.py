@@ -81,8 +81,12 @@ def test_damaged_masks_are_named(tmp_path):
 
 def test_files_of_classes(tmp_path):
     path = tmp_path / "classes.txt"
-    path.write_text("cat\n\ndog \n")
+    path.write_text("\ufeffcat\ndog \n\n")
     assert read_classes(path).names == ("cat", "dog")
+    path.write_text("cat\n\ndog\n")
+    with pytest.raises(InputError, match=r"classes.txt: line 2 is empty"):
+        read_classes(path)
+    path.write_text("cat\ndog\n")
     assert read_classes(path).ids == (0, 1)
     path = tmp_path / "classes.json"
     path.write_text(json.dumps(["cat", "dog", "cow"]))
@@ -107,6 +111,10 @@ def test_files_of_classes(tmp_path):
         ('[{"name": "a", "color": [0, 0]}, "b"]', r"the color of a must be \[r, g, b\] of 0..255, got \[0, 0\]"),
         ('[{"name": "a", "id": "x"}, "b"]', r"the id of a must be a whole number, got 'x'"),
         ('[{"name": "a", "id": 1}, {"name": "b", "id": 1}]', r"ids must be different and in 0..254, got 1"),
+        ('[{"name": "a", "id": true}, "b"]', r"the id of a must be a whole number, got True"),
+        ('[{"name": "a", "color": 5}, "b"]', r"the color of a must be \[r, g, b\] of 0..255, got 5"),
+        ('{"classes": ["a", "b"], "ignored": 9}', r"ignored must be a list of whole numbers, got 9"),
+        ('["a", "b", "a"]', r"classes: 'a' is there twice"),
         ('["a"]', r"classes: 2 to 255 are accepted, got 1"),
     ],
 )

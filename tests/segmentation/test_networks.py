@@ -11,6 +11,7 @@ import dgmn
 from dgmn.complexity import count
 from dgmn.errors import InputError
 from dgmn.segmentation import BUILDERS, PixelLoss, semantic_fpn, setr_mla, setr_naive, setr_pup
+from dgmn.training.start import start_from
 from dgmn.weights import ZOO
 
 from golden_vectors import image
@@ -127,6 +128,32 @@ def test_a_backbone_with_channels_last_maps():
         "swin_tiny_patch4_window7_224", 3, channels=8, pyramid_channels=8, backbone_args={"img_size": 64}
     )
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+
+
+def test_fixed_sizes_are_told():
+    for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
+        with pytest.raises(InputError, match=f"backbone {name}: takes images of its own size only; give it another"):
+            semantic_fpn(name)
+
+
+@pytest.mark.parametrize("name", ["dgmn2_nano", "resnet18", "convnext_atto", "pvt_v2_b0"])
+def test_a_classifier_fills_the_backbone(name, tmp_path, capsys):
+    classifier = timm.create_model(name, num_classes=10)
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
+    model = semantic_fpn(name, 5, channels=8, pyramid_channels=8)
+    assert start_from(model, tmp_path / "classifier.pth") is False
+    assert "backbone: loaded" in capsys.readouterr().out
+    source = classifier.state_dict()
+    filled = {key.removeprefix("model."): tensor for key, tensor in model.backbone.state_dict().items()}
+    assert filled
+    assert all(torch.equal(tensor, source[key]) for key, tensor in filled.items())
+
+
+def test_a_classifier_of_another_size_is_told(tmp_path):
+    torch.save(timm.create_model("dgmn2_nano").state_dict(), tmp_path / "nano.pth")
+    with pytest.raises(InputError, match=r"shapes differ|names missing") as problem:
+        start_from(semantic_fpn("dgmn2_tiny", 5), tmp_path / "nano.pth")
+    assert "Segmenter" not in str(problem.value)
 
 
 def test_output_stride():

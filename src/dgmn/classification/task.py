@@ -61,7 +61,7 @@ class ClassificationTask(Task):
             raise InputError(f"model: {model} cannot be built with {network_args['model_args']}: {error}") from error
         super().__init__(network, network_args, optimizer, schedule, lr_batch)
         if checkpoint is not None:
-            start_from(network, checkpoint)
+            self.filled = start_from(network, checkpoint)
         self.label_smoothing = label_smoothing
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None

@@ -26,10 +26,10 @@ def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, outpu
     if output_stride != 32:
         options["output_stride"] = output_stride
     try:
-        maps = timm.create_model(name, pretrained=pretrained, **options)
-        if getattr(maps, "output_fmt", "NCHW") != "NCHW":  # timm's Swin gives channels last unless asked this way
+        try:  # keeps the names of the weights, and gives channels first also where the network has them last
             maps = timm.create_model(name, pretrained=pretrained, feature_cls="getter", **options)
-        return maps
+        except AttributeError:  # the few networks that timm reads in another way only
+            maps = timm.create_model(name, pretrained=pretrained, **options)
     except (
         AssertionError,
         AttributeError,
@@ -42,3 +42,12 @@ def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, outpu
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         given = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
         raise InputError(f"backbone {name}: gives no four maps with {given or 'its defaults'} ({reason})") from error
+    if maps.pretrained_cfg.get("fixed_input_size") and not _SIZES & set(options):
+        raise InputError(
+            f"backbone {name}: takes images of its own size only; give it another one as "
+            "backbone_args {img_size: [H, W]}, or {dynamic_img_size: true} where it has that"
+        )
+    return maps
+
+
+_SIZES = {"img_size", "dynamic_img_size", "strict_img_size"}

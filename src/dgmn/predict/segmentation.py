@@ -42,15 +42,24 @@ def run(
             submission_name(path)  # before the first hour
     given = {name: getattr(options, name) for name in ("pictures", "labels", "submission")}
     folders = {name: Path(folder) for name, folder in given.items() if folder}
-    for folder in folders.values():
+    for name, folder in folders.items():
+        if folder.is_file():
+            raise InputError(f"--{name} {folder}: a file, a folder is needed")
         folder.mkdir(parents=True, exist_ok=True)
-    shares = []
+    if options.json and Path(options.json).is_dir():
+        raise InputError(f"--json {options.json}: a folder, a file is needed")
+    shares: list[Any] = []
+    failure = None
     for done, path in enumerate(paths):
 
         def windows(seen: int, of: int, done: int = done) -> None:
             show_progress(done + seen / of, len(paths), "images", quiet=len(paths) == 1 and of <= 4)
 
-        labels = predictor.predict(path, device, windows)
+        try:
+            labels = predictor.predict(path, device, windows)
+        except InputError as error:  # what was predicted before is kept
+            failure = error
+            break
         shares.append(np.bincount(labels.ravel(), minlength=len(predictor.classes)) / labels.size)
         stem = f"{done:05d}_{path.stem}"  # numbered, because images of different folders may share a name
         if "pictures" in folders:
@@ -59,6 +68,7 @@ def run(
             paint(labels, predictor.colors).save(folders["labels"] / f"{stem}.png")
         if "submission" in folders:
             Image.fromarray(to_label_ids(labels)).save(folders["submission"] / submission_name(path))
+    paths = paths[: len(shares)]
     print(shares_table(paths, shares, predictor.classes))
     if options.json:
         content = [
@@ -70,6 +80,8 @@ def run(
         print(f"\nshares: {options.json}")
     for name, folder in folders.items():
         print(f"\n{name}: {folder}")
+    if failure is not None:
+        raise failure
 
 
 def shares_table(paths: Sequence[Path], shares: Sequence[Any], names: Sequence[str], columns: int = 5) -> str:

@@ -1,13 +1,17 @@
 """Images and masks: Cityscapes as it unpacks, or any folders of them."""
 
+import string
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -81,7 +85,8 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(f"{path}: missing image") from error
         if image.shape[1:] != mask.shape:
             sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels, its image {image.shape[2]} x {image.shape[1]}"
-            raise InputError(f"{mask_path}: {sizes}: they must be equal")
+            turned = " (turned upright as its EXIF entry says)" if image.shape[:0:-1] == mask.shape else ""
+            raise InputError(f"{mask_path}: {sizes}{turned}: they must be equal")
         return image, torch.from_numpy(mask)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -131,10 +136,8 @@ class SegmentationData(ImageData):
                 "data: batch_size and epoch_steps must be at least 1 and num_workers at least 0, "
                 f"got {batch_size}, {epoch_steps} and {num_workers}"
             )
-        if "{name}" not in masks:
-            raise InputError(
-                f'data.masks must hold {{name}}, for instance "masks/{{split}}/{{name}}.png", got {masks!r}'
-            )
+        for option, pattern, needed in (("images", images, ()), ("masks", masks, ("name",))):
+            _check_pattern(option, pattern, needed)
         self.root = Path(root)
         self.splits = splits
         self.images = images
@@ -186,13 +189,17 @@ class SegmentationData(ImageData):
         samples = []
         for part in split.split("+"):
             folder = self.root / self.images.format(split=part)
-            files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS) if folder.is_dir() else []
+            files = sorted(path for path in folder.rglob("*") if _is_image(path))
             if not files:
                 what = "is empty" if folder.is_dir() else "there is no such folder"
                 raise InputError(f"data: no images for {part!r} in {folder}: {what}")
             for file in files:
                 name = file.relative_to(folder).with_suffix("").as_posix()
                 samples.append((file, self.root / self.masks.format(split=part, name=name)))
+            masks = [mask for _, mask in samples]
+            shared = next((b for a, b in pairwise(masks) if a == b), None)
+            if shared is not None:
+                raise InputError(f"{shared}: the mask of two images, which differ in their ending only")
         return samples
 
     def _dataset(self, split: str, transform: Callable[..., Any]) -> MaskDataset:
@@ -214,14 +221,19 @@ class SegmentationData(ImageData):
         for _, (_, mask) in samples:
             if not mask.is_file():
                 raise InputError(f"{mask}: missing mask")
-        checked = 0
+        checked, pixels = 0, np.zeros(256, np.int64)
         for i in torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist():
             dataset, sample = samples[i]
-            dataset.read(sample)
+            pixels += np.bincount(dataset.read(sample)[1].numpy().ravel(), minlength=256)
             checked += 1
             budget -= sum(path.stat().st_size for path in sample)
             if budget <= 0:
                 break
+        problem = _nothing_to_learn(pixels)
+        if problem is not None:
+            if checked == len(samples):
+                raise InputError(f"data: {problem}")
+            warnings.warn(f"of {checked} images read: {problem}", stacklevel=2)
         train, val = (len(self._sets[name]) for name in ("train", "val"))
         say(
             f"data: {train} training and {val} validation images of {len(self.classes.names)} classes; "
@@ -235,11 +247,13 @@ class SegmentationData(ImageData):
             progress: is told the split, how many images it has, and how many of them are read.
         """
         names = self.classes.names
-        report = DataReport(
-            ("class", *(f"{split} {what}" for split in ("train", "val") for what in ("images", "pixels")))
-        )
+        splits = ["train", "val"]
+        if self.splits.test not in (self.splits.train, self.splits.val):
+            splits.append("test")
+        header = [f"{split} {what}" for split in splits for what in ("images", "pixels")]
+        report = DataReport(("class", *header))
         columns: list[list[object]] = []
-        for split in ("train", "val"):
+        for split in splits:
             try:
                 dataset = self._dataset(getattr(self.splits, split), normalise())
             except InputError as error:
@@ -260,10 +274,9 @@ class SegmentationData(ImageData):
             never = [names[i] for i in range(len(names)) if pixels[i] == 0]
             if never and pixels.sum():
                 report.problems.append(f"{split}: no pixel of {', '.join(never[:5])}{' ...' if len(never) > 5 else ''}")
-            if pixels[1 : len(names)].sum() == 0 and pixels[IGNORED] > 0:
-                report.problems.append(
-                    f"{split}: the masks hold 0 and 255 only, and 255 is no label: save the second class as 1"
-                )
+            problem = _nothing_to_learn(pixels)
+            if problem is not None:
+                report.problems.append(f"{split}: {problem}")
         report.legend = partial(legend, names, self.classes.colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report
@@ -285,3 +298,32 @@ class SegmentationData(ImageData):
     @override
     def test_dataloader(self) -> DataLoader[Any]:
         return self.eval_loader(self._sets["test"], "test", batch_size=1)
+
+
+def _is_image(path: Path) -> bool:
+    # Hidden files are what file managers leave beside images.
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def _check_pattern(option: str, pattern: str, needed: tuple[str, ...]) -> None:
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
+    except ValueError:
+        fields = {"?"}
+    accepted = {"split", *needed}
+    if not fields <= accepted or not set(needed) <= fields:
+        example = {"images": "images/{split}", "masks": "masks/{split}/{name}.png"}[option]
+        must = f" and must hold {{{needed[0]}}}" if needed else ""
+        raise InputError(
+            f"data.{option} may hold {', '.join(f'{{{name}}}' for name in sorted(accepted))}{must}, "
+            f'for instance "{example}", got {pattern!r}'
+        )
+
+
+def _nothing_to_learn(pixels: NDArray[np.int64]) -> str | None:
+    """What is wrong with masks of such values, counted, or None."""
+    if pixels[:IGNORED].sum() == 0:
+        return "no pixel has a label: all masks hold 255 only"
+    if pixels[1:IGNORED].sum() == 0 and pixels[IGNORED] > 0:
+        return "the masks hold 0 and 255 only, and 255 is no label: save the second class as 1"
+    return None

@@ -1,7 +1,8 @@
 """From an image of any size to a label of every pixel: whole or by windows, at several scales, mirrored."""
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -19,8 +20,8 @@ class Inference:
     """How an image is predicted.
 
     Attributes:
-        mode: "whole" gives the network the whole image; "slide" windows of it, whose logits are averaged where they
-            overlap, so that memory does not grow with the image.
+        mode: "whole" gives the network the whole image, up to 4 million pixels; "slide", and larger images, windows of
+            it, whose logits are averaged where they overlap, so that memory does not grow with the image.
         crop: side of a window; an image smaller than that is one window.
         stride: distance of the windows.
         scales: sizes of the image relative to its own; the probabilities of all are averaged.
@@ -47,7 +48,7 @@ class Inference:
             raise InputError(f'inference.mode must be "whole" or "slide", got {self.mode!r}')
         if not 1 <= self.stride <= self.crop:
             raise InputError(f"inference.stride must be in 1..crop ({self.crop}), got {self.stride}")
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise InputError(f"inference.scales must be one or more numbers above 0, got {list(self.scales)}")
         if self.batch_size < 1 or self.tile < 1:
             raise InputError(
@@ -56,6 +57,8 @@ class Inference:
         if self.fit is not None and min(self.fit) < 1:
             raise InputError(f"inference.fit must be a height and a width of at least 1, got {list(self.fit)}")
 
+
+_WHOLE = 2**22  # pixels of an image that is predicted whole
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Of the paper's multi-scale evaluation, with `flip`."""
@@ -75,6 +78,8 @@ def predict_labels(network: Callable[[Tensor], Tensor], image: Tensor, inference
     """
     labels = torch.empty(image.shape[-2:], dtype=torch.uint8)
     for rows, columns, probabilities in _parts(network, image, inference):
+        if len(probabilities) > 255:
+            raise InputError(f"labels have 8 bits, so at most 255 classes are accepted, got {len(probabilities)}")
         labels[slice(*rows), slice(*columns)] = probabilities.argmax(0).to(torch.uint8).cpu()
     return labels
 
@@ -101,15 +106,16 @@ def predict_probabilities(
 
 def count_windows(height: int, width: int, inference: Inference) -> int:
     """How many windows, or whole images, the network gets for an image of this size."""
+    inference = _for_size(height, width, inference)
+    if inference.mode == "whole":
+        return len(inference.scales) * (1 + inference.flip)
     total = 0
     for rows, columns in product(*_tiles(height, width, inference)):
-        for size in _sizes(height, width, inference):
-            windows = 1
-            for part, full, scaled in zip((rows, columns), (height, width), size, strict=True):
-                if inference.mode == "slide":
-                    crop = min(inference.crop, scaled)
-                    windows *= len(_origins(scaled, crop, inference.stride, _source(part, full, scaled)))
-            total += windows * (1 + inference.flip)
+        both = (columns, _mirrored(columns, width)) if inference.flip else (columns,)
+        for (tall, wide), part in product(_sizes(height, width, inference), both):
+            down = _origins(tall, min(inference.crop, tall), inference.stride, _source(rows, height, tall))
+            across = _origins(wide, min(inference.crop, wide), inference.stride, _source(part, width, wide))
+            total += len(down) * len(across)
     return total
 
 
@@ -120,6 +126,7 @@ def _parts(
     if image.ndim != 3:
         raise InputError(f"image: expected (3, H, W), got {tuple(image.shape)}")
     height, width = image.shape[-2:]
+    inference = _for_size(height, width, inference)
     for rows, columns in product(*_tiles(height, width, inference)):
         total = None
         for size in _sizes(height, width, inference):
@@ -144,7 +151,7 @@ def _probabilities(
     """Probabilities of a part of the image, from the image at one scale."""
     if mirrored:
         scaled = scaled.flip(-1)
-        columns = (full[1] - columns[1], full[1] - columns[0])
+        columns = _mirrored(columns, full[1])
     # The part of the scaled image that the part of the full one is interpolated from.
     top, bottom = _source(rows, full[0], scaled.shape[-2])
     left, right = _source(columns, full[1], scaled.shape[-1])
@@ -193,6 +200,11 @@ def _origins(size: int, crop: int, stride: int, part: _Part) -> list[int]:
     return [origin for origin in origins if origin < part[1] and origin + crop > part[0]]
 
 
+def _for_size(height: int, width: int, inference: Inference) -> Inference:
+    large = inference.mode == "whole" and height * width > _WHOLE
+    return replace(inference, mode="slide") if large else inference
+
+
 def _tiles(height: int, width: int, inference: Inference) -> tuple[list[_Part], list[_Part]]:
     """Rows and columns of the parts that an image is predicted in."""
     tile = max(height, width) if inference.mode == "whole" else inference.tile
@@ -200,14 +212,26 @@ def _tiles(height: int, width: int, inference: Inference) -> tuple[list[_Part], 
     return rows, columns
 
 
+def scaled_size(height: int, width: int, scale: float, fit: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of an image at a scale, its shape kept, rounded as mmseg rounds.
+
+    Args:
+        height, width: of the image.
+        scale: factor.
+        fit: (height, width) that the image is fitted into before; None for its own size.
+    """
+    long, short = max(height, width), min(height, width)
+    box = (max(fit), min(fit)) if fit is not None else (long, short)
+    factor = min(max(int(box[0] * scale), 1) / long, max(int(box[1] * scale), 1) / short)
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
 def _sizes(height: int, width: int, inference: Inference) -> list[tuple[int, int]]:
-    sizes = []
-    for scale in inference.scales:
-        if inference.fit is not None:
-            long, short = (scale * side for side in (max(inference.fit), min(inference.fit)))
-            scale = min(long / max(height, width), short / min(height, width))
-        sizes.append((max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))))
-    return sizes
+    return [scaled_size(height, width, scale, inference.fit) for scale in inference.scales]
+
+
+def _mirrored(part: _Part, size: int) -> _Part:
+    return size - part[1], size - part[0]
 
 
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -39,6 +39,9 @@ class Classes:
             raise InputError(f"classes: 2 to 255 are accepted, got {len(self.names)}")
         if not len(self.names) == len(self.colors) == len(self.ids):
             raise InputError("classes: names, colors and ids must be equally many")
+        twice = [name for name in self.names if self.names.count(name) > 1]
+        if twice:
+            raise InputError(f"classes: {twice[0]!r} is there twice")
         known = [*self.ids, *self.ignored]
         odd = [i for i in known if not 0 <= i <= 255 or (i == IGNORED and i in self.ids)] or [
             i for i in known if known.count(i) > 1
@@ -72,11 +75,14 @@ def read_classes(path: Path) -> Classes:
     if not path.is_file():
         raise InputError(f"{path}: no such file; it lists the classes, one name a line (.txt), or as .json")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file") from error
     if path.suffix != ".json":
-        return _checked(path, [line.strip() for line in text.splitlines() if line.strip()], ())
+        lines = [line.strip() for line in text.rstrip().splitlines()]
+        if "" in lines:
+            raise InputError(f"{path}: line {lines.index('') + 1} is empty; the number of a line is its class's")
+        return _checked(path, lines, ())
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -97,14 +103,22 @@ def _checked(path: Path, entries: list[Any], ignored: Any) -> Classes:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise InputError(f"{path}: class {i} has no name: {entry!r}")
         color = entry.get("color", default[i])
-        if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
-            raise InputError(f"{path}: the color of {entry['name']} must be [r, g, b] of 0..255, got {color!r}")
+        if (
+            not isinstance(color, list | tuple)
+            or len(color) != 3
+            or not all(isinstance(c, int) and 0 <= c <= 255 for c in color)
+        ):
+            raise InputError(
+                f"{path}: the color of {entry['name']} must be [r, g, b] of 0..255, got {entry['color']!r}"
+            )
         number = entry.get("id", entry.get("train_id", i))
-        if not isinstance(number, int):
+        if not isinstance(number, int) or isinstance(number, bool):
             raise InputError(f"{path}: the id of {entry['name']} must be a whole number, got {number!r}")
         names.append(entry["name"])
         colors.append((color[0], color[1], color[2]))
         ids.append(number)
+    if not isinstance(ignored, list | tuple) or not all(isinstance(i, int) for i in ignored):
+        raise InputError(f"{path}: ignored must be a list of whole numbers, got {ignored!r}")
     try:
         return Classes(tuple(names), tuple(colors), tuple(ids), tuple(ignored))
     except InputError as error:

@@ -350,7 +350,9 @@ def build(model: str, backbone: str, num_classes: int, model_args: dict[str, Any
         raise InputError(f"model: no segmentation network {model!r}; one of {', '.join(BUILDERS)}")
     try:
         return BUILDERS[model](backbone, num_classes, **(model_args or {}))
-    except TypeError as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"model: {model} cannot be built with {model_args}: {error}") from error
 
 

@@ -1,7 +1,6 @@
 """Prediction with a trained or published segmenter. Needs no lightning."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from dgmn.segmentation.networks import build
 from dgmn.segmentation.transforms import normalise
 from dgmn.training.images import load_image
 from dgmn.weights import cached_file, find, load_checkpoint
-
-_WHOLE = 2**22  # pixels of an image that is predicted whole; a larger one by windows, whatever was asked for
 
 
 class SegmentationPredictor:
@@ -85,10 +82,7 @@ class SegmentationPredictor:
         network = self.network.to(device)
         image = normalise()(tv_tensors.Image(TF.pil_to_tensor(load_image(path)))).as_subclass(Tensor).to(device)
         height, width = image.shape[-2:]
-        inference = self.inference
-        if inference.mode == "whole" and height * width > _WHOLE:
-            inference = replace(inference, mode="slide")
-        total, done = count_windows(height, width, inference), 0
+        total, done = count_windows(height, width, self.inference), 0
 
         def watched(images: Tensor) -> Tensor:
             nonlocal done
@@ -99,4 +93,4 @@ class SegmentationPredictor:
             return logits
 
         with torch.inference_mode():
-            return predict_labels(watched, image, inference).numpy()
+            return predict_labels(watched, image, self.inference).numpy()

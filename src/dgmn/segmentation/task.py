@@ -67,8 +67,7 @@ class SegmentationTask(Task):
             "model_args": {k: v for k, v in (model_args or {}).items() if k != "pretrained"},
         }
         super().__init__(network, network_args, optimizer, schedule, lr_batch)
-        if checkpoint is not None:
-            start_from(network, checkpoint)
+        self.filled = checkpoint is not None and start_from(network, checkpoint)
         self.loss = loss
         self.inference = inference
         self.val_confusion: Metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from dgmn.errors import InputError
+from dgmn.segmentation.inference import scaled_size
 from dgmn.segmentation.losses import IGNORED
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,6 +39,8 @@ class Augmentation:
     distortion: bool = True
 
     def __post_init__(self) -> None:
+        if self.fit is not None and min(self.fit) < 1:
+            raise InputError(f"data.augmentation.fit must be a height and a width of at least 1, got {list(self.fit)}")
         if min(self.crop) < 1 or not 0 < self.scale[0] <= self.scale[1]:
             raise InputError(
                 "data.augmentation: crop must be a height and a width of at least 1 and scale a range above 0, "
@@ -86,10 +89,7 @@ class RandomScale(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
         factor = float(torch.empty(()).uniform_(*self.scale))
-        if self.fit is not None:
-            long, short = (factor * side for side in (max(self.fit), min(self.fit)))
-            factor = min(long / max(height, width), short / min(height, width))
-        return {"size": [max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))]}
+        return {"size": list(scaled_size(height, width, factor, self.fit))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         # Without antialiasing, as the original training resizes.
@@ -140,11 +140,33 @@ class PadTo(v2.Transform):
         return self._call_kernel(TF.pad, inpt, padding=padding, fill=fill) if any(padding) else inpt
 
 
-class PhotometricDistortion(v2.RandomPhotometricDistort):
-    """torchvision's, with the range of hues of mmseg, and without its permutation of channels, which mmseg does not."""
+class PhotometricDistortion(v2.Transform):
+    """Brightness, contrast, saturation and hue, each with probability a half, as SSD and mmseg define them.
 
-    def __init__(self) -> None:
-        super().__init__(hue=(-0.1, 0.1))
+    Brightness adds up to 32 of 255, contrast multiplies by 0.5 to 1.5, before or after saturation (0.5 to 1.5) and hue
+    (a tenth of the circle). torchvision's scales instead of adding, mixes with grey, and permutes the channels.
+    """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {**super().make_params(flat_inputs), "channel_permutation": None}
+        ranges = {"brightness": (-32.0, 32.0), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
+        drawn = {name: float(torch.empty(()).uniform_(*limits)) for name, limits in ranges.items()}
+        drawn = {name: value for name, value in drawn.items() if torch.rand(()) < 0.5}
+        return {**drawn, "contrast_first": bool(torch.rand(()) < 0.5)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        x = inpt.as_subclass(Tensor).float()
+        x = (x + params.get("brightness", 0.0)).clamp(0, 255)
+        if params["contrast_first"]:
+            x = (x * params.get("contrast", 1.0)).clamp(0, 255)
+        if "saturation" in params:
+            value, span = x.amax(-3, keepdim=True), x.amax(-3, keepdim=True) - x.amin(-3, keepdim=True)
+            # Distances from the largest channel, which is the value; they cannot exceed it.
+            factor = torch.minimum(x.new_tensor(params["saturation"]), value / span.clamp(min=1e-3))
+            x = value - (value - x) * factor
+        if "hue" in params:
+            x = TF.adjust_hue(x / 255, params["hue"]) * 255
+        if not params["contrast_first"]:
+            x = (x * params.get("contrast", 1.0)).clamp(0, 255)
+        return tv_tensors.wrap(x.round().to(torch.uint8), like=inpt)

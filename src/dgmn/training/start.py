@@ -7,32 +7,45 @@ from torch import nn
 
 from dgmn.errors import InputError
 from dgmn.training.messages import say
-from dgmn.weights import load_checkpoint
+from dgmn.weights import load_checkpoint, read_checkpoint
 
 
-def start_from(network: nn.Module, checkpoint: Path) -> None:
+def start_from(network: nn.Module, checkpoint: Path) -> bool:
     """Fills a network with weights to fine-tune, and says what was taken.
 
     All of them; or all but the classifier, where the checkpoint has other classes; or those of its backbone, where the
-    file holds a classifier or a network for another task.
+    file holds a classifier or a network with another head.
+
+    Returns:
+        Whether all of the network was filled.
 
     Raises:
         InputError: none of it fits; the message names what differs.
     """
-    try:
-        say(str(load_checkpoint(network, checkpoint)))
-        return
-    except InputError as error:
-        reason = error
-    if "reset_head" in str(reason):
-        report = load_checkpoint(network, checkpoint, reset_head=True)
-        warnings.warn("the checkpoint has other classes: its classifier is left out and trained anew", stacklevel=2)
-        say(str(report))
-        return
     backbone = getattr(network, "backbone", None)
     if not isinstance(backbone, nn.Module):
-        raise reason
+        return _whole(network, checkpoint)
+    if not any("backbone." in key for key in read_checkpoint(checkpoint).state_dict):
+        say(f"backbone: {load_checkpoint(backbone, checkpoint, allow_unknown=True)}")
+        return False
     try:
-        say(f"backbone: {load_checkpoint(backbone, checkpoint)}")
-    except InputError:
-        raise reason from None
+        return _whole(network, checkpoint)
+    except InputError as reason:
+        try:
+            say(f"backbone: {load_checkpoint(backbone, checkpoint, allow_unknown=True)}")
+        except InputError:
+            raise reason from None
+        return False
+
+
+def _whole(network: nn.Module, checkpoint: Path) -> bool:
+    try:
+        say(str(load_checkpoint(network, checkpoint)))
+        return True
+    except InputError as error:
+        if "reset_head=True" not in str(error):
+            raise
+    report = load_checkpoint(network, checkpoint, reset_head=True)
+    warnings.warn("the checkpoint has other classes: its classifier is left out and trained anew", stacklevel=3)
+    say(str(report))
+    return False

@@ -37,6 +37,7 @@ class Task(L.LightningModule):
     Attributes:
         name: of the task, for the checkpoints.
         monitor: the metric that chooses the best checkpoint, and "max" or "min".
+        filled: whether all weights came from a file, so that the network can be evaluated as it is.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Task(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.lr_batch = lr_batch
+        self.filled = True
 
     @override
     def configure_optimizers(self) -> Any:

@@ -155,7 +155,12 @@ class Match:
 
 
 def match_keys(
-    state_dict: Mapping[str, Tensor], model: nn.Module, *, reset_head: bool = False, check_shapes: bool = True
+    state_dict: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    reset_head: bool = False,
+    check_shapes: bool = True,
+    allow_unknown: bool = False,
 ) -> Match:
     """Finds the weights of `model` in a state dict of any known layout, strictly.
 
@@ -169,6 +174,7 @@ def match_keys(
         model: the network to fill; not changed.
         reset_head: leave out the classifier, whatever number of classes it has.
         check_shapes: False if the caller adapts shapes.
+        allow_unknown: names that nobody needs are left out, too.
 
     Raises:
         InputError (a ValueError): names that are missing or that nobody needs, or shapes that differ; the message
@@ -185,6 +191,8 @@ def match_keys(
     missing = [key for key in expected if key not in source and key not in heads]
     left = [key for key in source if key not in wanted]
     unknown = [key for key in left if key not in heads and not _absent_by_design(key, expected)]
+    if allow_unknown:
+        unknown = []
     if missing or unknown:
         problems = [f"names missing ({len(missing)}): {_first(missing)}"] if missing else []
         problems += [f"names unknown ({len(unknown)}): {_first(unknown)}"] if unknown else []

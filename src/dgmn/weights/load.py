@@ -107,7 +107,9 @@ def _read_file(path: Path) -> Any:
                 f"checkpoint {path}: it would execute code ({', '.join(code[:3])}), which is not allowed; "
                 "save only its weights, best as .safetensors"
             ) from error
-        raise InputError(f"checkpoint {path}: damaged or not a PyTorch checkpoint ({_first_line(error)})") from error
+        # torch's own message advises to unpickle it.
+        reason = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
+        raise InputError(f"checkpoint {path}: damaged or not a PyTorch checkpoint{reason}") from error
 
 
 def _code_in(path: Path) -> list[str]:
@@ -118,7 +120,9 @@ def _code_in(path: Path) -> list[str]:
         return []
 
 
-def load_checkpoint(model: nn.Module, path: str | PathLike[str], *, reset_head: bool = False) -> LoadReport:
+def load_checkpoint(
+    model: nn.Module, path: str | PathLike[str], *, reset_head: bool = False, allow_unknown: bool = False
+) -> LoadReport:
     """Loads an official or own checkpoint into a network, strictly: an unknown or missing name is an error.
 
     Finds by itself where the weights are in the file (plain, `model`, `state_dict`, with `module.` in front) and
@@ -129,6 +133,8 @@ def load_checkpoint(model: nn.Module, path: str | PathLike[str], *, reset_head: 
             Unchanged if an error is raised.
         path: `.safetensors`, or a PyTorch checkpoint (read with `weights_only=True`, never executed).
         reset_head: leave the classifier as it is, to train it on other classes.
+        allow_unknown: leave out what the network has no place for; the report names it. What the network needs must be
+            in the file all the same.
 
     Returns:
         What was loaded and left out; printing it says so in one line.
@@ -139,7 +145,7 @@ def load_checkpoint(model: nn.Module, path: str | PathLike[str], *, reset_head: 
     """
     checkpoint = read_checkpoint(path)
     try:
-        match = match_keys(checkpoint.state_dict, model, reset_head=reset_head)
+        match = match_keys(checkpoint.state_dict, model, reset_head=reset_head, allow_unknown=allow_unknown)
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from error
     model.load_state_dict(match.state_dict, strict=not reset_head)
