@@ -52,16 +52,16 @@ class AlignedRoIs(MultiScaleRoIAlign):
     def __init__(self, output_size: int) -> None:
         super().__init__(["0", "1", "2", "3"], output_size, 0)
 
-    def forward(
-        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> Tensor:
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
         levels = self.levels(rois[:, 1:])
         first = x[self.featmap_names[0]]
         out = first.new_zeros((len(rois), first.shape[1], *self.output_size))
         for level, name in enumerate(self.featmap_names):
             here = torch.where(levels == level)[0]
-            pooled = roi_align(x[name], rois[here].to(first.dtype), self.output_size, 1 / _STRIDES[level], 0, aligned=True)
+            pooled = roi_align(
+                x[name], rois[here].to(first.dtype), self.output_size, 1 / _STRIDES[level], 0, aligned=True
+            )
             out = out.index_copy(0, here, pooled.to(out.dtype))
         return out
 
@@ -72,7 +72,7 @@ class AlignedRoIs(MultiScaleRoIAlign):
 
 
 class BoxPredictor(nn.Module):
-    """Class scores and boxes of every class; the background is the last class in the weights, the first in the output."""
+    """Class scores and boxes of every class; the background is last in the weights and first in the output."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Heads(RoIHeads):
         results = [{"boxes": b, "labels": n, "scores": s} for b, n, s in zip(boxes, labels, found, strict=True)]
         masks = self.mask_logits(features, boxes, image_shapes)
         counts = [len(b) for b in boxes]
-        for result, logits in zip(results, masks.split(counts), strict=True):
+        for result, logits in zip(results, torch.split(masks, counts), strict=True):
             chosen = logits[torch.arange(len(logits), device=logits.device), result["labels"] - 1]
             result["masks"] = chosen.sigmoid()[:, None]
         return results, {}
@@ -172,7 +172,8 @@ class Heads(RoIHeads):
         counts = [len(p) for p in proposals]
         decoded = self.box_coder.decode_single(box_regression, torch.cat(proposals)).view(sum(counts), -1, 4)
         results: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        images = zip(decoded.split(counts), class_logits.softmax(-1).split(counts), image_shapes, strict=True)
+        scored = torch.split(class_logits.softmax(-1), counts)
+        images = zip(torch.split(decoded, counts), scored, image_shapes, strict=True)
         for boxes, scores, shape in images:
             index, label = torch.where(scores[:, 1:] > self.score_thresh)
             label = label + 1
@@ -196,7 +197,8 @@ def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor, size: int = 28) ->
         return boxes.new_zeros((0, size, size))
     rois = torch.cat([index[:, None].to(boxes.dtype), boxes], 1)
     sampled = roi_align(masks[:, None].to(boxes.dtype), rois, size, 1.0, 0, aligned=True)[:, 0]
-    return (sampled >= 0.5).to(boxes.dtype)
+    wanted: Tensor = (sampled >= 0.5).to(boxes.dtype)
+    return wanted
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], chunk: int = 16) -> Tensor:
@@ -216,7 +218,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], chunk: int 
     y, x = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) + 0.5 for n in size)
     for start in range(0, len(masks), chunk):
         part = slice(start, start + chunk)
-        x0, y0, x1, y1 = boxes[part].split(1, 1)
+        x0, y0, x1, y1 = boxes[part].T[..., None]
         columns, rows = ((x - x0) / (x1 - x0) * 2 - 1, (y - y0) / (y1 - y0) * 2 - 1)  # of empty boxes infinite
         columns, rows = columns.nan_to_num(posinf=0, neginf=0), rows.nan_to_num(posinf=0, neginf=0)
         shape = (len(rows), height, width)
