@@ -1,0 +1,222 @@
+"""Annotations in COCO's format: checked, and as tensors."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgmn.errors import InputError
+
+
+@dataclass
+class CocoImage:
+    """An image and what is annotated on it.
+
+    Attributes:
+        id: in the file.
+        path: of the image.
+        size: height and width, as the file says.
+        objects: annotations as the file has them, with a box that has an area.
+    """
+
+    id: int
+    path: Path
+    size: tuple[int, int]
+    objects: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CocoSet:
+    """Images and categories of a file.
+
+    Attributes:
+        images: in the order of their ids.
+        names: of the categories, in the order of the labels.
+        ids: of the categories in the file; label i is category ids[i].
+    """
+
+    images: tuple[CocoImage, ...]
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+
+def read_coco(file: Path, folder: Path, problems: list[str] | None = None) -> CocoSet:
+    """Reads and checks a file of annotations.
+
+    Category ids need not be contiguous: labels are their places in order. Boxes are cut off at the image's border;
+    those without an area are left out, as they cannot be learnt.
+
+    Args:
+        file: `instances_*.json`, or any other in COCO's format.
+        folder: with the images.
+        problems: gets all mistakes, one line each; None raises the first.
+
+    Raises:
+        InputError: the file cannot be read, or (without `problems`) an entry is wrong; the message names it.
+    """
+    found: list[str] = []
+
+    def report(message: str) -> None:
+        if problems is None:
+            raise InputError(f"{file}: {message}")
+        found.append(f"{file}: {message}")
+
+    content = _load(file)
+    names = _categories(content["categories"], report)
+    ids = tuple(sorted(names))
+    images: dict[int, CocoImage] = {}
+    for i, entry in enumerate(content["images"]):
+        what = f"images[{i}]"
+        if not _has(entry, {"id": int, "file_name": str, "width": int, "height": int}):
+            report(f"{what} needs a whole id, width and height, and a file_name, got {_short(entry)}")
+        elif entry["id"] in images:
+            report(f"{what}: the id {entry['id']} is there twice")
+        elif not (folder / entry["file_name"]).is_file():
+            report(f"{what}: no image {folder / entry['file_name']}")
+        elif min(entry["width"], entry["height"]) < 1:
+            report(f"{what}: a size of {entry['width']} x {entry['height']}")
+        else:
+            size = (entry["height"], entry["width"])
+            images[entry["id"]] = CocoImage(entry["id"], folder / entry["file_name"], size)
+    seen: set[int] = set()
+    for i, entry in enumerate(content["annotations"]):
+        what = f"annotations[{i}]"
+        if not _has(entry, {"id": int, "image_id": int, "category_id": int}):
+            report(f"{what} needs a whole id, image_id and category_id, got {_short(entry)}")
+            continue
+        what += f" (id {entry['id']})"
+        if entry["id"] in seen:
+            report(f"{what}: this id is there twice")
+        elif entry["image_id"] not in images:
+            report(f"{what}: the image_id {entry['image_id']} is of no image")
+        elif entry["category_id"] not in names:
+            report(f"{what}: the category_id {entry['category_id']} is not declared; there are {_short(list(ids))}")
+        else:
+            problem = _add(images[entry["image_id"]], entry)
+            if problem:
+                report(f"{what}: {problem}")
+        seen.add(entry["id"])
+    if not content["images"]:
+        report("no images in it")
+    if problems is not None:
+        problems += found
+    ordered = tuple(images[key] for key in sorted(images))
+    return CocoSet(ordered, tuple(names[key] for key in ids), ids)
+
+
+def _load(file: Path) -> dict[str, list[Any]]:
+    if not file.is_file():
+        raise InputError(f"{file}: no such file of annotations")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        what = "it is empty" if file.stat().st_size == 0 else str(error)
+        raise InputError(f"{file}: not JSON ({what})") from error
+    keys = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
+        raise InputError(f"{file}: not in COCO's format: it needs lists of images, annotations and categories")
+    return content
+
+
+def _categories(entries: list[Any], report: Any) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for i, entry in enumerate(entries):
+        if not _has(entry, {"id": int, "name": str}):
+            report(f"categories[{i}] needs a whole id and a name, got {_short(entry)}")
+        elif entry["id"] in names:
+            report(f"categories[{i}]: the id {entry['id']} is there twice")
+        else:
+            names[entry["id"]] = entry["name"]
+    if not names:
+        report("no categories in it")
+    return names
+
+
+def _add(image: CocoImage, entry: dict[str, Any]) -> str | None:
+    """Adds an annotation to its image; says what is wrong with it, or None."""
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(x) and math.isfinite(x) for x in box):
+        return f"bbox must be four numbers x, y, width, height, got {_short(box)}"
+    x, y, width, height = box
+    if width < 0 or height < 0:
+        return f"bbox has a negative size, got {_short(box)}"
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, image.size[1]), min(y + height, image.size[0])
+    if right - left > 0 and bottom - top > 0:
+        image.objects.append({**entry, "bbox": [left, top, right - left, bottom - top]})
+    return None
+
+
+def to_target(image: CocoImage, ids: Sequence[int], masks: bool) -> dict[str, Tensor]:
+    """The objects of an image as a detector takes them, crowds left out.
+
+    Args:
+        image: with its annotations.
+        ids: of the categories, in the order of the labels.
+        masks: also the masks.
+
+    Returns:
+        `boxes` (N, 4) as x1, y1, x2, y2 in pixels, `labels` (N,), and `masks` (N, H, W), uint8.
+
+    Raises:
+        InputError: a segmentation cannot be read; the message names the annotation.
+    """
+    objects = [entry for entry in image.objects if not entry.get("iscrowd")]
+    boxes = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = {number: i for i, number in enumerate(ids)}
+    target = {
+        "boxes": boxes,
+        "labels": torch.tensor([labels[entry["category_id"]] for entry in objects], dtype=torch.long),
+    }
+    if masks:
+        decoded = [decode_mask(entry, image.size) for entry in objects]
+        empty = np.zeros((0, *image.size), np.uint8)
+        target["masks"] = torch.from_numpy(np.stack(decoded) if decoded else empty)
+    return target
+
+
+def decode_mask(entry: dict[str, Any], size: tuple[int, int]) -> Any:
+    """The segmentation of an annotation, polygons or run lengths, as (H, W), uint8.
+
+    Raises:
+        InputError: there is none, or it is of another form.
+    """
+    from faster_coco_eval.core import mask as coco_mask
+
+    what = f"annotation {entry.get('id')}: segmentation"
+    segmentation = entry.get("segmentation")
+    try:
+        if isinstance(segmentation, list) and segmentation:
+            if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
+                raise InputError(f"{what}: a polygon needs three points or more, as x, y, x, y and so on")
+            runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+        elif isinstance(segmentation, dict) and list(segmentation.get("size", ())) == list(size):
+            counts = segmentation.get("counts")
+            runs = coco_mask.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
+        else:
+            raise InputError(f"{what} must be polygons, or run lengths of the image's size, got {_short(segmentation)}")
+        return coco_mask.decode(runs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} cannot be read ({error})") from error
+
+
+def _has(entry: Any, fields: dict[str, type]) -> bool:
+    return isinstance(entry, dict) and all(type(entry.get(name)) is kind for name, kind in fields.items())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,181 @@
+"""Files in COCO's format: what is read, and how mistakes are told."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dgmn.detection.coco import read_coco, to_target
+from dgmn.errors import InputError
+
+
+@pytest.fixture
+def content(tmp_path):
+    """Two images of 40 x 30, one without objects, and categories 3 and 90."""
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / name)
+    box = {"image_id": 7, "iscrowd": 0}
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
+            {"id": 2, "file_name": "b.png", "width": 40, "height": 30},
+        ],
+        "categories": [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}],
+        "annotations": [
+            {"id": 1, "category_id": 90, "bbox": [5, 6, 10, 8], "segmentation": [[5, 6, 15, 6, 15, 14, 5, 14]], **box},
+            {
+                "id": 2,
+                "category_id": 3,
+                "bbox": [-4, 20, 10, 30],
+                "segmentation": {"size": [30, 40], "counts": [0, 1200]},
+                **box,
+            },
+            {"id": 3, "category_id": 3, "bbox": [3, 3, 0, 5], **box},
+            {"id": 4, "category_id": 3, "bbox": [50, 3, 5, 5], **box},
+            {"id": 5, "category_id": 3, "bbox": [0, 0, 40, 30], **box, "iscrowd": 1},
+        ],
+    }
+
+
+@pytest.fixture
+def read(content, tmp_path):
+    def run(problems=None):
+        file = tmp_path / "instances.json"
+        file.write_text(json.dumps(content))
+        return read_coco(file, tmp_path, problems)
+
+    return run
+
+
+def test_what_is_read(read, tmp_path):
+    found = read()
+    assert found.names == ("car", "toothbrush")
+    assert found.ids == (3, 90)
+    assert [image.id for image in found.images] == [2, 7]
+    assert found.images[1].path == tmp_path / "a.png"
+    empty, full = (to_target(image, found.ids, masks=True) for image in found.images)
+    assert empty["boxes"].shape == (0, 4)
+    assert empty["masks"].shape == (0, 30, 40)
+    # Cut off at the border; without an area, outside and crowds left out.
+    assert full["boxes"].tolist() == [[5, 6, 15, 14], [0, 20, 6, 30]]
+    assert full["labels"].tolist() == [1, 0]
+    assert full["labels"].dtype == torch.long
+    expected = torch.zeros(30, 40, dtype=torch.uint8)
+    expected[6:14, 5:15] = 1
+    assert torch.equal(full["masks"][0], expected)
+    assert full["masks"][1].all()
+    assert "masks" not in to_target(found.images[1], found.ids, masks=False)
+
+
+def test_forms_of_masks(content, read):
+    """The same rectangle as polygon, as plain and as compressed run lengths."""
+    from faster_coco_eval.core import mask as coco_mask
+
+    polygon = [[2, 3, 10, 3, 10, 9, 2, 9]]
+    (compressed,) = coco_mask.frPyObjects(polygon, 30, 40)
+    mask = np.zeros((30, 40), np.uint8)
+    mask[3:9, 2:10] = 1
+    flat = np.concatenate([[0], mask.T.ravel(), [2]])
+    counts = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat[:-1]) != 0), [mask.size]])).tolist()
+    forms = [polygon, {"size": [30, 40], "counts": counts}, {"size": [30, 40], "counts": compressed["counts"]}]
+    forms[2]["counts"] = (
+        forms[2]["counts"].decode() if isinstance(compressed["counts"], bytes) else compressed["counts"]
+    )
+    base = {"image_id": 7, "category_id": 3, "bbox": [2, 3, 8, 6], "iscrowd": 0}
+    content["annotations"] = [{"id": i, "segmentation": form, **base} for i, form in enumerate(forms)]
+    found = read()
+    masks = to_target(found.images[1], found.ids, masks=True)["masks"]
+    for got in masks:
+        assert torch.equal(got, torch.from_numpy(mask))
+
+
+def change(path, value):
+    def apply(content):
+        here = content
+        for key in path[:-1]:
+            here = here[key]
+        here[path[-1]] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("images", 0, "file_name"), "c.png", r"images\[0\]: no image .*c.png"),
+        (("images", 1, "id"), 7, r"images\[1\]: the id 7 is there twice"),
+        (("images", 0, "width"), "40", r"images\[0\] needs a whole id, width and height"),
+        (("images", 0, "height"), 0, r"images\[0\]: a size of 40 x 0"),
+        (("images",), [], r"annotations\[0\] \(id 1\): the image_id 7 is of no image"),
+        (("categories",), [], r"no categories in it"),
+        (("categories", 1), {"id": 90, "name": "car"}, r"categories\[1\]: the id 90 is there twice"),
+        (("categories", 1), {"id": "x", "name": "car"}, r"categories\[1\] needs a whole id and a name"),
+        (
+            ("annotations", 1, "category_id"),
+            4,
+            r"annotations\[1\] \(id 2\): the category_id 4 is not declared; there are \[3, 90\]",
+        ),
+        (("annotations", 2, "image_id"), 9, r"annotations\[2\] \(id 3\): the image_id 9 is of no image"),
+        (("annotations", 3, "id"), 1, r"annotations\[3\] \(id 1\): this id is there twice"),
+        (
+            ("annotations", 0, "bbox"),
+            [1, 2, -3, 4],
+            r"annotations\[0\] \(id 1\): bbox has a negative size, got \[1, 2, -3, 4\]",
+        ),
+        (
+            ("annotations", 0, "bbox"),
+            [1, 2, float("nan"), 4],
+            r"\(id 1\): bbox must be four numbers .* got \[1, 2, NaN, 4\]",
+        ),
+        (("annotations", 0, "bbox"), [1, 2, 3], r"\(id 1\): bbox must be four numbers"),
+        (("annotations", 0), "x", r'annotations\[0\] needs a whole id, image_id and category_id, got "x"'),
+    ],
+)
+def test_mistakes_are_named(content, read, path, value, message):
+    change(path, value)(content)
+    with pytest.raises(InputError, match=message):
+        read()
+    problems = []
+    read(problems)
+    assert any(re.search(message, problem) for problem in problems)
+    assert all("instances.json: " in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"not JSON \(it is empty\)"),
+        ("[1", r"not JSON \("),
+        ("[]", r"not in COCO's format: it needs lists of images, annotations and categories"),
+        ('{"images": []}', r"not in COCO's format"),
+    ],
+)
+def test_other_files(tmp_path, text, message):
+    file = tmp_path / "a.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_coco(file, tmp_path)
+    with pytest.raises(InputError, match="no such file of annotations"):
+        read_coco(tmp_path / "b.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 2, 3, 4]], r"annotation 1: segmentation: a polygon needs three points or more"),
+        (
+            {"size": [3, 4], "counts": [12]},
+            r"annotation 1: segmentation must be polygons, or run lengths of the image's",
+        ),
+        (None, r"annotation 1: segmentation must be polygons"),
+        ([["x"] * 6], r"annotation 1: segmentation cannot be read"),
+    ],
+)
+def test_masks_that_cannot_be_read(content, read, segmentation, message):
+    content["annotations"][0]["segmentation"] = segmentation
+    found = read()
+    with pytest.raises(InputError, match=message):
+        to_target(found.images[1], found.ids, masks=True)
