@@ -1,0 +1,90 @@
+"""Average precision as COCO defines it."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgmn.errors import InputError
+
+_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def to_results(image_id: int, found: dict[str, Tensor], ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections of an image as COCO's test server takes them.
+
+    Args:
+        image_id: in the file of annotations.
+        found: `boxes` (N, 4) as x1, y1, x2, y2, `scores`, `labels`, and perhaps `masks` (N, 1, H, W), bool.
+        ids: of the categories in the order of the labels.
+    """
+    boxes = found["boxes"].double().cpu()
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+    rows = zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+    results = [
+        {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score} for box, score, label in rows
+    ]
+    if "masks" in found:
+        from faster_coco_eval.core import mask as coco_mask
+
+        for result, mask in zip(results, found["masks"].cpu().numpy(), strict=True):
+            runs = coco_mask.encode(np.asfortranarray(mask[0].astype(np.uint8)))
+            counts = runs["counts"]
+            result["segmentation"] = {
+                "size": [int(n) for n in runs["size"]],
+                "counts": counts.decode() if isinstance(counts, bytes) else counts,
+            }
+    return results
+
+
+def average_precision(
+    annotations: Path | dict[str, Any],
+    results: list[dict[str, Any]],
+    kind: str = "bbox",
+    images: Iterable[int] | None = None,
+) -> tuple[dict[str, float], dict[int, float]]:
+    """COCO's average precision, by faster-coco-eval, which equals pycocotools.
+
+    Args:
+        annotations: file or content in COCO's format.
+        results: of [`to_results`][dgmn.detection.metrics.to_results], of all images.
+        kind: "bbox" or "segm".
+        images: ids of the images that count; None for all of the file.
+
+    Returns:
+        AP, AP50, AP75, APs, APm, APl in 0..1, -1 where there is nothing to find; and the AP of every category id.
+
+    Raises:
+        InputError (a ValueError): another kind, or results of images that are not in the file.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    if kind not in ("bbox", "segm"):
+        raise InputError(f'kind must be "bbox" or "segm", got {kind!r}')
+    truth = COCO(annotations if isinstance(annotations, dict) else str(annotations))
+    unknown = {result["image_id"] for result in results} - set(truth.imgs)
+    if unknown:
+        raise InputError(f"results of the image {min(unknown)}, which is not in the annotations")
+    evaluation = COCOeval_faster(truth, truth.loadRes(results), kind)
+    if images is not None:
+        evaluation.params.imgIds = sorted(images)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    # precision: (overlaps, recalls, categories, sizes of objects, most detections)
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    by_category = {}
+    for i, category in enumerate(evaluation.params.catIds):
+        known = precision[:, :, i][precision[:, :, i] > -1]
+        by_category[int(category)] = float(known.mean()) if known.size else -1.0
+    return dict(zip(_STATISTICS, map(float, evaluation.stats[:6]), strict=True)), by_category
+
+
+def write_results(results: list[dict[str, Any]], file: Path) -> None:
+    """Writes results for COCO's test server."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results) + "\n")
