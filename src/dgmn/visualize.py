@@ -1,5 +1,6 @@
 """Pictures of images, labels and predictions."""
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,6 +96,39 @@ def comparison(
         canvas.paste(part.resize(size, Image.Resampling.BILINEAR), (i * (width + 4), 0))
         draw.text((i * (width + 4) + 5, 2), title, _PAPER, font, stroke_width=2, stroke_fill=_INK)
     return canvas
+
+
+def boxed(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    captions: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+) -> Image.Image:
+    """An image with boxes (x1, y1, x2, y2) and a caption at each; the last is drawn on top."""
+    canvas = image.convert("RGB")
+    draw = ImageDraw.Draw(canvas)
+    line = max(1, round(max(canvas.size) / 400))
+    font = ImageFont.load_default(size=max(11, round(max(canvas.size) / 55)))
+    for (x1, y1, x2, y2), caption, color in zip(boxes, captions, colors, strict=True):
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=tuple(color), width=line)
+        if not caption:
+            continue
+        _, _, width, height = draw.textbbox((0, 0), caption, font)
+        left = min(max(0.0, x1), max(0.0, canvas.width - width - 4.0))
+        top = y1 - height - 4 if y1 >= height + 4 else min(y1, canvas.height - height - 4.0)
+        draw.rectangle((left, top, left + width + 4, top + height + 3), fill=tuple(color))
+        dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 140
+        draw.text((left + 2, top + 1), caption, _PAPER if dark else _INK, font)
+    return canvas
+
+
+def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours that neighbours in the list do not share."""
+    colors = []
+    for i in range(count):
+        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i // 5 % 2], (0.95, 0.7, 0.5)[i // 10 % 3])
+        colors.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
+    return tuple(colors)
 
 
 def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int) -> Image.Image:

@@ -14,11 +14,11 @@ from PIL import Image
 
 from dgmn.quickstart.digits import digits, enlarged
 from dgmn.segmentation.cityscapes import find_samples
-from dgmn.segmentation.labels import distinct_colors, named, read_mask
+from dgmn.segmentation.labels import named, read_mask
 from dgmn.segmentation.metrics import scores
 from dgmn.segmentation.predict import SegmentationPredictor
 from dgmn.training.images import load_image
-from dgmn.visualize import comparison, legend, stacked
+from dgmn.visualize import comparison, distinct_colors, legend, stacked
 from dgmn.weights import read_checkpoint
 
 RECIPE = "recipes/segmentation/scenes.yaml"

@@ -1,6 +1,5 @@
 """Classes of a dataset, and masks: images whose pixels are class numbers."""
 
-import colorsys
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from dgmn.errors import InputError
 from dgmn.segmentation.losses import IGNORED
 from dgmn.training.images import MAX_PIXELS
+from dgmn.visualize import distinct_colors
 
 Color = tuple[int, int, int]
 
@@ -123,15 +123,6 @@ def _checked(path: Path, entries: list[Any], ignored: Any) -> Classes:
         return Classes(tuple(names), tuple(colors), tuple(ids), tuple(ignored))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def distinct_colors(count: int) -> tuple[Color, ...]:
-    """Colours that neighbours in the list do not share."""
-    colors = []
-    for i in range(count):
-        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i // 5 % 2], (0.95, 0.7, 0.5)[i // 10 % 3])
-        colors.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
-    return tuple(colors)
 
 
 def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np.uint8]:

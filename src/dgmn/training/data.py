@@ -1,7 +1,7 @@
 """The LightningDataModule that all tasks extend: loaders for several processes, and for runs that are resumed."""
 
 import sys
-from collections.abc import Sized
+from collections.abc import Hashable, Sequence, Sized
 from typing import Any, cast
 
 import lightning as L
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, S
 
 from dgmn.errors import InputError
 from dgmn.training.callbacks import epoch_seed, run_seed
-from dgmn.training.sampling import StepSampler
+from dgmn.training.sampling import GroupedBatches, StepSampler
 
 
 class ImageData(L.LightningDataModule):
@@ -25,7 +25,12 @@ class ImageData(L.LightningDataModule):
     num_workers: int
 
     def train_loader(
-        self, dataset: Dataset[Any], sampler: Sampler[int] | None = None, steps: int | None = None, **options: Any
+        self,
+        dataset: Dataset[Any],
+        sampler: Sampler[int] | None = None,
+        steps: int | None = None,
+        groups: Sequence[Hashable] | None = None,
+        **options: Any,
     ) -> DataLoader[Any]:
         """Shuffled batches.
 
@@ -33,6 +38,7 @@ class ImageData(L.LightningDataModule):
             dataset: images of this task.
             sampler: chooses the images of an epoch for this process; None shuffles.
             steps: of an epoch; None passes through the set once.
+            groups: of every image; a batch has images of one group.
             options: for the DataLoader.
         """
         trainer = self._trainer()
@@ -52,9 +58,11 @@ class ImageData(L.LightningDataModule):
                 f"data.batch_size {self.batch_size}: an epoch of one device has only {len(cast(Sized, sampler))} images"
             )
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
-        return self._loader(
-            dataset, batch_size=self.batch_size, sampler=sampler, drop_last=True, generator=generator, **options
-        )
+        if groups is not None:
+            options["batch_sampler"] = GroupedBatches(sampler, groups, self.batch_size)
+        else:
+            options |= {"batch_size": self.batch_size, "sampler": sampler, "drop_last": True}
+        return self._loader(dataset, generator=generator, **options)
 
     def eval_loader(
         self, dataset: Dataset[Any], split: str, batch_size: int | None = None, **options: Any

@@ -1,10 +1,44 @@
 """Which images an epoch has."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence, Sized
+from typing import cast
 
 import torch
 from torch.utils.data import Sampler
 from typing_extensions import override
+
+
+class GroupedBatches(Sampler[list[int]]):
+    """Batches of images of one group, for instance wide or tall ones, so that little of a batch is padding.
+
+    What is left of the groups at the end of an epoch is put together, so that an epoch has as many batches as without
+    groups.
+
+    Args:
+        sampler: of images.
+        groups: of every image of the set.
+        batch_size: images of a batch.
+    """
+
+    def __init__(self, sampler: Sampler[int], groups: Sequence[Hashable], batch_size: int) -> None:
+        self.sampler = sampler  # where Lightning looks for set_epoch
+        self.groups = groups
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.sampler)) // self.batch_size
+
+    @override
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting: dict[Hashable, list[int]] = {}
+        for index in self.sampler:
+            batch = waiting.setdefault(self.groups[index], [])
+            batch.append(index)
+            if len(batch) == self.batch_size:
+                yield waiting.pop(self.groups[index])
+        rest = [index for batch in waiting.values() for index in batch]
+        for start in range(0, len(rest) - self.batch_size + 1, self.batch_size):
+            yield rest[start : start + self.batch_size]
 
 
 class StepSampler(Sampler[int]):

@@ -1,0 +1,194 @@
+"""Datasets in COCO's layout."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dgmn.detection.data import DetectionData, DetectionDataset, collate, mirrored
+from dgmn.errors import InputError
+from dgmn.training.sampling import GroupedBatches
+from dgmn.visualize import boxed
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Six training and two validation images, wide and tall ones; every image has a red and a green rectangle."""
+    random = np.random.default_rng(0)
+    for split, count in (("train2017", 6), ("val2017", 2)):
+        (tmp_path / split).mkdir()
+        content = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 5, "name": "green"}, {"id": 1, "name": "red"}],
+        }
+        for i in range(count):
+            width, height = ((60, 40), (40, 60))[i % 2]
+            pixels = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
+            for category, channel in ((1, 0), (5, 1)):
+                x, y = (int(n) for n in random.integers(2, 18, 2))
+                pixels[y : y + 15, x : x + 20, channel] = 250
+                content["annotations"].append(
+                    {
+                        "id": len(content["annotations"]) + 1,
+                        "image_id": i + 10,
+                        "category_id": category,
+                        "bbox": [x, y, 20, 15],
+                        "area": 300,
+                        "iscrowd": 0,
+                        "segmentation": [[x, y, x + 20, y, x + 20, y + 15, x, y + 15]],
+                    }
+                )
+            content["images"].append({"id": i + 10, "file_name": f"{i}.png", "width": width, "height": height})
+            Image.fromarray(pixels).save(tmp_path / split / f"{i}.png")
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def change(root, edit, split="train2017"):
+    file = root / f"annotations/instances_{split}.json"
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def check(data):
+    return data.validate(lambda split, total, done: None)
+
+
+def test_images_and_targets(root):
+    data = DetectionData(root, masks=True, hflip=1.0)
+    data.setup("fit")
+    assert data.classes == ("red", "green")
+    assert data.describe() == {"classes": ["red", "green"], "category_ids": [1, 5]}
+    for split in ("train", "val"):  # the training images are mirrored
+        dataset = data._sets[split]
+        for image, target in (dataset[i] for i in range(len(dataset))):
+            assert image.dtype == torch.float32
+            assert 0 <= image.min() <= image.max() <= 1
+            for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
+                x1, y1, x2, y2 = box.int().tolist()
+                assert (image[label, y1:y2, x1:x2] > 0.9).all()
+                assert mask.sum() == mask[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
+    assert torch.equal(mirrored(*mirrored(image, target))[0], image)
+
+
+def test_batches(root):
+    images, targets = collate([DetectionDataset(DetectionData(root).read("train"), masks=False)[i] for i in (0, 1)])
+    assert [tuple(x.shape) for x in images] == [(3, 40, 60), (3, 60, 40)]
+    assert [target["image_id"] for target in targets] == [10, 11]
+    assert "masks" not in targets[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups=st.lists(st.booleans(), min_size=1, max_size=40), size=st.integers(1, 6))
+def test_batches_of_one_group(groups, size):
+    sampler = list(range(len(groups)))
+    batches = GroupedBatches(sampler, groups, size)
+    drawn = list(batches)
+    assert len(drawn) == len(batches) == len(groups) // size
+    assert all(len(batch) == size for batch in drawn)
+    flat = [index for batch in drawn for index in batch]
+    assert len(set(flat)) == len(flat)
+    mixed = [batch for batch in drawn if len({groups[i] for i in batch}) > 1]
+    assert len(mixed) <= 1  # of what is left at the end: less than a batch of each group
+
+
+def test_a_damaged_image(root, capsys):
+    path = root / "train2017/2.png"
+    path.write_bytes(path.read_bytes()[:100])
+    coco = DetectionData(root).read("train")
+    with pytest.raises(InputError, match=r"train2017/2.png: damaged image"):
+        DetectionDataset(coco, masks=False)[2]
+    _, target = DetectionDataset(coco, masks=False, skip_bad_images=True)[2]
+    assert target["image_id"] == 13  # the next one
+    assert "left out:" in (out := capsys.readouterr().out)
+    assert "train2017/2.png: damaged image" in out
+    for file in (root / "train2017").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="none of the images can be read"):
+        DetectionDataset(coco, masks=False, skip_bad_images=True)[0]
+
+
+def wrong_size(root):
+    Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(root / "train2017/1.png")
+    return r"train2017/1.png: 8 x 9 pixels, the annotations say 40 x 60"
+
+
+def wrong_box(root):
+    change(root, lambda content: content["annotations"][3].update(bbox=[1, 2, -3, 4]))
+    return r"instances_train2017.json: annotations\[3\] \(id 4\): bbox has a negative size"
+
+
+def wrong_category(root):
+    change(root, lambda content: content["annotations"][0].update(category_id=4))
+    return r"annotations\[0\] \(id 1\): the category_id 4 is not declared; there are \[1, 5\]"
+
+
+def wrong_mask(root):
+    change(root, lambda content: content["annotations"][0].update(segmentation=[[1, 2]]))
+    return r"train2017/0.png: annotation 1: segmentation: a polygon needs three points"
+
+
+def no_image(root):
+    (root / "train2017/0.png").unlink()
+    return r"images\[0\]: no image .*train2017/0.png"
+
+
+def empty_file(root):
+    (root / "annotations/instances_train2017.json").write_text("")
+    return r"instances_train2017.json: not JSON \(it is empty\)"
+
+
+@pytest.mark.parametrize("damage", [wrong_size, wrong_box, wrong_category, wrong_mask, no_image, empty_file])
+def test_the_check_names_mistakes(root, damage):
+    assert check(DetectionData(root, masks=True)).problems == []
+    message = damage(root)
+    problems = check(DetectionData(root, masks=True)).problems
+    assert any(re.search(message, problem) for problem in problems), problems
+
+
+def test_the_check_counts(root):
+    report = check(DetectionData(root))
+    assert report.rows == [("red", 6, 6, 2, 2), ("green", 6, 6, 2, 2)]
+    assert len(report.samples) == 6
+    pixels = np.asarray(report.samples[0])
+    assert pixels.shape == (40, 60, 3)
+
+
+def test_categories_of_the_parts_must_agree(root):
+    change(root, lambda content: content["categories"].append({"id": 9, "name": "blue"}), "val2017")
+    with pytest.raises(InputError, match=r"train and val have different categories \(blue\)"):
+        DetectionData(root).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"batch_size and epoch_steps must be at least 1 .* got 0, None and 4"),
+        ({"hflip": 2}, r"data.hflip must be in 0..1, got 2"),
+        ({"train": "train2018"}, r"instances_train2018.json: no such file of annotations"),
+    ],
+)
+def test_wrong_options_are_named(root, options, message):
+    with pytest.raises(InputError, match=message):
+        DetectionData(root, **options).setup("fit")
+    with pytest.raises(InputError, match=r"data.root .*nowhere: there is no such folder"):
+        DetectionData(root / "nowhere").setup("fit")
+
+
+def test_boxes_are_drawn_where_they_are():
+    drawn = np.asarray(boxed(Image.new("RGB", (100, 80)), [(20, 30, 60, 70)], ["a"], [(255, 0, 0)]))
+    red = (drawn == (255, 0, 0)).all(-1)
+    assert red[30, 20:60].all()
+    assert red[69, 20:60].all()
+    assert red[30:70, 20].all()
+    assert red[30:70, 59].all()
+    assert not red[40:60, 30:50].any()
+    assert red[:30].any()  # the caption is above
