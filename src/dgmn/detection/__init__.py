@@ -1,6 +1,23 @@
-"""Object detection: the networks."""
+"""Object detection: networks, data, training task."""
+
+from typing import TYPE_CHECKING, Any
 
 from dgmn.detection.mask_rcnn import MaskRCNN, mask_rcnn
 from dgmn.detection.retinanet import RetinaNet, retinanet
 
-__all__ = ["MaskRCNN", "RetinaNet", "mask_rcnn", "retinanet"]
+if TYPE_CHECKING:
+    from dgmn.detection.data import DetectionData
+    from dgmn.detection.task import DetectionTask
+
+__all__ = ["DetectionData", "DetectionTask", "MaskRCNN", "RetinaNet", "mask_rcnn", "retinanet"]
+
+_HOMES = {"DetectionData": "data", "DetectionTask": "task"}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, because lightning takes seconds to import and the networks do not need it.
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

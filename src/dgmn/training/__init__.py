@@ -4,12 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgmn.training.callbacks import DropPathSchedule
-    from dgmn.training.schedules import Polynomial, WarmupCosine
+    from dgmn.training.schedules import MultiStep, Polynomial, WarmupCosine
     from dgmn.training.task import Task
 
-__all__ = ["DropPathSchedule", "Polynomial", "Task", "WarmupCosine"]
+__all__ = ["DropPathSchedule", "MultiStep", "Polynomial", "Task", "WarmupCosine"]
 
-_HOMES = {"DropPathSchedule": "callbacks", "Polynomial": "schedules", "Task": "task", "WarmupCosine": "schedules"}
+_HOMES = {
+    "DropPathSchedule": "callbacks",
+    "MultiStep": "schedules",
+    "Polynomial": "schedules",
+    "Task": "task",
+    "WarmupCosine": "schedules",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -56,3 +56,39 @@ class Polynomial(LambdaLR):
             return rising * falling
 
         super().__init__(optimizer, factor)
+
+
+class MultiStep(LambdaLR):
+    """A tenth of the learning rate from each milestone on, after a linear warm-up.
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        total_steps: steps of the whole training.
+        milestones: shares of the training.
+        factor: of every milestone.
+        warmup_steps: steps that warm up.
+        start: factor of the first step.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        milestones: tuple[float, ...] = (8 / 12, 11 / 12),
+        factor: float = 0.1,
+        warmup_steps: int = 500,
+        start: float = 0.001,
+    ) -> None:
+        if not all(0 < share < 1 for share in milestones) or warmup_steps < 0:
+            raise InputError(
+                "milestones are shares of the training above 0 and below 1, warmup_steps a number of steps, "
+                f"got {list(milestones)} and {warmup_steps}"
+            )
+        places = [round(share * total_steps) for share in milestones]
+
+        def scale(step: int) -> float:
+            warm = start + (1 - start) * step / warmup_steps if step < warmup_steps else 1.0
+            passed = sum(step >= place for place in places)
+            return float(warm * factor**passed)
+
+        super().__init__(optimizer, scale)

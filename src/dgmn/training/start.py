@@ -23,6 +23,7 @@ def start_from(network: nn.Module, checkpoint: Path) -> bool:
         InputError: none of it fits; the message names what differs.
     """
     backbone = getattr(network, "backbone", None)
+    backbone = getattr(backbone, "body", backbone)  # of a detector, inside its pyramid
     if not isinstance(backbone, nn.Module):
         return _whole(network, checkpoint)
     if not any("backbone." in key for key in read_checkpoint(checkpoint).state_dict):

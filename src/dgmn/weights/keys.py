@@ -12,7 +12,15 @@ from dgmn.errors import InputError
 OFFICIAL_PREFIXES = ("backbone.bottom_up.", "backbone.0.", "backbone.", "")
 # Where our own files keep the network: a LightningModule and timm's feature extractor have it under `model.`,
 # segmenters and detectors have that under `backbone.`.
-OWN_PREFIXES = ("model.backbone.model.", "backbone.model.", "model.model.", "model.", "")
+OWN_PREFIXES = (
+    "model.backbone.body.model.",
+    "backbone.body.model.",
+    "model.backbone.model.",
+    "backbone.model.",
+    "model.model.",
+    "model.",
+    "",
+)
 
 _Rule = tuple[str, Callable[[re.Match[str]], str]]
 _OFFICIAL_RULES: tuple[_Rule, ...] = (
