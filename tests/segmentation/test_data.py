@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
@@ -225,6 +225,7 @@ def test_wrong_options_are_named(tmp_path, options, message):
 
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(1, 60), width=st.integers(1, 60), crop=st.tuples(st.integers(1, 50), st.integers(1, 50)))
+@example(height=2, width=1, crop=(1, 1))  # resized to one pixel
 def test_augmented_images_have_the_size_of_the_crop(height, width, crop):
     torch.manual_seed(height * 61 + width)
     image = tv_tensors.Image(torch.randint(0, 256, (3, height, width), dtype=torch.uint8))
