@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 
 HELP = """\
-dgmn: dynamic graph message passing networks for classification and segmentation
+dgmn: dynamic graph message passing networks for classification, detection and segmentation
 
   dgmn quickstart                       train a small classifier on handwritten digits, 2 minutes on a CPU
-  dgmn quickstart --task segmentation   or a small segmenter
+  dgmn quickstart --task detection      or a small detector (or segmenter: --task segmentation)
   dgmn fit      -c RECIPE [options]     train
   dgmn validate -c RECIPE [options]     evaluate on the validation set
   dgmn test     -c RECIPE [options]     evaluate on the test set
-  dgmn predict  IMAGES --ckpt_path CKPT name what is in images, or the class of every pixel
+  dgmn predict  IMAGES --ckpt_path CKPT classes, objects or the class of every pixel of images
   dgmn validate-data -c RECIPE          find mistakes in a dataset before hours are spent on it
   dgmn zoo      [download NAME]         list or fetch the published models
   dgmn complexity [MODEL ...]           parameters and multiply-adds beside the paper's
@@ -156,7 +156,7 @@ def recipe_names() -> list[str]:
 def _predict(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "dgmn predict",
-        description="Names what is in images: a table of the most probable classes.",
+        description="What is in images: their class, the objects in them, or the class of every pixel.",
         epilog="Example: dgmn predict photos/*.jpg --ckpt_path runs/finetune/checkpoints/best.ckpt --pictures out",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
@@ -165,8 +165,11 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument(
         "-c", "--config", metavar="RECIPE", help="take the network from a recipe: logs/version_N/config.yaml of a run"
     )
-    parser.add_argument("--top", type=_positive, default=5, metavar="K", help="of classifiers: classes (default 5)")
-    parser.add_argument("--json", metavar="FILE", help="write all results to FILE")
+    parser.add_argument("--top", type=_positive, metavar="K", help="classification: that many classes (default 5)")
+    parser.add_argument(
+        "--score", type=_share, metavar="P", help="detection: least score of what counts, 0 to 1 (default 0.3)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all results to FILE; of detectors in COCO's format")
     parser.add_argument("--pictures", metavar="FOLDER", help="write every image with what was found to FOLDER")
     parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the classes of all pixels as PNG")
     parser.add_argument("--submission", metavar="FOLDER", help="segmentation: write what Cityscapes' test server takes")
@@ -176,7 +179,7 @@ def _predict(arguments: list[str]) -> int:
         help="segmentation: average six scales and their mirror images, as the paper",
     )
     parser.add_argument(
-        "--batch_size", type=_positive, default=16, metavar="N", help="of classifiers: images at a time"
+        "--batch_size", type=_positive, default=16, metavar="N", help="classification: images at a time"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the fastest there is")
     options = parser.parse_args(arguments)
@@ -312,13 +315,19 @@ def _quickstart(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "dgmn quickstart",
         description="Trains dgmn2_nano on handwritten digits, or on scenes made of them, tests it and draws "
-        "predictions: 2 to 3 minutes on a CPU.",
+        "predictions: 2 to 4 minutes on a CPU.",
     )
     parser.add_argument(
-        "--task", choices=("classification", "segmentation"), default="classification", help="default classification"
+        "--task",
+        choices=("classification", "detection", "segmentation"),
+        default="classification",
+        help="default classification",
     )
+    parser.add_argument("--model", choices=("mask_rcnn", "retinanet"), help="detection: default mask_rcnn")
     parser.add_argument("--output", metavar="FOLDER", help="where to write (default runs/quickstart, with the task)")
     options = parser.parse_args(arguments)
+    if options.model and options.task != "detection":
+        parser.error(f"--model is for --task detection, got --task {options.task}")
     options.output = options.output or {"classification": "runs/quickstart"}.get(
         options.task, f"runs/quickstart_{options.task}"
     )
@@ -331,6 +340,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return share
 
 
 def _names(text: str) -> list[str]:

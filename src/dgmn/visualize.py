@@ -103,23 +103,53 @@ def boxed(
     boxes: Sequence[Sequence[float]],
     captions: Sequence[str],
     colors: Sequence[tuple[int, int, int]],
+    masks: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
-    """An image with boxes (x1, y1, x2, y2) and a caption at each; the last is drawn on top."""
-    canvas = image.convert("RGB")
+    """An image with boxes (x1, y1, x2, y2), perhaps masks (N, H, W), and captions.
+
+    The first is on top; a caption that would cover another one is left out.
+    """
+    pixels = np.array(image.convert("RGB"))
+    for mask, color in zip(() if masks is None else masks[::-1], colors[::-1], strict=masks is not None):
+        _paint_mask(pixels, mask, color)
+    canvas = Image.fromarray(pixels)
     draw = ImageDraw.Draw(canvas)
     line = max(1, round(max(canvas.size) / 400))
     font = ImageFont.load_default(size=max(11, round(max(canvas.size) / 55)))
-    for (x1, y1, x2, y2), caption, color in zip(boxes, captions, colors, strict=True):
+    for (x1, y1, x2, y2), color in reversed(list(zip(boxes, colors, strict=True))):
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=tuple(color), width=line)
+    taken: list[tuple[float, float, float, float]] = []
+    for (x1, y1, _, y2), caption, color in zip(boxes, captions, colors, strict=True):
         if not caption:
             continue
         _, _, width, height = draw.textbbox((0, 0), caption, font)
         left = min(max(0.0, x1), max(0.0, canvas.width - width - 4.0))
-        top = y1 - height - 4 if y1 >= height + 4 else min(y1, canvas.height - height - 4.0)
-        draw.rectangle((left, top, left + width + 4, top + height + 3), fill=tuple(color))
-        dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 140
-        draw.text((left + 2, top + 1), caption, _PAPER if dark else _INK, font)
+        for top in (y1 - height - 4, y1, y2):  # above the box, else in it, else below
+            place = (left, top, left + width + 4, top + height + 3)
+            if top >= 0 and place[3] <= canvas.height and not any(_overlap(place, other) for other in taken):
+                taken.append(place)
+                draw.rectangle(place, fill=tuple(color))
+                dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 140
+                draw.text((left + 2, top + 1), caption, _PAPER if dark else _INK, font)
+                break
     return canvas
+
+
+def _paint_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], color: tuple[int, int, int]) -> None:
+    """Mixes a colour into the pixels of a mask, in place, and draws its border."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(ys):
+        return
+    here = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
+    inside, part = mask[here], pixels[here]
+    around = np.pad(inside, 1)
+    core = inside & around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    part[core] = (0.6 * part[core] + 0.4 * np.asarray(color)).astype(np.uint8)
+    part[inside & ~core] = color
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -11,9 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dgmn.classification.transforms import eval_transform
-from dgmn.errors import InputError
 from dgmn.training.images import load_image
-from dgmn.weights import cached_file, find, load_checkpoint
+from dgmn.weights import find, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,9 @@ class Classifier:
     @classmethod
     def from_zoo(cls, name: str, checkpoint: Path | None = None) -> "Classifier":
         """A published classifier, from a file or from what `dgmn zoo download` fetched."""
-        model = find(name)
-        if model.task != "classification":
-            raise InputError(f"--model {name} is for {model.task}, this predicts classes: dgmn2_tiny and larger")
-        checkpoint = checkpoint or cached_file(name)
-        if checkpoint is None:
-            raise InputError(f"--model {name} was not downloaded yet: dgmn zoo download {name}, or give --ckpt_path")
+        model = find(name, "classification")
         network = timm.create_model(model.backbone)
-        load_checkpoint(network, checkpoint)
+        load_checkpoint(network, checkpoint or model.file)
         from timm.data import ImageNetInfo
 
         info = ImageNetInfo()

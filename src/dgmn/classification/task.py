@@ -83,14 +83,8 @@ class ClassificationTask(Task):
         data = self.trainer.datamodule
         if data is None:
             raise InputError("a ClassificationTask is trained with a ClassificationData: trainer.fit(task, data)")
-        classes = data.classes
-        num_classes = self.network_args["num_classes"]
-        if classes is not None and len(classes) != num_classes:
-            names = ", ".join(classes[:5]) + (" ..." if len(classes) > 5 else "")
-            raise InputError(
-                f"model.num_classes is {num_classes}, but the data has {len(classes)} classes ({names}): "
-                f"give --model.num_classes {len(classes)}"
-            )
+        if data.classes is not None:
+            self.check_classes(data.classes)
         if stage == "fit" and self.mixup is not None and data.batch_size % 2:
             raise InputError(f"data.batch_size must be even for mixup and cutmix, got {data.batch_size}")
 

@@ -102,7 +102,7 @@ class Pyramid(nn.Module):
         out_channels: of the pyramid.
     """
 
-    def __init__(self, backbone: Any, maps: int, extra: ExtraFPNBlock, out_channels: int = 256) -> None:
+    def __init__(self, backbone: Any, maps: int, extra: ExtraFPNBlock, out_channels: int) -> None:
         super().__init__()
         self.body = backbone
         self.maps = maps

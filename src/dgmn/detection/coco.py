@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dgmn.errors import InputError
@@ -207,6 +208,14 @@ def decode_mask(entry: dict[str, Any], size: tuple[int, int]) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{what} cannot be read ({error})") from error
+
+
+def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
+    """A mask (H, W) as run lengths in COCO's compressed form."""
+    from faster_coco_eval.core import mask as coco_mask
+
+    counts = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    return {"size": list(mask.shape), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def _has(entry: Any, fields: dict[str, type]) -> bool:

@@ -263,14 +263,21 @@ def mask_rcnn(
     *,
     min_size: int = 800,
     max_size: int = 1333,
+    channels: int = 256,
+    representation_size: int = 1024,
+    box_batch_size_per_image: int = 512,
+    detections_per_img: int = 100,
     pretrained: bool = False,
     backbone_args: dict[str, Any] | None = None,
 ) -> MaskRCNN:
     """Mask R-CNN (Table 8).
 
     Args:
-        backbone, num_classes, min_size, max_size, pretrained, backbone_args: see
+        backbone, num_classes, min_size, max_size, detections_per_img, pretrained, backbone_args: see
             [`retinanet`][dgmn.detection.retinanet.retinanet].
+        channels: of the pyramid and the head of the masks.
+        representation_size: channels of the head of the boxes.
+        box_batch_size_per_image: regions of an image that the heads are trained on.
 
     Returns:
         Takes images (3, H, W) in 0..1, of any sizes, and in training targets with `boxes` (x1, y1, x2, y2) in pixels,
@@ -286,8 +293,7 @@ def mask_rcnn(
     if num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
     maps = feature_maps(backbone, pretrained, backbone_args)
-    pyramid = Pyramid(maps, 4, Subsampled())
-    channels = pyramid.out_channels
+    pyramid = Pyramid(maps, 4, Subsampled(), channels)
     anchors = ExactAnchors([[8 * stride] for stride in _STRIDES], (0.5, 1.0, 2.0), _STRIDES)
     top = {"training": 1000, "testing": 1000}
     proposals = ProposalNetwork(anchors, RPNHead(channels, 3), 0.7, 0.3, 256, 0.5, top, top, 0.7)
@@ -296,12 +302,12 @@ def mask_rcnn(
     proposals.box_coder = ClampedBoxCoder((1.0, 1.0, 1.0, 1.0))
     heads = Heads(
         AlignedRoIs(7),
-        TwoMLPHead(channels * 7 * 7, 1024),
-        BoxPredictor(1024, num_classes),
-        *(0.5, 0.5, 512, 0.25, None, 0.05, 0.5, 100),
+        TwoMLPHead(channels * 7 * 7, representation_size),
+        BoxPredictor(representation_size, num_classes),
+        *(0.5, 0.5, box_batch_size_per_image, 0.25, None, 0.05, 0.5, detections_per_img),
         mask_roi_pool=AlignedRoIs(14),
-        mask_head=MaskRCNNHeads(channels, (256, 256, 256, 256), 1),
-        mask_predictor=MaskRCNNPredictor(256, 256, num_classes),
+        mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
     )
     heads.proposal_matcher = OverlapMatcher(0.5, 0.5, 0.5)
     heads.box_coder = ClampedBoxCoder((10.0, 10.0, 5.0, 5.0))

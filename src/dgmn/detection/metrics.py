@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from dgmn.detection.coco import encode_mask
 from dgmn.errors import InputError
 
 _STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -29,15 +29,8 @@ def to_results(image_id: int, found: dict[str, Tensor], ids: Sequence[int]) -> l
         {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score} for box, score, label in rows
     ]
     if "masks" in found:
-        from faster_coco_eval.core import mask as coco_mask
-
         for result, mask in zip(results, found["masks"].cpu().numpy(), strict=True):
-            runs = coco_mask.encode(np.asfortranarray(mask[0].astype(np.uint8)))
-            counts = runs["counts"]
-            result["segmentation"] = {
-                "size": [int(n) for n in runs["size"]],
-                "counts": counts.decode() if isinstance(counts, bytes) else counts,
-            }
+            result["segmentation"] = encode_mask(mask[0])
     return results
 
 
@@ -46,6 +39,7 @@ def average_precision(
     results: list[dict[str, Any]],
     kind: str = "bbox",
     images: Iterable[int] | None = None,
+    most: int = 100,
 ) -> tuple[dict[str, float], dict[int, float]]:
     """COCO's average precision, by faster-coco-eval, which equals pycocotools.
 
@@ -54,6 +48,7 @@ def average_precision(
         results: of [`to_results`][dgmn.detection.metrics.to_results], of all images.
         kind: "bbox" or "segm".
         images: ids of the images that count; None for all of the file.
+        most: detections of an image that count, those with the highest scores; COCO counts 100.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl in 0..1, -1 where there is nothing to find; and the AP of every category id.
@@ -70,6 +65,7 @@ def average_precision(
     if unknown:
         raise InputError(f"results of the image {min(unknown)}, which is not in the annotations")
     evaluation = COCOeval_faster(truth, truth.loadRes(results), kind)
+    evaluation.params.maxDets = [1, 10, most]
     if images is not None:
         evaluation.params.imgIds = sorted(images)
     evaluation.evaluate()

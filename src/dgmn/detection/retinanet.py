@@ -78,6 +78,8 @@ def retinanet(
     *,
     min_size: int = 800,
     max_size: int = 1333,
+    channels: int = 256,
+    detections_per_img: int = 100,
     pretrained: bool = False,
     backbone_args: dict[str, Any] | None = None,
 ) -> RetinaNet:
@@ -88,6 +90,8 @@ def retinanet(
         num_classes: of the objects; there is no class for the background.
         min_size: the short side that images are resized to.
         max_size: the long side is at most this.
+        channels: of the pyramid and the heads.
+        detections_per_img: of an image at most; COCO counts 100.
         pretrained: start the backbone from its published weights.
         backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
 
@@ -105,7 +109,7 @@ def retinanet(
     if num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
     maps = feature_maps(backbone, pretrained, backbone_args)
-    pyramid = Pyramid(maps, 3, ExtraLevels(maps.feature_info.channels()[-1], 256))
+    pyramid = Pyramid(maps, 3, ExtraLevels(maps.feature_info.channels()[-1], channels), channels)
     anchors = ExactAnchors(
         [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in _STRIDES], (0.5, 1.0, 2.0), _STRIDES
     )
@@ -117,7 +121,7 @@ def retinanet(
         max_size,
         anchor_generator=anchors,
         head=head,
-        detections_per_img=100,
+        detections_per_img=detections_per_img,
     )
     model.box_coder = ClampedBoxCoder((1.0, 1.0, 1.0, 1.0))
     return model

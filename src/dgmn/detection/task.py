@@ -12,12 +12,14 @@ from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
 
 from dgmn.detection.metrics import average_precision, to_results, write_results
-from dgmn.detection.networks import build
+from dgmn.detection.networks import BUILDERS
+from dgmn.detection.predict import drawn
 from dgmn.errors import InputError
+from dgmn.models.build import build_named
 from dgmn.training.schedules import MultiStep
 from dgmn.training.start import start_from
 from dgmn.training.task import ScheduleCallable, Table, Task
-from dgmn.visualize import boxed, distinct_colors, stacked
+from dgmn.visualize import stacked
 
 _PICTURED = 4  # images of a validation that are drawn
 _DRAWN = 0.3  # score from which on a detection is drawn
@@ -49,7 +51,7 @@ class DetectionTask(Task):
         schedule: ScheduleCallable = MultiStep,
         lr_batch: int | None = 16,
     ) -> None:
-        network = build(model, backbone, num_classes, model_args)
+        network = build_named(BUILDERS, model, backbone, num_classes, model_args)
         network_args: dict[str, Any] = {
             "model": model,
             "backbone": backbone,
@@ -59,6 +61,7 @@ class DetectionTask(Task):
         }
         super().__init__(network, network_args, optimizer, schedule, lr_batch)
         self.filled = checkpoint is not None and start_from(network, checkpoint)
+        self.detections = network_args["model_args"].get("detections_per_img", 100)
         self.kinds = ("bbox", "segm") if model == "mask_rcnn" else ("bbox",)
         self._results: list[dict[str, Any]] = []
         self._seen: list[int] = []
@@ -70,13 +73,7 @@ class DetectionTask(Task):
         data = self.trainer.datamodule
         if data is None:
             raise InputError("a DetectionTask is trained with a DetectionData: trainer.fit(task, data)")
-        names = data.classes
-        num_classes = self.network_args["num_classes"]
-        if len(names) != num_classes:
-            raise InputError(
-                f"model.num_classes is {num_classes}, but the data has {len(names)} categories "
-                f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}): give --model.num_classes {len(names)}"
-            )
+        self.check_classes(data.classes)
         if "segm" in self.kinds and not data.masks:
             raise InputError("mask_rcnn needs masks: give --data.masks true")
 
@@ -96,9 +93,9 @@ class DetectionTask(Task):
         results = self._evaluate(batch)
         if len(self._pictures) < _PICTURED and self.trainer.is_global_zero:
             names = self.trainer.datamodule.classes
-            self._pictures += [_drawn(image, found, names) for image, found in zip(batch[0], results, strict=True)][
-                : _PICTURED - len(self._pictures)
-            ]
+            for image, found in list(zip(batch[0], results, strict=True))[: _PICTURED - len(self._pictures)]:
+                likely = {key: value[found["scores"] >= _DRAWN] for key, value in found.items()}
+                self._pictures.append(drawn(TF.to_pil_image(image.float().cpu()), likely, names))
 
     @override
     def test_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
@@ -135,7 +132,7 @@ class DetectionTask(Task):
         by_kind = {}
         for kind in self.kinds:
             name = {"bbox": "box", "segm": "mask"}[kind]
-            scores, by_kind[name] = average_precision(data.annotation_file(split), results, kind, seen)
+            scores, by_kind[name] = average_precision(data.annotation_file(split), results, kind, seen, self.detections)
             for metric, value in scores.items():
                 self.log(f"{split}/{name}_{metric}", value, prog_bar=metric == "AP", sync_dist=True)
         ids = data.describe()["category_ids"]
@@ -156,12 +153,3 @@ class DetectionTask(Task):
     def tables(self) -> list[Table]:
         header = ("category", "box AP", "mask AP")[: len(self.kinds) + 1]
         return [(header, self._rows)] if self._rows else []
-
-
-def _drawn(image: Tensor, found: dict[str, Tensor], names: tuple[str, ...]) -> Image.Image:
-    kept = found["scores"] >= _DRAWN
-    labels, scores = found["labels"][kept].tolist(), found["scores"][kept].tolist()
-    captions = [f"{names[label]} {score:.0%}" for label, score in zip(labels, scores, strict=True)]
-    colors = distinct_colors(len(names))
-    picture = TF.to_pil_image(image.float().cpu())
-    return boxed(picture, found["boxes"][kept].tolist(), captions, [colors[label] for label in labels])

@@ -1,6 +1,7 @@
 """`dgmn predict`: what a trained or published model sees in images."""
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,22 @@ from dgmn.weights import find, read_checkpoint
 def predict(options: argparse.Namespace) -> int:
     paths = find_images(options.images)
     task, description = _model(options)
-    device = _device(options.device)
-    if task == "segmentation":
-        from dgmn.predict import segmentation
-
-        segmentation.run(options, paths, description, device)
-    elif task == "classification":
-        from dgmn.predict import classification
-
-        classification.run(options, paths, description, device)
-    else:
-        raise InputError(f"--model {options.model} is for {task}, whose prediction is not there yet")
+    for option, its_task in _OF_TASK.items():
+        if task != its_task and getattr(options, option):
+            raise InputError(f"--{option} is for {its_task}, this model is for {task}")
+    # Each brings the packages of its task only.
+    import_module(f"dgmn.predict.{task}").run(options, paths, description, _device(options.device))
     return 0
+
+
+# Options without a default that mean something for one task only.
+_OF_TASK = {
+    "labels": "segmentation",
+    "submission": "segmentation",
+    "multi_scale": "segmentation",
+    "top": "classification",
+    "score": "detection",
+}
 
 
 def _model(options: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:

@@ -1,7 +1,6 @@
 """Prediction of segmenters: shares of the classes, overlays, label images, a folder for Cityscapes' test server."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from dgmn.errors import InputError
+from dgmn.predict.outputs import checked_folders, write_json
 from dgmn.segmentation.cityscapes import CITYSCAPES, submission_name, to_label_ids
 from dgmn.segmentation.inference import PAPER_SCALES
 from dgmn.segmentation.labels import paint
@@ -40,14 +40,7 @@ def run(
             raise InputError("--submission is for models of the 19 classes of Cityscapes")
         for path in paths:
             submission_name(path)  # before the first hour
-    given = {name: getattr(options, name) for name in ("pictures", "labels", "submission")}
-    folders = {name: Path(folder) for name, folder in given.items() if folder}
-    for name, folder in folders.items():
-        if folder.is_file():
-            raise InputError(f"--{name} {folder}: a file, a folder is needed")
-        folder.mkdir(parents=True, exist_ok=True)
-    if options.json and Path(options.json).is_dir():
-        raise InputError(f"--json {options.json}: a folder, a file is needed")
+    folders = checked_folders(options, ("pictures", "labels", "submission"))
     shares: list[Any] = []
     failure = None
     for done, path in enumerate(paths):
@@ -75,8 +68,7 @@ def run(
             {"image": str(p), "shares": {n: round(float(x), 6) for n, x in zip(predictor.classes, s, strict=True) if x}}
             for p, s in zip(paths, shares, strict=True)
         ]
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_json(content, Path(options.json))
         print(f"\nshares: {options.json}")
     for name, folder in folders.items():
         print(f"\n{name}: {folder}")

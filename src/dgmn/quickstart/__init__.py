@@ -14,6 +14,7 @@ from dgmn.tables import format_table
 def quickstart(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     example = import_module(f"dgmn.quickstart.{options.task}")
+    recipe = example.recipe(options)
     output = Path(options.output)
     data, run = output / example.FOLDER, output / "run"
     finished = run / "finished"
@@ -23,8 +24,8 @@ def quickstart(options: argparse.Namespace) -> int:
     if not data.is_dir():
         example.write(data)
     print(f"{example.DATA} in {data}")
-    print(f"Training with {example.RECIPE}{', continuing where it stopped' if resume else ''}.\n")
-    common = ["-c", example.RECIPE, "--data.root", str(data), "--trainer.default_root_dir", str(run)]
+    print(f"Training with {recipe}{', continuing where it stopped' if resume else ''}.\n")
+    common = ["-c", recipe, "--data.root", str(data), "--trainer.default_root_dir", str(run)]
     run_training("fit", [*common, *(["--ckpt_path", "last"] if resume else [])])
     run_training("test", [*common, "--ckpt_path", "best"])
 

@@ -1,5 +1,6 @@
 """Handwritten digits in one folder per class."""
 
+import argparse
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +11,13 @@ from dgmn.training.images import find_images
 from dgmn.visualize import prediction_grid
 from dgmn.weights import read_checkpoint
 
-RECIPE = "recipes/classification/digits.yaml"
 FOLDER = "digits"
 DATA = "Handwritten digits (scikit-learn), train/<digit>/*.png, val, test,"
 _SIZE = 32
+
+
+def recipe(options: argparse.Namespace) -> str:
+    return "recipes/classification/digits.yaml"
 
 
 def write(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, three fifths of them for training."""
+"""scikit-learn's 1,797 handwritten digits, three fifths of them for training, alone and in scenes."""
 
 from collections.abc import Iterator
 
@@ -22,3 +22,58 @@ def digits() -> Iterator[tuple[str, int, int, NDArray[np.uint8]]]:
 
 def enlarged(pixels: NDArray[np.uint8], size: int) -> Image.Image:
     return Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+
+
+class Scenes:
+    """Digits painted on parts of photographs, in cells of a grid, so that none covers another.
+
+    Args:
+        size: height and width of a scene.
+        grid: rows and columns.
+        digit_sizes: the least and the largest side of a digit.
+        share: of the cells that have a digit.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], grid: tuple[int, int], digit_sizes: tuple[int, int], share: float = 1.0
+    ) -> None:
+        from sklearn.datasets import load_sample_images
+
+        self.size = size
+        self.grid = grid
+        self.digit_sizes = digit_sizes
+        self.share = share
+        self._random = np.random.default_rng(0)
+        self._photos = load_sample_images().images
+        self._glyphs: dict[str, list[tuple[int, NDArray[np.uint8]]]] = {name: [] for name in set(_SPLITS)}
+        for split, digit, _, pixels in digits():
+            self._glyphs[split].append((digit, pixels))
+
+    def draw(self, split: str) -> tuple[NDArray[np.uint8], list[tuple[int, NDArray[np.bool_]]]]:
+        """A scene (H, W, 3) with digits of "train", "val" or "test", and every digit with its mask (H, W)."""
+        random = self._random
+        height, width = self.size
+        photo = self._photos[random.integers(len(self._photos))]
+        # The right third of a photograph is for validation and test.
+        edge = photo.shape[1] * 2 // 3
+        left, right = (0, edge - width) if split == "train" else (edge, photo.shape[1] - width)
+        x, y = int(random.integers(left, right + 1)), int(random.integers(0, photo.shape[0] - height + 1))
+        image = photo[y : y + height, x : x + width].copy()
+        things = []
+        cell = (height // self.grid[0], width // self.grid[1])
+        for row in range(self.grid[0]):
+            for column in range(self.grid[1]):
+                if self.share < 1 and random.random() >= self.share:
+                    continue
+                digit, pixels = self._glyphs[split][random.integers(len(self._glyphs[split]))]
+                size = int(random.integers(self.digit_sizes[0], self.digit_sizes[1] + 1))
+                ink = np.asarray(enlarged(pixels, size), np.float32)[..., None] / 255
+                left = column * cell[1] + int(random.integers(0, cell[1] + 1 - size))
+                top = row * cell[0] + int(random.integers(0, cell[0] - size))
+                here = (slice(top, top + size), slice(left, left + size))
+                color = random.uniform(160, 255, 3) if image[here].mean() < 128 else random.uniform(0, 80, 3)
+                image[here] = (image[here] * (1 - ink) + color * ink).astype(np.uint8)
+                mask = np.zeros(self.size, bool)
+                mask[here] = ink[..., 0] > 0.4
+                things.append((digit, mask))
+        return image, things

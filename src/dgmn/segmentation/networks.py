@@ -340,22 +340,6 @@ BUILDERS: dict[str, Callable[..., Segmenter]] = {
 """The networks by name, as recipes and published models name them."""
 
 
-def build(model: str, backbone: str, num_classes: int, model_args: dict[str, Any] | None = None) -> Segmenter:
-    """One of [`BUILDERS`][dgmn.segmentation.networks.BUILDERS] by its name.
-
-    Raises:
-        InputError (a ValueError): no such network, backbone or argument.
-    """
-    if model not in BUILDERS:
-        raise InputError(f"model: no segmentation network {model!r}; one of {', '.join(BUILDERS)}")
-    try:
-        return BUILDERS[model](backbone, num_classes, **(model_args or {}))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"model: {model} cannot be built with {model_args}: {error}") from error
-
-
 def _classes(num_classes: int) -> int:
     if not 2 <= num_classes <= 255:
         raise InputError(f"num_classes must be in 2..255, as masks have 8 bits and 255 is no class, got {num_classes}")

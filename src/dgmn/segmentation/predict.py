@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
-from dgmn.errors import InputError
+from dgmn.models.build import build_named
 from dgmn.segmentation.cityscapes import CITYSCAPES
 from dgmn.segmentation.inference import Inference, count_windows, predict_labels
-from dgmn.segmentation.networks import build
+from dgmn.segmentation.networks import BUILDERS
 from dgmn.segmentation.transforms import normalise
 from dgmn.training.images import load_image
-from dgmn.weights import cached_file, find, load_checkpoint
+from dgmn.weights import find, load_checkpoint
 
 
 class SegmentationPredictor:
@@ -45,7 +45,9 @@ class SegmentationPredictor:
     @classmethod
     def from_description(cls, description: dict[str, Any], checkpoint: Path) -> "SegmentationPredictor":
         """From what a checkpoint of a run says of itself (its entry `dgmn`), and its weights."""
-        network = build(*(description[key] for key in ("model", "backbone", "num_classes", "model_args")))
+        network = build_named(
+            BUILDERS, *(description[key] for key in ("model", "backbone", "num_classes", "model_args"))
+        )
         load_checkpoint(network, checkpoint)
         colors = [(r, g, b) for r, g, b in description["colors"]]
         return cls(network, description["classes"], colors, Inference(**description["inference"]))
@@ -53,14 +55,9 @@ class SegmentationPredictor:
     @classmethod
     def from_zoo(cls, name: str, checkpoint: Path | None = None) -> "SegmentationPredictor":
         """A published segmenter, from a file or from what `dgmn zoo download` fetched."""
-        model = find(name)
-        if model.task != "segmentation":
-            raise InputError(f"--model {name} is for {model.task}, this predicts a class of every pixel")
-        checkpoint = checkpoint or cached_file(name)
-        if checkpoint is None:
-            raise InputError(f"--model {name} was not downloaded yet: dgmn zoo download {name}, or give --ckpt_path")
-        network = build(model.builder, model.backbone, len(CITYSCAPES.names))
-        load_checkpoint(network, checkpoint)
+        model = find(name, "segmentation")
+        network = BUILDERS[model.builder](model.backbone, len(CITYSCAPES.names))
+        load_checkpoint(network, checkpoint or model.file)
         return cls(network, CITYSCAPES.names, CITYSCAPES.colors, Inference("slide"))
 
     def predict(

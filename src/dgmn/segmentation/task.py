@@ -14,10 +14,11 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
 from dgmn.errors import InputError
+from dgmn.models.build import build_named
 from dgmn.segmentation.inference import Inference, predict_labels
 from dgmn.segmentation.losses import IGNORED, PixelLoss
 from dgmn.segmentation.metrics import scores
-from dgmn.segmentation.networks import build
+from dgmn.segmentation.networks import BUILDERS
 from dgmn.segmentation.transforms import denormalise
 from dgmn.training.schedules import Polynomial
 from dgmn.training.start import start_from
@@ -58,7 +59,7 @@ class SegmentationTask(Task):
         schedule: ScheduleCallable = Polynomial,
         lr_batch: int | None = 8,
     ) -> None:
-        network = build(model, backbone, num_classes, model_args)
+        network = build_named(BUILDERS, model, backbone, num_classes, model_args)
         network_args: dict[str, Any] = {
             "model": model,
             "backbone": backbone,
@@ -80,13 +81,7 @@ class SegmentationTask(Task):
         data = self.trainer.datamodule
         if data is None:
             raise InputError("a SegmentationTask is trained with a SegmentationData: trainer.fit(task, data)")
-        names = data.classes.names
-        num_classes = self.network_args["num_classes"]
-        if len(names) != num_classes:
-            raise InputError(
-                f"model.num_classes is {num_classes}, but the data has {len(names)} classes "
-                f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}): give --model.num_classes {len(names)}"
-            )
+        self.check_classes(data.classes.names)
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -102,6 +102,20 @@ class Task(L.LightningModule):
                 f"so it becomes {given * total / lr_batch:g}"
             )
 
+    def check_classes(self, names: Sequence[str]) -> None:
+        """That the network has as many classes as the data.
+
+        Raises:
+            InputError: it has not; the message names some of them.
+        """
+        num_classes = self.network_args["num_classes"]
+        if len(names) != num_classes:
+            some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            raise InputError(
+                f"model.num_classes is {num_classes}, but the data has {len(names)} classes ({some}): "
+                f"give --model.num_classes {len(names)}"
+            )
+
     def tables(self) -> list[Table]:
         """What the last evaluation tells beyond its metrics, for instance the score of every class."""
         return []

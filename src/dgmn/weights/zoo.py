@@ -50,6 +50,20 @@ class ZooModel:
         return self.name.removesuffix(f"_{self.backbone}")
 
     @property
+    def file(self) -> Path:
+        """The converted weights that `dgmn zoo download` fetched.
+
+        Raises:
+            InputError (a ValueError): it did not yet.
+        """
+        path = cached_file(self.name)
+        if path is None:
+            raise InputError(
+                f"--model {self.name} was not downloaded yet: dgmn zoo download {self.name}, or give --ckpt_path"
+            )
+        return path
+
+    @property
     def url(self) -> str:
         return f"https://drive.google.com/file/d/{self.file_id}/view"
 
@@ -241,14 +255,18 @@ ZOO: tuple[ZooModel, ...] = (
 )
 
 
-def find(name: str) -> ZooModel:
+def find(name: str, task: str | None = None) -> ZooModel:
     """The row of this name.
 
     Raises:
-        InputError (a ValueError): no such row; the message suggests near names.
+        InputError (a ValueError): no such row (the message suggests near names), or one of another task.
     """
     for model in ZOO:
         if model.name == name:
+            if task not in (None, model.task):
+                raise InputError(
+                    f"{name} is a model for {model.task}, one for {task} is needed: dgmn zoo --task {task}"
+                )
             return model
     near = difflib.get_close_matches(name.lower().replace("-", "_"), [model.name for model in ZOO], n=2, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}?" if near else "`dgmn zoo` lists them"

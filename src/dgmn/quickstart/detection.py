@@ -1,0 +1,101 @@
+"""Scenes: handwritten digits scattered over photographs, in COCO's layout, with boxes and masks."""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dgmn.detection.coco import encode_mask
+from dgmn.detection.metrics import average_precision, to_results
+from dgmn.detection.predict import DetectionPredictor
+from dgmn.quickstart.digits import Scenes
+from dgmn.training.images import load_image
+from dgmn.visualize import contact_sheet
+from dgmn.weights import read_checkpoint
+
+FOLDER = "scenes"
+DATA = "Scenes of handwritten digits on photographs (scikit-learn), with boxes and masks as in COCO,"
+_COUNTS = {"train": 800, "val": 40, "test": 60}
+_SIZE = (128, 160)  # height and width of a scene
+
+
+def recipe(options: argparse.Namespace) -> str:
+    return f"recipes/detection/scenes_{options.model or 'mask_rcnn'}.yaml"
+
+
+def write(folder: Path, counts: Mapping[str, int] = MappingProxyType(_COUNTS)) -> None:
+    """The scenes, as many of every split as `counts` says, and their annotations."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "annotations").mkdir(parents=True)
+    scenes = Scenes(_SIZE, grid=(2, 3), digit_sizes=(30, 50), share=0.6)
+    for split, count in counts.items():
+        (partial / split).mkdir()
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for i in range(1, count + 1):
+            pixels, things = scenes.draw(split)
+            name = f"{i:06d}.png"
+            Image.fromarray(pixels).save(partial / split / name)
+            images.append({"id": i, "file_name": name, "height": _SIZE[0], "width": _SIZE[1]})
+            for digit, mask in things:
+                annotations.append({"id": len(annotations) + 1, "image_id": i, **_annotation(digit, mask)})
+        categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (partial / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    os.replace(partial, folder)
+
+
+def _annotation(digit: int, mask: Any) -> dict[str, Any]:
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top = int(xs[0]), int(ys[0])
+    return {
+        "category_id": digit + 1,
+        "bbox": [left, top, int(xs[-1]) + 1 - left, int(ys[-1]) + 1 - top],
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": encode_mask(mask),
+    }
+
+
+def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]]:
+    """Predicts the test scenes and draws some."""
+    description = read_checkpoint(checkpoint).description
+    assert description is not None, "a run of ours describes its network"
+    predictor = DetectionPredictor.from_description(description, checkpoint)
+    file = data / "annotations" / "instances_test.json"
+    truth = json.loads(file.read_text())
+    results: list[dict[str, Any]] = []
+    pictures = []
+    for image in truth["images"]:
+        path = data / "test" / image["file_name"]
+        found = predictor.predict(path)
+        results += to_results(image["id"], found, predictor.category_ids)
+        if len(pictures) < 12:
+            likely = {key: value[found["scores"] >= 0.5] for key, value in found.items()}
+            shown = load_image(path)
+            pictures.append(predictor.draw(shown, likely))
+    contact_sheet(pictures).save(picture)
+    rows: list[tuple[str, object]] = [("test scenes, of digits never trained on", len(truth["images"]))]
+    for kind, name in {"bbox": "box", "segm": "mask"}.items():
+        if kind == "bbox" or description["model"] == "mask_rcnn":
+            scores, _ = average_precision(truth, results, kind)
+            rows += [(f"{name} AP", f"{scores['AP']:.1%}"), (f"{name} AP50", f"{scores['AP50']:.1%}")]
+    return rows
+
+
+def next_commands(data: Path, checkpoint: Path) -> list[str]:
+    recipe = "recipes/detection/finetune_coco_format.yaml"
+    return [
+        f"dgmn predict {data / 'test'} --ckpt_path {checkpoint} --pictures out",
+        f"dgmn validate-data -c {recipe} --data.root YOUR_IMAGES",
+        f"dgmn fit -c {recipe} --data.root YOUR_IMAGES --model.num_classes N",
+        "dgmn fit --help",
+    ]
