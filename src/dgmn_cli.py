@@ -230,18 +230,18 @@ def _complexity(arguments: list[str]) -> int:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="names for timm, or segmenters as dgmn zoo names them; default: all of ours",
+        help="names for timm, or detectors and segmenters as dgmn zoo names them; default: all of ours",
     )
     parser.add_argument(
         "--size",
         type=_positive,
         nargs="+",
         metavar="N",
-        help="side, or height and width of the image; default 224, segmenters 768",
+        help="side, or height and width of the image; default 224, detectors 800 1280, segmenters 768",
     )
     parser.add_argument(
         "--task",
-        choices=("classification", "segmentation"),
+        choices=("classification", "detection", "segmentation"),
         default="classification",
         help="all published ones of this",
     )

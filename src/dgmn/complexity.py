@@ -6,12 +6,14 @@ from typing import Any, cast
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgmn.detection.networks import BUILDERS as DETECTORS
 from dgmn.errors import InputError
 from dgmn.layers import RelativePosition
-from dgmn.segmentation.networks import BUILDERS
+from dgmn.models.build import build_named
+from dgmn.segmentation.networks import BUILDERS as SEGMENTERS
 from dgmn.tables import format_table
 from dgmn.weights import ZOO, ZooModel
 
@@ -34,7 +36,11 @@ class Complexity:
 
 
 def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complexity:
-    """Counts a network on an image of height and width `size`; runs it once."""
+    """Counts a network on an image of height and width `size`; runs it once.
+
+    Of a detector, the image has its size inside the network already, and the choice of boxes, which has no products, is
+    left out; 1000 proposals and 100 detections are counted where it has them.
+    """
     extra = 0
 
     def add_original(module: RelativePosition, args: tuple[Any, ...], output: Any) -> None:
@@ -49,7 +55,7 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
     was_training = model.training
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(image)
+            (_Dense(model) if hasattr(model, "backbone") and hasattr(model, "transform") else model).eval()(image)
     finally:
         model.train(was_training)
         for handle in handles:
@@ -58,18 +64,43 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
     return Complexity(sum(p.numel() for p in model.parameters()), macs, macs + extra)
 
 
+class _Dense(nn.Module):
+    """A detector of torchvision's kind on one image, without what is not convolutions or matrix products."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> None:
+        features = list(self.model.backbone(images).values())
+        if not hasattr(self.model, "roi_heads"):
+            self.model.head(features)
+            return
+        self.model.rpn.head(features)
+        heads, channels = self.model.roi_heads, self.model.backbone.out_channels
+        heads.box_predictor(heads.box_head(images.new_empty(1000, channels, 7, 7)))
+        heads.mask_predictor(heads.mask_head(images.new_empty(100, channels, 14, 14)))
+
+
+# What the paper's figures are for: height and width of the image, and classes.
+_PAPER = {"classification": ((224, 224), 1000), "detection": ((800, 1280), 80), "segmentation": ((768, 768), 19)}
+_BUILDERS: dict[str, Any] = {"detection": DETECTORS, "segmentation": SEGMENTERS}
+
+
 def complexity(options: argparse.Namespace) -> int:
-    published = {model.name: model for model in ZOO if model.task in _SIZES}
+    published = {model.name: model for model in ZOO if _is_there(model)}
     names = options.models or _defaults(options.task)
-    task = "segmentation" if any(_is_segmenter(published.get(name)) for name in names) else "classification"
-    default = (_SIZES[task], _SIZES[task])
-    size = (options.size[0], options.size[-1]) if options.size else default
+    tasks = {published[name].task if name in published else "classification" for name in names}
+    if len(tasks) > 1:
+        raise InputError(f"MODEL: one task at a time, got models for {' and '.join(sorted(tasks))}")
+    task = tasks.pop()
+    size = (options.size[0], options.size[-1]) if options.size else _PAPER[task][0]
     rows = []
     for name in names:
         row = published.get(name)
         with torch.device("meta"):  # shapes are all that counts
             cost = count(_network(name, row), size)
-        paper = row.metrics if row is not None and size == (_SIZES[row.task], _SIZES[row.task]) else {}
+        paper = row.metrics if row is not None and size == _PAPER[row.task][0] else {}
         rows.append(
             (
                 name,
@@ -80,7 +111,7 @@ def complexity(options: argparse.Namespace) -> int:
                 paper["gmacs"] if paper else "-",
             )
         )
-    print(f"One image of {size[0]} x {size[1]}, {'19 classes' if task == 'segmentation' else '1000 classes'}")
+    print(f"One image of {size[0]} x {size[1]}, {_PAPER[task][1]} classes")
     header = ("model", "parameters", "paper", "GMACs", "GMACs, original form", "paper")
     print(format_table(header, rows))
     print(
@@ -91,24 +122,21 @@ def complexity(options: argparse.Namespace) -> int:
     return 0
 
 
-_SIZES = {"classification": 224, "segmentation": 768}  # what the paper's figures are for
+def _is_there(row: ZooModel) -> bool:
+    return row.task == "classification" or row.builder in _BUILDERS[row.task]
 
 
 def _defaults(task: str) -> list[str]:
-    if task == "segmentation":
-        return [model.name for model in ZOO if model.task == task]
+    if task != "classification":
+        return [model.name for model in ZOO if model.task == task and _is_there(model)]
     ours = timm.list_models("dgmn2_*")
     paper = [model.name for model in ZOO if model.name in ours]
     return [*sorted(set(ours) - set(paper)), *paper]
 
 
-def _is_segmenter(row: ZooModel | None) -> bool:
-    return row is not None and row.task == "segmentation"
-
-
 def _network(name: str, row: ZooModel | None) -> nn.Module:
-    if row is not None and _is_segmenter(row):
-        return BUILDERS[row.builder](row.backbone)
+    if row is not None and row.task != "classification":
+        return cast(nn.Module, build_named(_BUILDERS[row.task], row.builder, row.backbone, _PAPER[row.task][1]))
     if not timm.is_model(name):
         near = ", ".join(timm.list_models("dgmn2_*"))
         raise InputError(

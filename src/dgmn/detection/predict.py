@@ -24,7 +24,7 @@ class DetectionPredictor:
     """A network with what it needs to name what it finds.
 
     Args:
-        network: takes a list of images (3, H, W) in 0..1, gives `boxes`, `scores`, `labels` and perhaps `masks` of each.
+        network: takes a list of images (3, H, W) in 0..1, gives `boxes`, `scores`, `labels` and perhaps `masks`.
         classes: names of the labels.
         category_ids: of the labels, for results in COCO's format.
     """
@@ -83,11 +83,8 @@ class DetectionPredictor:
     def to_coco(self, image_id: int, found: Found) -> list[dict[str, Any]]:
         """What was found in an image, as annotations with scores in COCO's format, without ids."""
         results = to_results(image_id, found, self.category_ids)
-        areas = (
-            found["masks"].sum((1, 2, 3))
-            if "masks" in found
-            else (found["boxes"][:, 2:] - found["boxes"][:, :2]).prod(1)
-        )
+        boxes = found["boxes"]
+        areas = found["masks"].sum((1, 2, 3)) if "masks" in found else (boxes[:, 2:] - boxes[:, :2]).prod(1)
         return [{**result, "area": area, "iscrowd": 0} for result, area in zip(results, areas.tolist(), strict=True)]
 
     def categories(self) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]
     file = data / "annotations" / "instances_test.json"
     truth = json.loads(file.read_text())
     results: list[dict[str, Any]] = []
-    pictures = []
+    pictures: list[Image.Image] = []
     for image in truth["images"]:
         path = data / "test" / image["file_name"]
         found = predictor.predict(path)

@@ -31,7 +31,8 @@ class ZooModel:
         dataset: that the metrics are for.
         schedule: length of the training.
         metrics: as published: top1 and AP in percent, mIoU in percent (also multi-scale with flip), parameters in
-            millions, GMACs (at 224 x 224, segmenters at 768 x 768).
+            millions, GMACs (at 224 x 224, detectors at 800 x 1280, segmenters
+            at 768 x 768).
         file_id: on Google Drive.
     """
 
@@ -95,14 +96,52 @@ ZOO: tuple[ZooModel, ...] = (
     _classifier("small", "1bOhpFnZLO8Va4LJccrlnazD1aL61wm5b", top1=81.7, params_m=21.0, gmacs=4.3),
     _classifier("medium", "13iDrUlynBs83pdhUoFmwQoZbAf4oDvTm", top1=82.5, params_m=35.8, gmacs=7.1),
     _classifier("large", "1nXvXHXJZpsScPnI2VQe8ZgrGXuMpbHia", top1=83.3, params_m=48.3, gmacs=10.4),
-    _detector("RetinaNet", "tiny", "1x", "14gjw75Cz8iytUFDQP9ioIfiMni6e-xRl", box_ap=39.7),
-    _detector("RetinaNet", "small", "1x", "1JIIuf7iNA9-tJoUefUNc1O1laJSW30Hx", box_ap=42.5),
-    _detector("RetinaNet", "medium", "1x", "1WU4Kv1Z0Q4b3VMIcJPi7LSmUSYqlywWU", box_ap=43.7),
-    _detector("RetinaNet", "large", "1x", "1kws1Q6Ccwipaimour9F67EAg2bMzXlAj", box_ap=44.7),
-    _detector("Mask R-CNN", "tiny", "1x", "17vGTzN1dazQ1Euu5mpBMvEro5HafAedT", box_ap=40.2, mask_ap=37.2),
-    _detector("Mask R-CNN", "small", "1x", "1g1lp7kUIM5gvxROfTAvI2EVjpPL-HW6r", box_ap=43.4, mask_ap=39.7),
-    _detector("Mask R-CNN", "medium", "1x", "1MO0BLtIrRohAW7BPEnr5G63mCBDA4Yey", box_ap=44.4, mask_ap=40.2),
-    _detector("Mask R-CNN", "large", "1x", "1DFkSQmfHI9z6IKag21BzRb7LhWvHotXm", box_ap=46.2, mask_ap=41.6),
+    _detector("RetinaNet", "tiny", "1x", "14gjw75Cz8iytUFDQP9ioIfiMni6e-xRl", box_ap=39.7, params_m=21.8, gmacs=206.8),
+    _detector("RetinaNet", "small", "1x", "1JIIuf7iNA9-tJoUefUNc1O1laJSW30Hx", box_ap=42.5, params_m=30.7, gmacs=248.2),
+    _detector(
+        "RetinaNet", "medium", "1x", "1WU4Kv1Z0Q4b3VMIcJPi7LSmUSYqlywWU", box_ap=43.7, params_m=45.6, gmacs=312.0
+    ),
+    _detector("RetinaNet", "large", "1x", "1kws1Q6Ccwipaimour9F67EAg2bMzXlAj", box_ap=44.7, params_m=57.9, gmacs=382.1),
+    _detector(
+        "Mask R-CNN",
+        "tiny",
+        "1x",
+        "17vGTzN1dazQ1Euu5mpBMvEro5HafAedT",
+        box_ap=40.2,
+        mask_ap=37.2,
+        params_m=31.8,
+        gmacs=223.0,
+    ),
+    _detector(
+        "Mask R-CNN",
+        "small",
+        "1x",
+        "1g1lp7kUIM5gvxROfTAvI2EVjpPL-HW6r",
+        box_ap=43.4,
+        mask_ap=39.7,
+        params_m=40.6,
+        gmacs=264.5,
+    ),
+    _detector(
+        "Mask R-CNN",
+        "medium",
+        "1x",
+        "1MO0BLtIrRohAW7BPEnr5G63mCBDA4Yey",
+        box_ap=44.4,
+        mask_ap=40.2,
+        params_m=55.5,
+        gmacs=328.2,
+    ),
+    _detector(
+        "Mask R-CNN",
+        "large",
+        "1x",
+        "1DFkSQmfHI9z6IKag21BzRb7LhWvHotXm",
+        box_ap=46.2,
+        mask_ap=41.6,
+        params_m=67.9,
+        gmacs=398.4,
+    ),
     _detector("Deformable DETR", "tiny", "50e", "1FZ9HIzQ9ty3TUeW30TCLxI9zKopVcHHG", box_ap=44.4),
     _detector("Deformable DETR", "small", "50e", "1cy9-HftCSkX5gSMH22ThjJNn8Br8EPke", box_ap=47.3),
     _detector("Deformable DETR", "medium", "50e", "1bXNPKpWSAu_i0vtQCcBcoP7yUJQUIHN3", box_ap=48.4),
