@@ -11,6 +11,7 @@ import pytest
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import torch
+from coco_scenes import coco_scenes, few_coco_scenes  # noqa: F401 - fixtures
 
 import dgmn  # noqa: F401 - registers the networks with timm
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,10 @@ def average_precision(
     unknown = {result["image_id"] for result in results} - set(truth.imgs)
     if unknown:
         raise InputError(f"results of the image {min(unknown)}, which is not in the annotations")
-    evaluation = COCOeval_faster(truth, truth.loadRes(results), kind)
+    # Copies, as it writes into them; of boxes it would make masks where it finds some.
+    fields = ("image_id", "category_id", "score", "bbox" if kind == "bbox" else "segmentation")
+    copies = [{name: copy(result[name]) for name in fields} for result in results]
+    evaluation = COCOeval_faster(truth, truth.loadRes(copies), kind)
     evaluation.params.maxDets = [1, 10, most]
     if images is not None:
         evaluation.params.imgIds = sorted(images)

@@ -134,7 +134,8 @@ class DetectionTask(Task):
             name = {"bbox": "box", "segm": "mask"}[kind]
             scores, by_kind[name] = average_precision(data.annotation_file(split), results, kind, seen, self.detections)
             for metric, value in scores.items():
-                self.log(f"{split}/{name}_{metric}", value, prog_bar=metric == "AP", sync_dist=True)
+                if value >= 0 or metric == "AP":  # there are objects of this size
+                    self.log(f"{split}/{name}_{metric}", value, prog_bar=metric == "AP", sync_dist=True)
         ids = data.describe()["category_ids"]
         self._rows = [
             (name, *(f"{by[number]:.1%}" if by[number] >= 0 else "-" for by in by_kind.values()))

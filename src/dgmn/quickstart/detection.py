@@ -22,8 +22,8 @@ from dgmn.weights import read_checkpoint
 
 FOLDER = "scenes"
 DATA = "Scenes of handwritten digits on photographs (scikit-learn), with boxes and masks as in COCO,"
-_COUNTS = {"train": 800, "val": 40, "test": 60}
-_SIZE = (128, 160)  # height and width of a scene
+_COUNTS = {"train": 720, "val": 32, "test": 60}
+_SIZE = (96, 144)  # height and width of a scene
 
 
 def recipe(options: argparse.Namespace) -> str:
@@ -35,7 +35,7 @@ def write(folder: Path, counts: Mapping[str, int] = MappingProxyType(_COUNTS)) -
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "annotations").mkdir(parents=True)
-    scenes = Scenes(_SIZE, grid=(2, 3), digit_sizes=(30, 50), share=0.6)
+    scenes = Scenes(_SIZE, grid=(2, 3), digit_sizes=(26, 42), share=0.6)
     for split, count in counts.items():
         (partial / split).mkdir()
         images: list[dict[str, Any]] = []
