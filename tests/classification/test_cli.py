@@ -268,7 +268,10 @@ def test_predict_needs_a_whole_recipe(
         (["{text}"], "text.png: not an image"),
         (["{image}", "--ckpt_path", "none.ckpt"], "none.ckpt: no such file"),
         (["{image}", "--model", "dgmn2_tny"], "did you mean dgmn2_tiny"),
-        (["{image}", "--model", "retinanet_dgmn2_tiny"], "is for detection"),
+        (
+            ["{image}", "--model", "dgmn2_tiny", "--score", "0.5"],
+            "--score is for detection, this model is for classification",
+        ),
         (["{image}", "--device", "cuda:99"], "--device cuda:99"),
     ],
 )

@@ -262,3 +262,18 @@ def test_every_recipe_runs(name, few_coco_scenes, tmp_path):
     options += ["--model.num_classes", "10", "--data.batch_size", "2", "--model.model_args", small]
     options += ["--data.train", "train", "--data.val", "val", "--data.root", str(few_coco_scenes)]
     assert run(["fit", "-c", name, "--trainer.default_root_dir", str(tmp_path), *options]) == 0
+
+
+def test_images_of_a_test_server(trained, coco_scenes, tmp_path):
+    """Their file has no annotations: results are written, nothing can be counted."""
+    folder, model = trained
+    file = coco_scenes / "annotations/instances_test.json"
+    content = json.loads(file.read_text())
+    del content["annotations"]
+    file.write_text(json.dumps(content))
+    arguments = ["-c", recipe(model), "--data.root", str(coco_scenes), "--trainer.default_root_dir", str(tmp_path)]
+    assert run(["test", *arguments, "--ckpt_path", str(folder / "checkpoints/last.ckpt")]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {result["image_id"] for result in results} == {1, 2, 3}
+    assert all(("segmentation" in result) == (model == "mask_rcnn") for result in results)
+    assert metrics(tmp_path)["test/box_AP"] == -1

@@ -191,7 +191,7 @@ def test_what_was_predicted_before_a_damaged_image_is_kept(trained, scenes, tmp_
     ("options", "message"),
     [
         (["--model.num_classes", "5"], "model.num_classes is 5, but the data has 11 classes (photo, 0, 1, 2, 3 ...)"),
-        (["--model.model", "unet"], "model: no segmentation network 'unet'; one of semantic_fpn, setr_naive"),
+        (["--model.model", "unet"], "model: no network 'unet'; one of semantic_fpn, setr_naive"),
         (["--model.backbone", "resnet19"], "backbone: timm knows no 'resnet19'"),
         (["--model.model_args", "{wings: 2}"], "semantic_fpn cannot be built with {'wings': 2}"),
         (["--model.model_args", "{channels: -3}"], "semantic_fpn cannot be built with {'channels': -3}"),
@@ -256,10 +256,9 @@ def test_validate_data_says_what_it_takes(arguments, capsys):
 
 
 def test_options_of_another_task(trained, few_digits, tmp_path, capsys):
-    assert run(["predict", "nothing.png", "--model", "retinanet_dgmn2_tiny"]) == 2
     (tmp_path / "a.png").write_bytes(next(few_digits.rglob("*.png")).read_bytes())
-    assert run(["predict", str(tmp_path / "a.png"), "--model", "retinanet_dgmn2_tiny"]) == 2
-    assert "is for detection, whose prediction is not there yet" in capsys.readouterr().err
+    assert run(["predict", str(tmp_path / "a.png"), "--model", "retinanet_dgmn2_tiny", "--submission", "x"]) == 2
+    assert "--submission is for segmentation, this model is for detection" in capsys.readouterr().err
     assert (
         run(
             [

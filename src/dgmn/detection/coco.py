@@ -120,6 +120,8 @@ def _load(file: Path) -> dict[str, list[Any]]:
         what = "it is empty" if file.stat().st_size == 0 else str(error)
         raise InputError(f"{file}: not JSON ({what})") from error
     keys = ("images", "annotations", "categories")
+    if isinstance(content, dict):
+        content.setdefault("annotations", [])  # files of test images have none
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise InputError(f"{file}: not in COCO's format: it needs lists of images, annotations and categories")
     return content

@@ -167,6 +167,8 @@ class DetectionData(ImageData):
             )
         if stage == "fit":
             train, val = (self._sets[split].coco for split in ("train", "val"))
+            if not any(image.objects for image in train.images):
+                raise InputError(f"{self.annotation_file('train')}: no objects to learn from")
             if (train.names, train.ids) != (val.names, val.ids):
                 odd = sorted(set(train.names) ^ set(val.names))
                 raise InputError(f"data: train and val have different categories ({', '.join(odd[:5]) or 'other ids'})")
