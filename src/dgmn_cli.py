@@ -35,12 +35,14 @@ A recipe is a YAML file with the data, the network and the training. These come 
 
 Often changed:
   --data.root FOLDER                your images; classification: FOLDER/train/<class>/*.jpg, FOLDER/val/<class>/*.jpg;
+                                    detection: FOLDER/train/*.jpg, FOLDER/annotations/instances_train.json, and for val;
                                     segmentation: FOLDER/images/train/*.jpg, FOLDER/masks/train/*.png, the same for
                                     val, and FOLDER/classes.txt
   --model.num_classes N             how many classes they have
   --model.model NAME                classification: dgmn2_nano, _tiny, _small, _medium, _large, or any of timm's;
+                                    detection: retinanet, mask_rcnn (with --data.masks true);
                                     segmentation: semantic_fpn, setr_naive, setr_pup, setr_mla
-  --model.backbone NAME             segmentation: dgmn2_tiny and so on, or any of timm's with several maps
+  --model.backbone NAME             of those two: dgmn2_tiny and so on, or any of timm's with several maps
   --model.checkpoint FILE           weights to start from (official or own)
   --data.batch_size N               images of one device in a step
   --trainer.max_epochs N            how long to train

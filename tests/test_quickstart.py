@@ -23,6 +23,22 @@ def test_quickstart_of_segmentation(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert picture.width > 500
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize(("model", "least"), [("mask_rcnn", 40), ("retinanet", 40)])
+def test_quickstart_of_detection(model: str, least: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.perf_counter()
+    arguments = ["quickstart", "--task", "detection", "--model", model, "--output", str(tmp_path / "out")]
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    table = {line.split("  ")[0]: line.split()[-1] for line in out.splitlines() if "  " in line}
+    assert float(table["box AP"].rstrip("%")) >= least
+    assert ("mask AP" in table) == (model == "mask_rcnn")
+    assert time.perf_counter() - start < 240
+    with Image.open(table["pictures of predictions"]) as picture:
+        assert picture.width > 500
+
+
 @pytest.mark.timeout(300)
 def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = time.perf_counter()

@@ -270,7 +270,7 @@ def test_predict_needs_a_whole_recipe(
         (["{image}", "--model", "dgmn2_tny"], "did you mean dgmn2_tiny"),
         (
             ["{image}", "--model", "dgmn2_tiny", "--score", "0.5"],
-            "--score is for detection, this model is for classification",
+            "--score is for detection, this model is",
         ),
         (["{image}", "--device", "cuda:99"], "--device cuda:99"),
     ],
