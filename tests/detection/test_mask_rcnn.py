@@ -1,8 +1,10 @@
 """Mask R-CNN computes what the original does, from the maps to masks and losses."""
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
@@ -212,6 +214,23 @@ def test_a_mask_that_is_all_one_fills_its_box():
     expected[3:9, 2:7] = True
     assert torch.equal(pasted[0, 0], expected)
     assert pasted[1, 0].sum() == 100
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    box=st.tuples(*[st.floats(-30, 60, width=32)] * 2, *[st.floats(0.5, 70, width=32)] * 2), seed=st.integers(0, 99)
+)
+def test_masks_are_looked_up_at_the_centres_of_all_pixels(box, seed):
+    """Also those of boxes that reach out of the image; beside the definition, over the whole image."""
+    mask = torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
+    x, y, width, height = box
+    corners = torch.tensor([[x, y, x + width, y + height]])
+    across, down = ((torch.arange(n) + 0.5 - at) / side * 2 - 1 for n, at, side in ((40, x, width), (50, y, height)))
+    grid = torch.stack([across.expand(50, 40), down[:, None].expand(50, 40)], -1)[None]
+    values = torch.nn.functional.grid_sample(mask, grid, align_corners=False)
+    clear = (values - 0.5).abs() > 1e-4
+    pasted = paste_masks(mask, corners, (50, 40))
+    assert torch.equal(pasted[clear], (values >= 0.5)[clear])
 
 
 def test_targets_of_masks():

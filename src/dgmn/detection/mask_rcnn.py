@@ -1,5 +1,6 @@
 """Mask R-CNN on any timm backbone, as the published weights were trained."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -201,14 +202,13 @@ def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor, size: int = 28) ->
     return wanted
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], chunk: int = 16) -> Tensor:
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks of regions in an image: each pixel's centre is looked up in its region, bilinearly, 0 outside.
 
     Args:
         masks: probabilities (N, 1, h, w).
         boxes: (N, 4) in pixels of the image.
         size: height and width of the image.
-        chunk: masks at a time, which bounds the memory.
 
     Returns:
         Where the probability is at least a half, (N, 1, H, W), bool.
@@ -216,14 +216,15 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], chunk: int 
     height, width = size
     out = torch.zeros((len(masks), 1, height, width), dtype=torch.bool, device=masks.device)
     y, x = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) + 0.5 for n in size)
-    for start in range(0, len(masks), chunk):
-        part = slice(start, start + chunk)
-        x0, y0, x1, y1 = boxes[part].T[..., None]
-        columns, rows = ((x - x0) / (x1 - x0) * 2 - 1, (y - y0) / (y1 - y0) * 2 - 1)  # of empty boxes infinite
-        columns, rows = columns.nan_to_num(posinf=0, neginf=0), rows.nan_to_num(posinf=0, neginf=0)
-        shape = (len(rows), height, width)
-        grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], -1)
-        out[part] = F.grid_sample(masks[part].to(grid.dtype), grid, align_corners=False) >= 0.5
+    # One at a time, and only where its box is: all of them over the whole image would need gigabytes.
+    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        rows = slice(max(math.floor(y0) - 1, 0), min(math.ceil(y1) + 1, height))
+        columns = slice(max(math.floor(x0) - 1, 0), min(math.ceil(x1) + 1, width))
+        if y1 <= y0 or x1 <= x0 or rows.stop <= rows.start or columns.stop <= columns.start:
+            continue
+        down, across = (y[rows] - y0) / (y1 - y0) * 2 - 1, (x[columns] - x0) / (x1 - x0) * 2 - 1
+        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)[None]
+        out[i, 0, rows, columns] = F.grid_sample(masks[i, None].to(grid.dtype), grid, align_corners=False)[0, 0] >= 0.5
     return out
 
 
