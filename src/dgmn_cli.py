@@ -4,7 +4,9 @@ It stands beside the package, because importing anything of `dgmn` imports torch
 """
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 HELP = """\
@@ -91,10 +93,21 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         from dgmn.errors import InputError
 
+        if isinstance(error, BrokenPipeError) and _nobody_reads(error):
+            return 141  # as a process that the signal ends
         if isinstance(error, BrokenPipeError) or not isinstance(error, InputError | OSError):
             raise
         print(f"dgmn: error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _nobody_reads(error: BrokenPipeError) -> bool:
+    """Whether the reader of our output is gone, as `head` goes after ten lines; then the rest goes nowhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if "dgmn" not in frames[-1].filename:  # of another pipe, for instance to a process that loads images
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def one_line(error: Exception) -> str:

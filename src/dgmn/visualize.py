@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dgmn.training.images import load_image
 
+_MANY = 20  # boxes in a picture
 _GREEN, _RED, _INK, _PAPER = (46, 125, 50), (198, 40, 40), (33, 33, 33), (255, 255, 255)
 
 
@@ -107,9 +108,14 @@ def boxed(
 ) -> Image.Image:
     """An image with boxes (x1, y1, x2, y2), perhaps masks (N, H, W), and captions.
 
-    The first is on top; a caption that would cover another one is left out.
+    The first is on top. A caption that would cover another one is left out, and among many boxes one that would cover
+    another box. A small image is enlarged, so that the captions leave something of it.
     """
-    pixels = np.array(image.convert("RGB"))
+    scale = max(1, round(480 / max(image.size)))
+    image = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    boxes = [[scale * corner for corner in box] for box in boxes]
+    masks = None if masks is None else masks.repeat(scale, 1).repeat(scale, 2)
+    pixels = np.array(image)
     for mask, color in zip(() if masks is None else masks[::-1], colors[::-1], strict=masks is not None):
         _paint_mask(pixels, mask, color)
     canvas = Image.fromarray(pixels)
@@ -119,14 +125,20 @@ def boxed(
     for (x1, y1, x2, y2), color in reversed(list(zip(boxes, colors, strict=True))):
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=tuple(color), width=line)
     taken: list[tuple[float, float, float, float]] = []
-    for (x1, y1, _, y2), caption, color in zip(boxes, captions, colors, strict=True):
+    for box, caption, color in zip(boxes, captions, colors, strict=True):
         if not caption:
             continue
+        x1, y1, _, y2 = box
+        others = [other for other in boxes if other is not box] if len(boxes) > _MANY else []
         _, _, width, height = draw.textbbox((0, 0), caption, font)
         left = min(max(0.0, x1), max(0.0, canvas.width - width - 4.0))
         for top in (y1 - height - 4, y1, y2):  # above the box, else in it, else below
             place = (left, top, left + width + 4, top + height + 3)
-            if top >= 0 and place[3] <= canvas.height and not any(_overlap(place, other) for other in taken):
+            if (
+                top >= 0
+                and place[3] <= canvas.height
+                and not any(_overlap(place, other) for other in [*taken, *others])
+            ):
                 taken.append(place)
                 draw.rectangle(place, fill=tuple(color))
                 dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 140

@@ -13,7 +13,7 @@ from PIL import Image
 from dgmn.detection.data import DetectionData, DetectionDataset, collate, mirrored
 from dgmn.errors import InputError
 from dgmn.training.sampling import GroupedBatches
-from dgmn.visualize import boxed
+from dgmn.visualize import boxed, distinct_colors
 
 
 @pytest.fixture
@@ -183,12 +183,33 @@ def test_wrong_options_are_named(root, options, message):
         DetectionData(root / "nowhere").setup("fit")
 
 
-def test_boxes_are_drawn_where_they_are():
-    drawn = np.asarray(boxed(Image.new("RGB", (100, 80)), [(20, 30, 60, 70)], ["a"], [(255, 0, 0)]))
+@pytest.mark.parametrize("scale", [1, 5])
+def test_boxes_are_drawn_where_they_are(scale):
+    """A small image is enlarged."""
+    side, box = 500 // scale, [n // scale for n in (100, 150, 300, 350)]
+    mask = np.zeros((1, side, side), bool)
+    mask[0, 200 // scale : 300 // scale, 150 // scale : 250 // scale] = True
+    picture = boxed(Image.new("RGB", (side, side)), [box], ["a"], [(255, 0, 0)], mask)
+    drawn = np.asarray(picture)
+    assert drawn.shape == (500, 500, 3)
     red = (drawn == (255, 0, 0)).all(-1)
-    assert red[30, 20:60].all()
-    assert red[69, 20:60].all()
-    assert red[30:70, 20].all()
-    assert red[30:70, 59].all()
-    assert not red[40:60, 30:50].any()
-    assert red[:30].any()  # the caption is above
+    assert red[150, 100:300].all()
+    assert red[350 - scale, 100:300].all()
+    assert red[150:350, 100].all()
+    assert red[150:350, 300 - scale].all()
+    assert not red[160:190, 110:290].any()
+    assert red[:150].any()  # the caption is above
+    assert (drawn[205:295, 155:245, 0] > 0).all()  # the mask, with its border
+    assert red[200, 150:250].all()
+
+
+def test_among_many_boxes_captions_cover_no_other():
+    boxes = [[60 * i, 60 * j, 60 * i + 56, 60 * j + 56] for i in range(8) for j in range(8)]
+    colors = distinct_colors(len(boxes))
+    with_captions, without = (
+        np.asarray(boxed(Image.new("RGB", (480, 480)), boxes, captions, colors)).astype(int)
+        for captions in (["a long caption"] * 64, [""] * 64)
+    )
+    assert (with_captions == without).all()
+    few = np.asarray(boxed(Image.new("RGB", (480, 480)), boxes[:8], ["a"] * 8, colors[:8])).astype(int)
+    assert (few != np.asarray(boxed(Image.new("RGB", (480, 480)), boxes[:8], [""] * 8, colors[:8]))).any()

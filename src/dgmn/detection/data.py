@@ -18,7 +18,7 @@ from dgmn.training.data import ImageData
 from dgmn.training.images import load_image
 from dgmn.training.messages import say
 from dgmn.training.report import DataReport, read_all
-from dgmn.visualize import boxed, distinct_colors
+from dgmn.visualize import boxed, distinct_colors, legend
 
 Target = dict[str, Any]
 
@@ -185,6 +185,7 @@ class DetectionData(ImageData):
             ("category", *(f"{split} {what}" for split in ("train", "val") for what in ("images", "objects")))
         )
         columns: list[tuple[tuple[str, ...], Counter[str], Counter[str]]] = []
+        in_samples: dict[str, tuple[int, int, int]] = {}
         for split in ("train", "val"):
             try:
                 coco = self.read(split, report.problems)
@@ -205,9 +206,12 @@ class DetectionData(ImageData):
                     things = [thing for thing in entry.objects if not thing.get("iscrowd")]
                     drawn = [colors[thing["category_id"]] for thing in things]
                     report.samples.append(boxed(TF.to_pil_image(image), target["boxes"].tolist(), names, drawn))
+                    in_samples.update(dict(zip(names, drawn, strict=True)))
             if self.masks:
                 report.problems += _masks_that_cannot_be_read(coco)
             columns.append((coco.names, images, objects))
+        if in_samples:
+            report.legend = partial(legend, list(in_samples), list(in_samples.values()))
         for name in dict.fromkeys(name for names, _, _ in columns for name in names):
             report.rows.append((name, *(counts[name] for _, *both in columns for counts in both)))
         if len(columns) < 2:

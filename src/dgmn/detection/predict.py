@@ -93,16 +93,9 @@ class DetectionPredictor:
 
 
 def drawn(image: Image.Image, found: Found, names: Sequence[str]) -> Image.Image:
-    """An image with detections: boxes, masks, names and scores; the first stand out where they overlap.
-
-    A small image is enlarged, so that the captions leave something of it.
-    """
-    scale = max(1, round(480 / max(image.size)))
-    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    """An image with detections: boxes, masks, names and scores; the first stand out where they overlap."""
     colors = distinct_colors(len(names))
     labels = found["labels"].tolist()
     captions = [f"{names[label]} {score:.0%}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]
-    masks = None
-    if "masks" in found:
-        masks = found["masks"][:, 0].cpu().numpy().repeat(scale, 1).repeat(scale, 2)
-    return boxed(image, (found["boxes"] * scale).tolist(), captions, [colors[label] for label in labels], masks)
+    masks = found["masks"][:, 0].cpu().numpy() if "masks" in found else None
+    return boxed(image, found["boxes"].tolist(), captions, [colors[label] for label in labels], masks)
