@@ -6,7 +6,6 @@ It stands beside the package, because importing anything of `dgmn` imports torch
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 HELP = """\
@@ -93,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         from dgmn.errors import InputError
 
-        if isinstance(error, BrokenPipeError) and _nobody_reads(error):
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 141  # as a process that the signal ends
         if isinstance(error, BrokenPipeError) or not isinstance(error, InputError | OSError):
             raise
@@ -101,13 +100,14 @@ def run(arguments: Sequence[str]) -> int:
         return 2
 
 
-def _nobody_reads(error: BrokenPipeError) -> bool:
+def _nobody_reads() -> bool:
     """Whether the reader of our output is gone, as `head` goes after ten lines; then the rest goes nowhere."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if "dgmn" not in frames[-1].filename:  # of another pipe, for instance to a process that loads images
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False  # another pipe broke, for instance to a process that loads images
 
 
 def one_line(error: Exception) -> str:
@@ -181,9 +181,7 @@ def _predict(arguments: list[str]) -> int:
         "-c", "--config", metavar="RECIPE", help="take the network from a recipe: logs/version_N/config.yaml of a run"
     )
     parser.add_argument("--top", type=_positive, metavar="K", help="classification: that many classes (default 5)")
-    parser.add_argument(
-        "--score", type=_share, metavar="P", help="detection: least score of what counts, 0 to 1 (default 0.3)"
-    )
+    parser.add_argument("--score", type=_share, metavar="P", help="detection: least score of what counts (default 0.3)")
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE; of detectors in COCO's format")
     parser.add_argument("--pictures", metavar="FOLDER", help="write every image with what was found to FOLDER")
     parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the classes of all pixels as PNG")

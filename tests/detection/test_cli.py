@@ -136,7 +136,7 @@ def test_predict(trained, few_coco_scenes, tmp_path, capsys):
     content["images"] = [{**image, "file_name": str(images[i])} for i, image in enumerate(content["images"])]
     (tmp_path / "again.json").write_text(json.dumps(content))
     coco = read_coco(tmp_path / "again.json", tmp_path)
-    assert sum(len(image.objects) for image in coco.images) == len(content["annotations"])
+    assert sum(len(image.objects) for image in coco.images) + coco.left_out == len(content["annotations"])
     with_masks = all("segmentation" in entry for entry in content["annotations"])
     assert with_masks == (model == "mask_rcnn")
 
@@ -203,8 +203,39 @@ def test_a_damaged_image_in_the_middle_of_training(coco_scenes, tmp_path, capsys
     assert fit(coco_scenes, tmp_path / "a", *options) == 2
     assert f"{image}: damaged image" in capsys.readouterr().err
     assert fit(coco_scenes, tmp_path / "b", *options, "--data.skip_bad_images", "true") == 0
-    assert f"left out: {image}: damaged image" in capsys.readouterr().out
+    assert f"left out: {image}: damaged image" in capsys.readouterr().err
     assert read_checkpoint(tmp_path / "b/checkpoints/last.ckpt").description is not None
+
+
+def test_a_damaged_image_of_the_validation(trained, coco_scenes, tmp_path, capsys):
+    """It does not count, nor does another one count for it."""
+    folder, model = trained
+    image = coco_scenes / "val/000002.png"
+    image.write_bytes(image.read_bytes()[:500])
+    arguments = ["validate", "-c", recipe(model), "--data.root", str(coco_scenes)]
+    arguments += ["--ckpt_path", str(folder / "checkpoints/last.ckpt"), "--data.batch_size", "1"]
+    arguments += ["--trainer.default_root_dir", str(tmp_path)]
+    assert run(arguments) == 2
+    assert f"{image}: damaged image" in capsys.readouterr().err
+    assert run([*arguments, "--data.skip_bad_images", "true"]) == 0
+    assert f"left out: {image}: damaged image" in capsys.readouterr().err
+    file = coco_scenes / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    content["images"] = [entry for entry in content["images"] if entry["id"] != 2]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 2]
+    file.write_text(json.dumps(content))
+    assert run(arguments) == 0
+    assert metrics(tmp_path, 1) == metrics(tmp_path, 2)
+
+
+def test_predict_with_a_recipe(trained, few_coco_scenes, capsys):
+    """The network from the recipe of a run, for a checkpoint that does not say what it is for."""
+    folder, _ = trained
+    arguments = ["predict", str(few_coco_scenes / "val"), "--ckpt_path", str(folder / "checkpoints/last.ckpt")]
+    assert run(arguments) == 0
+    expected = capsys.readouterr().out
+    assert run([*arguments, "-c", str(folder / "logs/version_0/config.yaml")]) == 0
+    assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_what_is_read(read, tmp_path):
     found = read()
     assert found.names == ("car", "toothbrush")
     assert found.ids == (3, 90)
+    assert found.left_out == 2  # one without an area, one outside
     assert [image.id for image in found.images] == [2, 7]
     assert found.images[1].path == tmp_path / "a.png"
     empty, full = (to_target(image, found.ids, masks=True) for image in found.images)
@@ -179,3 +180,9 @@ def test_masks_that_cannot_be_read(content, read, segmentation, message):
     found = read()
     with pytest.raises(InputError, match=message):
         to_target(found.images[1], found.ids, masks=True)
+
+
+def test_two_categories_of_one_name(content, read):
+    content["categories"][1]["name"] = content["categories"][0]["name"]
+    with pytest.raises(InputError, match=r"categories\[1\]: the name '\w+' is there twice"):
+        read()

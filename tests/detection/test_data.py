@@ -72,9 +72,13 @@ def test_images_and_targets(root):
         for image, target in (dataset[i] for i in range(len(dataset))):
             assert image.dtype == torch.float32
             assert 0 <= image.min() <= image.max() <= 1
-            for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
+            for box, label in zip(target["boxes"], target["labels"], strict=True):
                 x1, y1, x2, y2 = box.int().tolist()
                 assert (image[label, y1:y2, x1:x2] > 0.9).all()
+            # The masks of the validation stay in the file, where the evaluation reads them.
+            assert ("masks" in target) == (split == "train")
+            for box, mask in zip(target["boxes"], target.get("masks", ()), strict=split == "train"):
+                x1, y1, x2, y2 = box.int().tolist()
                 assert mask.sum() == mask[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
     assert torch.equal(mirrored(*mirrored(image, target))[0], image)
 
@@ -106,14 +110,58 @@ def test_a_damaged_image(root, capsys):
     coco = DetectionData(root).read("train")
     with pytest.raises(InputError, match=r"train2017/2.png: damaged image"):
         DetectionDataset(coco, masks=False)[2]
-    _, target = DetectionDataset(coco, masks=False, skip_bad_images=True)[2]
+    assert DetectionDataset(coco, masks=False, skip_bad_images=True)[2] is None
+    _, target = DetectionDataset(coco, masks=False, training=True, skip_bad_images=True)[2]
     assert target["image_id"] == 13  # the next one
-    assert "left out:" in (out := capsys.readouterr().out)
-    assert "train2017/2.png: damaged image" in out
+    assert "left out:" in (err := capsys.readouterr().err)
+    assert "train2017/2.png: damaged image" in err
     for file in (root / "train2017").iterdir():
         file.write_bytes(b"")
     with pytest.raises(InputError, match="none of the images can be read"):
-        DetectionDataset(coco, masks=False, skip_bad_images=True)[0]
+        DetectionDataset(coco, masks=False, training=True, skip_bad_images=True)[0]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("upright", [True, False])
+def test_cameras_that_were_turned(root, orientation, upright):
+    """Annotated as people see it; or as it is stored, which the size tells after a quarter turn."""
+    path = root / "train2017/0.png"
+    stored = Image.open(path).transpose({3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation])
+    shown = Image.open(path).copy()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(path, exif=exif)
+    if not upright:
+        size = {"width": stored.width, "height": stored.height}
+        change(root, lambda content: content["images"][0].update(size))
+    image, _ = DetectionDataset(DetectionData(root).read("train"), masks=False)[0]
+    expected = stored if not upright and orientation == 6 else shown
+    assert np.array_equal((image * 255).byte().permute(1, 2, 0), np.asarray(expected))
+
+
+def test_slivers_are_left_out(root, capsys):
+    """A box of less than a pixel, also one that has an area only in more digits than the training has."""
+    box = [59.9999999, 5, 10, 20]
+    change(root, lambda content: content["annotations"][0].update(bbox=box))
+    change(root, lambda content: content["annotations"][1].update(bbox=[3, 5, 0.01, 20]))
+    data = DetectionData(root)
+    data.setup("fit")
+    assert "2 boxes of less than a pixel are left out" in capsys.readouterr().out
+    _, target = data._sets["train"][0]
+    assert target["boxes"].shape == (0, 4)
+
+
+def test_the_check_compares_the_parts(root):
+    change(root, lambda content: content["categories"].append({"id": 9, "name": "blue"}), "val2017")
+    change(root, lambda content: content["annotations"].clear())
+    problems = check(DetectionData(root)).problems
+    assert [p for p in problems if "different categories (blue)" in p]
+    assert [p for p in problems if "no objects to learn from" in p]
+
+
+def test_a_missing_image_is_one_problem(root):
+    (root / "train2017/1.png").unlink()
+    assert len(check(DetectionData(root)).problems) == 1
 
 
 def wrong_size(root):

@@ -118,3 +118,10 @@ def test_mistakes_are_named(truth):
         average_precision(truth, [], "box")
     with pytest.raises(InputError, match=r"results of the image 99, which is not in the annotations"):
         average_precision(truth, [{"image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1.0}])
+
+
+def test_without_areas_the_boxes_tell_the_sizes(truth, results):
+    """Else every object would count as small."""
+    bare = {**truth, "annotations": [{k: v for k, v in e.items() if k != "area"} for e in truth["annotations"]]}
+    assert average_precision(bare, results) == average_precision(truth, results)
+    assert all("area" not in entry for entry in bare["annotations"]), "what was given is as it was"

@@ -1,7 +1,6 @@
 """Annotations in COCO's format: checked, and as tensors."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ class CocoImage:
         id: in the file.
         path: of the image.
         size: height and width, as the file says.
-        objects: annotations as the file has them, with a box that has an area.
+        objects: annotations: `id`, `category_id`, `bbox` within the image, `iscrowd`, and `segmentation` where wanted.
     """
 
     id: int
@@ -40,23 +39,26 @@ class CocoSet:
         images: in the order of their ids.
         names: of the categories, in the order of the labels.
         ids: of the categories in the file; label i is category ids[i].
+        left_out: boxes that are not among the objects: less than a pixel of them is in the image.
     """
 
     images: tuple[CocoImage, ...]
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    left_out: int = 0
 
 
-def read_coco(file: Path, folder: Path, problems: list[str] | None = None) -> CocoSet:
+def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:
     """Reads and checks a file of annotations.
 
     Category ids need not be contiguous: labels are their places in order. Boxes are cut off at the image's border;
-    those without an area are left out, as they cannot be learnt.
+    those of less than a pixel are left out, as in mmdet: they cannot be learnt.
 
     Args:
         file: `instances_*.json`, or any other in COCO's format.
         folder: with the images.
         problems: gets all mistakes, one line each; None raises the first.
+        masks: keep the segmentations.
 
     Raises:
         InputError: the file cannot be read, or (without `problems`) an entry is wrong; the message names it.
@@ -72,6 +74,7 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None) -> Co
     names = _categories(content["categories"], report)
     ids = tuple(sorted(names))
     images: dict[int, CocoImage] = {}
+    rejected: set[Any] = set()
     for i, entry in enumerate(content["images"]):
         what = f"images[{i}]"
         if not _has(entry, {"id": int, "file_name": str, "width": int, "height": int}):
@@ -80,12 +83,15 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None) -> Co
             report(f"{what}: the id {entry['id']} is there twice")
         elif not (folder / entry["file_name"]).is_file():
             report(f"{what}: no image {folder / entry['file_name']}")
+            rejected.add(entry["id"])
         elif min(entry["width"], entry["height"]) < 1:
             report(f"{what}: a size of {entry['width']} x {entry['height']}")
+            rejected.add(entry["id"])
         else:
             size = (entry["height"], entry["width"])
             images[entry["id"]] = CocoImage(entry["id"], folder / entry["file_name"], size)
     seen: set[int] = set()
+    left_out = 0
     for i, entry in enumerate(content["annotations"]):
         what = f"annotations[{i}]"
         if not _has(entry, {"id": int, "image_id": int, "category_id": int}):
@@ -94,21 +100,29 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None) -> Co
         what += f" (id {entry['id']})"
         if entry["id"] in seen:
             report(f"{what}: this id is there twice")
+        elif entry["image_id"] in rejected:
+            continue  # of which one line is enough
         elif entry["image_id"] not in images:
             report(f"{what}: the image_id {entry['image_id']} is of no image")
         elif entry["category_id"] not in names:
             report(f"{what}: the category_id {entry['category_id']} is not declared; there are {_short(list(ids))}")
         else:
-            problem = _add(images[entry["image_id"]], entry)
-            if problem:
-                report(f"{what}: {problem}")
+            image = images[entry["image_id"]]
+            box = _clipped(entry.get("bbox"), image.size)
+            if isinstance(box, str):
+                report(f"{what}: {box}")
+            elif min(box[2:]) < 1:
+                left_out += 1
+            else:
+                kept = ("id", "category_id", "iscrowd", *(("segmentation",) if masks else ()))
+                image.objects.append({**{key: entry[key] for key in kept if key in entry}, "bbox": box})
         seen.add(entry["id"])
     if not content["images"]:
         report("no images in it")
     if problems is not None:
         problems += found
     ordered = tuple(images[key] for key in sorted(images))
-    return CocoSet(ordered, tuple(names[key] for key in ids), ids)
+    return CocoSet(ordered, tuple(names[key] for key in ids), ids, left_out)
 
 
 def _load(file: Path) -> dict[str, list[Any]]:
@@ -134,6 +148,8 @@ def _categories(entries: list[Any], report: Any) -> dict[int, str]:
             report(f"categories[{i}] needs a whole id and a name, got {_short(entry)}")
         elif entry["id"] in names:
             report(f"categories[{i}]: the id {entry['id']} is there twice")
+        elif entry["name"] in names.values():
+            report(f"categories[{i}]: the name {entry['name']!r} is there twice")
         else:
             names[entry["id"]] = entry["name"]
     if not names:
@@ -141,19 +157,16 @@ def _categories(entries: list[Any], report: Any) -> dict[int, str]:
     return names
 
 
-def _add(image: CocoImage, entry: dict[str, Any]) -> str | None:
-    """Adds an annotation to its image; says what is wrong with it, or None."""
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(x) and math.isfinite(x) for x in box):
+def _clipped(box: Any, size: tuple[int, int]) -> list[float] | str:
+    """The part of a box that is in an image of this height and width; or what is wrong with it."""
+    # Beyond, numbers are mistakes; infinite ones and NaN are never below.
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(x) and abs(x) < 1e9 for x in box):
         return f"bbox must be four numbers x, y, width, height, got {_short(box)}"
     x, y, width, height = box
     if width < 0 or height < 0:
         return f"bbox has a negative size, got {_short(box)}"
     left, top = max(x, 0), max(y, 0)
-    right, bottom = min(x + width, image.size[1]), min(y + height, image.size[0])
-    if right - left > 0 and bottom - top > 0:
-        image.objects.append({**entry, "bbox": [left, top, right - left, bottom - top]})
-    return None
+    return [left, top, min(x + width, size[1]) - left, min(y + height, size[0]) - top]
 
 
 def to_target(image: CocoImage, ids: Sequence[int], masks: bool) -> dict[str, Tensor]:
@@ -206,10 +219,17 @@ def decode_mask(entry: dict[str, Any], size: tuple[int, int]) -> Any:
         else:
             raise InputError(f"{what} must be polygons, or run lengths of the image's size, got {_short(segmentation)}")
         return coco_mask.decode(runs)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{what} cannot be read ({error})") from error
+
+
+def mask_area(runs: dict[str, Any]) -> int:
+    """Pixels of a mask as run lengths in COCO's compressed form."""
+    from faster_coco_eval.core import mask as coco_mask
+
+    return int(coco_mask.area(runs))
 
 
 def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Images with boxes and masks in COCO's format."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -23,19 +24,23 @@ from dgmn.visualize import boxed, distinct_colors, legend
 Target = dict[str, Any]
 
 
-class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+class DetectionDataset(Dataset[tuple[Tensor, Target] | None]):
     """Images (3, H, W) in 0..1 with targets: `boxes`, `labels`, `masks` where asked for, and `image_id`.
 
     Args:
         coco: images and categories.
         masks: with masks.
+        training: give the next image instead of one that is left out; otherwise None, as none may count twice.
         hflip: probability to mirror an image.
-        skip_bad_images: give the next image instead of one that cannot be read, and say so.
+        skip_bad_images: leave out an image that cannot be read, and say so; otherwise it is an error.
     """
 
-    def __init__(self, coco: CocoSet, masks: bool, hflip: float = 0.0, skip_bad_images: bool = False) -> None:
+    def __init__(
+        self, coco: CocoSet, masks: bool, training: bool = False, hflip: float = 0.0, skip_bad_images: bool = False
+    ) -> None:
         self.coco = coco
         self.masks = masks
+        self.training = training
         self.hflip = hflip
         self.skip_bad_images = skip_bad_images
 
@@ -49,20 +54,22 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             InputError: one of them cannot be read, or the image has another size than the annotations say.
         """
         try:
-            image = TF.pil_to_tensor(load_image(entry.path))
+            image = load_image(entry.path)
+            if image.size != entry.size[::-1]:  # perhaps annotated before it was turned upright
+                image = load_image(entry.path, upright=False)
         except FileNotFoundError as error:
             raise InputError(f"{entry.path}: missing image") from error
-        if tuple(image.shape[1:]) != entry.size:
-            here, there = (f"{size[1]} x {size[0]}" for size in (image.shape[1:], entry.size))
+        if image.size != entry.size[::-1]:
+            here, there = (f"{width} x {height}" for width, height in (image.size, entry.size[::-1]))
             raise InputError(f"{entry.path}: {here} pixels, the annotations say {there}")
         try:
             target: Target = to_target(entry, self.coco.ids, self.masks)
         except InputError as error:
             raise InputError(f"{entry.path}: {error}") from error
-        return image, {**target, "image_id": entry.id}
+        return TF.pil_to_tensor(image), {**target, "image_id": entry.id}
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        for step in range(len(self)):
+    def __getitem__(self, index: int) -> tuple[Tensor, Target] | None:
+        for step in range(len(self) if self.training else 1):
             entry = self.coco.images[(index + step) % len(self)]
             try:
                 image, target = self.read(entry)
@@ -70,8 +77,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             except InputError as error:
                 if not self.skip_bad_images:
                     raise
-                say(f"left out: {error}")
+                # Of every process, as each reads other images.
+                print(f"left out: {error}", file=sys.stderr, flush=True)
         else:
+            if not self.training:
+                return None
             raise InputError("data: none of the images can be read")
         if self.hflip > 0 and torch.rand(()) < self.hflip:
             image, target = mirrored(image, target)
@@ -103,7 +113,8 @@ class DetectionData(ImageData):
         epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
         batch_size: of each device. A batch has images that are all wide or all tall.
         num_workers: processes of each device that load images.
-        skip_bad_images: leave out an image that cannot be read, and say so; otherwise it ends the run.
+        skip_bad_images: leave out an image that cannot be read, and say so; otherwise it ends the run. One that is
+            left out of the validation does not count.
     """
 
     def __init__(
@@ -146,16 +157,21 @@ class DetectionData(ImageData):
         name = self.splits[split]
         if not self.root.is_dir():
             raise InputError(f"data.root {self.root}: there is no such folder")
-        return read_coco(self.annotation_file(split), self.root / self.images.format(split=name), problems)
+        folder = self.root / self.images.replace("{split}", name)
+        return read_coco(self.annotation_file(split), folder, problems, self.masks)
 
     def annotation_file(self, split: str) -> Path:
         """Of "train", "val" or "test"."""
-        return self.root / self.annotations.format(split=self.splits[split])
+        return self.root / self.annotations.replace("{split}", self.splits[split])
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the categories in the order of their labels; known after `setup`."""
-        return next(iter(self._sets.values())).coco.names
+        """Names of the categories in the order of their labels."""
+        return self._categories().names
+
+    def _categories(self) -> CocoSet:
+        # Before `setup`, as for a prediction with a recipe, the file says.
+        return next(iter(self._sets.values())).coco if self._sets else self.read("val")
 
     @override
     def setup(self, stage: str) -> None:
@@ -163,17 +179,29 @@ class DetectionData(ImageData):
         for split in wanted:
             training = split == "train"
             self._sets[split] = DetectionDataset(
-                self.read(split), self.masks, self.hflip if training else 0.0, training and self.skip_bad_images
+                self.read(split),
+                self.masks and training,  # the evaluation reads those of the file
+                training,
+                self.hflip if training else 0.0,
+                self.skip_bad_images,
             )
         if stage == "fit":
             train, val = (self._sets[split].coco for split in ("train", "val"))
-            if not any(image.objects for image in train.images):
-                raise InputError(f"{self.annotation_file('train')}: no objects to learn from")
-            if (train.names, train.ids) != (val.names, val.ids):
-                odd = sorted(set(train.names) ^ set(val.names))
-                raise InputError(f"data: train and val have different categories ({', '.join(odd[:5]) or 'other ids'})")
+            for problem in self._mistakes(train, val):
+                raise InputError(problem)
             counts = f"{len(train.images)} training and {len(val.images)} validation images"
-            say(f"data: {counts} of {len(val.names)} categories")
+            left_out = f"; {train.left_out} boxes of less than a pixel are left out" if train.left_out else ""
+            say(f"data: {counts} of {len(val.names)} categories{left_out}")
+
+    def _mistakes(self, train: CocoSet, val: CocoSet) -> list[str]:
+        """What is wrong with the two together."""
+        found = []
+        if not any(image.objects for image in train.images):
+            found.append(f"{self.annotation_file('train')}: no objects to learn from")
+        if (train.names, train.ids) != (val.names, val.ids):
+            odd = sorted(set(train.names) ^ set(val.names))
+            found.append(f"data: train and val have different categories ({', '.join(odd[:5]) or 'other ids'})")
+        return found
 
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
         """Reads every image, and every mask where masks are wanted, of the training and validation sets.
@@ -185,6 +213,7 @@ class DetectionData(ImageData):
             ("category", *(f"{split} {what}" for split in ("train", "val") for what in ("images", "objects")))
         )
         columns: list[tuple[tuple[str, ...], Counter[str], Counter[str]]] = []
+        sets: list[CocoSet] = []
         in_samples: dict[str, tuple[int, int, int]] = {}
         for split in ("train", "val"):
             try:
@@ -192,6 +221,7 @@ class DetectionData(ImageData):
             except InputError as error:
                 report.problems.append(str(error))
                 continue
+            sets.append(coco)
             labels = dict(zip(coco.ids, coco.names, strict=True))
             colors = dict(zip(coco.ids, distinct_colors(len(coco.ids)), strict=True))
             dataset = DetectionDataset(coco, masks=False)
@@ -214,13 +244,15 @@ class DetectionData(ImageData):
             report.legend = partial(legend, list(in_samples), list(in_samples.values()))
         for name in dict.fromkeys(name for names, _, _ in columns for name in names):
             report.rows.append((name, *(counts[name] for _, *both in columns for counts in both)))
-        if len(columns) < 2:
+        if len(sets) == 2:
+            report.problems += self._mistakes(*sets)
+        else:
             report.rows.clear()  # a table of one part would not fit the header
         return report
 
     def describe(self) -> dict[str, Any]:
         """What prediction needs to know of the data, as plain values."""
-        coco = next(iter(self._sets.values())).coco
+        coco = self._categories()
         return {"classes": list(coco.names), "category_ids": list(coco.ids)}
 
     @override
@@ -238,10 +270,10 @@ class DetectionData(ImageData):
         return self.eval_loader(self._sets["test"], "test", collate_fn=collate)
 
 
-def collate(batch: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+def collate(batch: list[tuple[Tensor, Target] | None]) -> tuple[list[Tensor], list[Target]]:
     """Images and targets as lists: the images have different sizes, the network pads them."""
-    images, targets = zip(*batch, strict=True)
-    return list(images), list(targets)
+    there = [pair for pair in batch if pair is not None]
+    return [image for image, _ in there], [target for _, target in there]
 
 
 def _masks_that_cannot_be_read(coco: CocoSet) -> list[str]:

@@ -23,7 +23,7 @@ def to_results(image_id: int, found: dict[str, Tensor], ids: Sequence[int]) -> l
         found: `boxes` (N, 4) as x1, y1, x2, y2, `scores`, `labels`, and perhaps `masks` (N, 1, H, W), bool.
         ids: of the categories in the order of the labels.
     """
-    boxes = found["boxes"].double().cpu()
+    boxes = found["boxes"].cpu().double()
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
     rows = zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
     results = [
@@ -61,7 +61,8 @@ def average_precision(
 
     if kind not in ("bbox", "segm"):
         raise InputError(f'kind must be "bbox" or "segm", got {kind!r}')
-    truth = COCO(annotations if isinstance(annotations, dict) else str(annotations))
+    content = annotations if isinstance(annotations, dict) else json.loads(annotations.read_text(encoding="utf-8"))
+    truth = COCO({**content, "annotations": [_with_area(entry) for entry in content.get("annotations", [])]})
     unknown = {result["image_id"] for result in results} - set(truth.imgs)
     if unknown:
         raise InputError(f"results of the image {min(unknown)}, which is not in the annotations")
@@ -82,6 +83,11 @@ def average_precision(
         known = precision[:, :, i][precision[:, :, i] > -1]
         by_category[int(category)] = float(known.mean()) if known.size else -1.0
     return dict(zip(_STATISTICS, map(float, evaluation.stats[:6]), strict=True)), by_category
+
+
+def _with_area(entry: dict[str, Any]) -> dict[str, Any]:
+    """With the area that the sizes of objects go by; where it is missing, the box's, as it would count as small."""
+    return entry if "area" in entry else {**entry, "area": entry["bbox"][2] * entry["bbox"][3]}
 
 
 def write_results(results: list[dict[str, Any]], file: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from dgmn.detection.categories import CATEGORIES
+from dgmn.detection.coco import mask_area
 from dgmn.detection.metrics import to_results
 from dgmn.detection.networks import BUILDERS
 from dgmn.models.build import build_named
@@ -83,9 +84,11 @@ class DetectionPredictor:
     def to_coco(self, image_id: int, found: Found) -> list[dict[str, Any]]:
         """What was found in an image, as annotations with scores in COCO's format, without ids."""
         results = to_results(image_id, found, self.category_ids)
-        boxes = found["boxes"]
-        areas = found["masks"].sum((1, 2, 3)) if "masks" in found else (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        return [{**result, "area": area, "iscrowd": 0} for result, area in zip(results, areas.tolist(), strict=True)]
+        for result in results:
+            _, _, width, height = result["bbox"]
+            result["area"] = mask_area(result["segmentation"]) if "segmentation" in result else width * height
+            result["iscrowd"] = 0
+        return results
 
     def categories(self) -> list[dict[str, Any]]:
         """As COCO's format has them."""

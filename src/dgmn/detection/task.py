@@ -103,6 +103,8 @@ class DetectionTask(Task):
 
     def _evaluate(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> list[dict[str, Tensor]]:
         images, targets = batch
+        if not images:  # all of them were left out
+            return []
         results: list[dict[str, Tensor]] = self.model(images)
         ids = self.trainer.datamodule.describe()["category_ids"]
         for found, target in zip(results, targets, strict=True):

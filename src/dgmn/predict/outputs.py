@@ -27,4 +27,4 @@ def checked_folders(options: argparse.Namespace, names: Sequence[str]) -> dict[s
 
 def write_json(content: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

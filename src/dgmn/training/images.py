@@ -15,8 +15,12 @@ MAX_PIXELS = 200_000_000
 """A larger image is refused: decoding it could take all memory."""
 
 
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decodes a whole image as RGB, turned upright if the camera says so.
+def load_image(path: str | os.PathLike[str], upright: bool = True) -> Image.Image:
+    """Decodes a whole image as RGB.
+
+    Args:
+        path: of the image.
+        upright: turned as the camera says; otherwise as it is stored.
 
     Raises:
         FileNotFoundError: no such file.
@@ -27,8 +31,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise InputError(f"{path}: {width} x {height} pixels, at most {MAX_PIXELS:,} are accepted")
-            upright = ImageOps.exif_transpose(image)
-            return (_eight_bit(upright, path) if upright.mode[0] in "IF" else upright).convert("RGB")
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return (_eight_bit(turned, path) if turned.mode[0] in "IF" else turned).convert("RGB")
     except (FileNotFoundError, InputError):
         raise
     except UnidentifiedImageError as error:

@@ -60,7 +60,7 @@ class ZooModel:
         path = cached_file(self.name)
         if path is None:
             raise InputError(
-                f"--model {self.name} was not downloaded yet: dgmn zoo download {self.name}, or give --ckpt_path"
+                f"{self.name} was not downloaded yet: dgmn zoo download {self.name}, or give its file as --ckpt_path"
             )
         return path
 
