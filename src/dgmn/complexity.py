@@ -53,11 +53,16 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
     parameter = next(model.parameters())
     image = torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
     was_training = model.training
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
+        for parameter in trained:  # the counter fails where a module is given a part of a trained parameter
+            parameter.requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             (_Dense(model) if hasattr(model, "backbone") and hasattr(model, "transform") else model).eval()(image)
     finally:
         model.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
     macs = counter.get_total_flops() // 2
@@ -65,13 +70,16 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
 
 
 class _Dense(nn.Module):
-    """A detector of torchvision's kind on one image, without what is not convolutions or matrix products."""
+    """A detector on one image, without what is not convolutions or matrix products."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> None:
+        if hasattr(self.model, "predict"):  # none of torchvision's
+            self.model.predict(images)
+            return
         features = list(self.model.backbone(images).values())
         if not hasattr(self.model, "roi_heads"):
             self.model.head(features)

@@ -70,7 +70,7 @@ def test_equals_the_original(official_weights, golden, tmp_path):
             end = "" if i == 5 else f"_{i}"
             for name, theirs in {"classification": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}.items():
                 want = float(vectors.raw[f"loss.{theirs}{end}"][0])
-                print(float(losses[name]) / model.criterion.weights[name]/want-1)
+                print(float(losses[name]) / model.criterion.weights[name] / want - 1)
                 assert float(losses[name]) / model.criterion.weights[name] == pytest.approx(want, rel=1e-4)
         losses = model.compute_loss(outputs, objects)
     assert losses.keys() == {"classification", "l1", "giou", "auxiliary"}

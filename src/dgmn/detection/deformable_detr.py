@@ -71,8 +71,10 @@ class DeformableDETR(nn.Module):
     @torch.no_grad()
     def _initialise_heads(self, two_stage: bool) -> None:
         for head in self.class_heads:
+            assert isinstance(head, nn.Linear)
             nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
         for i, head in enumerate(self.box_heads):
+            assert isinstance(head, MLP)
             last = head[-2]  # a dropout follows
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -189,6 +191,8 @@ def _transformer(config: Any, channels: Sequence[int]) -> Any:
         assert projection.bias is not None
         nn.init.zeros_(projection.bias)
     model.input_proj = nn.ModuleList(nn.Sequential(x, nn.GroupNorm(32, width)) for x in projections)
+    # Made anew, because the model's does not obey `with torch.device`.
+    model.level_embed = nn.Parameter(nn.init.normal_(torch.empty(_LEVELS, width)))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(("fc1", "fc2", "o_proj", "enc_output", "pos_trans")):
             nn.init.xavier_uniform_(module.weight)
