@@ -16,6 +16,7 @@ from dgmn.models.features import feature_maps
 
 _LEVELS = 4
 _MAPS = 3  # that come from the backbone
+_GROUPS = 32  # of the norm of a level
 _PRIOR = 0.01  # of every class before the training
 _OWN = {"with_box_refine", "two_stage", "two_stage_num_proposals", "num_feature_levels", "backbone_config"}
 
@@ -190,7 +191,7 @@ def _transformer(config: Any, channels: Sequence[int]) -> Any:
         nn.init.xavier_uniform_(projection.weight)
         assert projection.bias is not None
         nn.init.zeros_(projection.bias)
-    model.input_proj = nn.ModuleList(nn.Sequential(x, nn.GroupNorm(32, width)) for x in projections)
+    model.input_proj = nn.ModuleList(nn.Sequential(x, nn.GroupNorm(_GROUPS, width)) for x in projections)
     # Made anew, because the model's does not obey `with torch.device`.
     model.level_embed = nn.Parameter(nn.init.normal_(torch.empty(_LEVELS, width)))
     for name, module in model.named_modules():
@@ -268,7 +269,7 @@ def _config(num_classes: int, box_refine: bool, two_stage: bool, options: dict[s
     )
     given = {"attention_dropout": 0.1, "activation_dropout": 0.1, **options}
     try:
-        return DeformableDetrConfig(
+        config = DeformableDetrConfig(
             backbone_config=unused,
             num_labels=num_classes,
             with_box_refine=box_refine,
@@ -279,3 +280,7 @@ def _config(num_classes: int, box_refine: bool, two_stage: bool, options: dict[s
     except Exception as error:  # its validation raises errors of its own
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"transformer_args: {options} cannot be used ({reason})") from error
+    if any(config.d_model % n for n in (_GROUPS, config.encoder_attention_heads, config.decoder_attention_heads)):
+        wanted = f"a multiple of {_GROUPS} and of the numbers of heads"
+        raise InputError(f"transformer_args: d_model must be {wanted}, got {config.d_model}")
+    return config
