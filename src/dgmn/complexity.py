@@ -7,6 +7,7 @@ from typing import Any, cast
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn.detection.networks import BUILDERS as DETECTORS
@@ -78,7 +79,8 @@ class _Dense(nn.Module):
 
     def forward(self, images: Tensor) -> None:
         if hasattr(self.model, "predict"):  # none of torchvision's
-            self.model.predict(images)
+            with sdpa_kernel(SDPBackend.MATH):  # the counter does not know a device's own kernels
+                self.model.predict(images)
             return
         features = list(self.model.backbone(images).values())
         if not hasattr(self.model, "roi_heads"):

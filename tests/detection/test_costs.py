@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dgmn.complexity import count
-from dgmn.detection import mask_rcnn, retinanet
+from dgmn.detection import deformable_detr, mask_rcnn, retinanet
 from dgmn.detection.networks import BUILDERS
 from dgmn.weights import find
 from dgmn_cli import run
@@ -64,3 +64,10 @@ def test_counting_leaves_the_network_as_it_was():
     count(model, (64, 64))
     assert [p is frozen for p in model.parameters()] == [not p.requires_grad for p in model.parameters()]
     assert model.training
+
+
+def test_deformable_detr_costs_the_same_on_every_device():
+    options = {"transformer_args": {"encoder_layers": 1, "decoder_layers": 1}}
+    with torch.device("meta"):
+        meta = count(deformable_detr("dgmn2_nano", **options), (64, 96))
+    assert count(deformable_detr("dgmn2_nano", **options), (64, 96)) == meta

@@ -157,7 +157,7 @@ class DeformableDETR(nn.Module):
         """
         classes = logits.shape[-1]
         results = []
-        for scores, here, (height, width) in zip(logits.sigmoid(), boxes, sizes, strict=True):
+        for scores, here, (height, width) in zip(logits.float().sigmoid(), boxes, sizes, strict=True):
             best, index = scores.flatten().topk(min(self.detections_per_img, scores.numel()))
             corners = box_convert(here[index // classes], "cxcywh", "xyxy")
             corners = corners * corners.new_tensor([width, height, width, height])
