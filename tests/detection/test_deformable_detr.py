@@ -198,6 +198,7 @@ def test_padding_does_not_change_an_image_without_any(form):
         together = model(images)[0]
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-4)
+    assert model.transform(images)[0].tensors.shape[-2:] == (64, 96)
 
 
 def test_what_is_in_the_padding_does_not_matter_to_the_transformer():
@@ -231,8 +232,8 @@ def test_small_images_in_two_stages():
     assert len(found["boxes"]) == 14
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
-def test_other_backbones_and_images_of_any_size(backbone):
+@pytest.mark.parametrize("backbone", ["dgmn2_nano", "resnet18", "convnext_atto", "hrnet_w18_small"])
+def test_backbones_and_images_of_any_size(backbone):
     model = deformable_detr(backbone, 3, **SMALL, detections_per_img=30).eval()
     with torch.no_grad():
         results = model([torch.rand(3, 50, 121), torch.rand(3, 33, 20)])

@@ -248,10 +248,11 @@ def deformable_detr(
         raise InputError("two_stage needs box_refine: its queries start from boxes")
     config = _config(num_classes, box_refine, two_stage, transformer_args or {})
     maps = feature_maps(backbone, pretrained, backbone_args)
-    # Padded to the largest image only, as in the original: the backbone does not know what is padding.
-    transform = GeneralizedRCNNTransform(
-        min_size, max_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], size_divisible=1
-    )
+    # As in the original, ours sees no more padding than to the largest image of a batch. Some others of timm's, for
+    # instance HRNet, fail where a side is no multiple of 32.
+    divisible = 1 if backbone.startswith("dgmn2_") else 32
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, size_divisible=divisible)
     return DeformableDETR(maps, config, transform, detections_per_img)
 
 
