@@ -120,3 +120,8 @@ def test_importing_the_package_imports_no_optional_dependency():
     optional = ["lightning", "transformers", "gradio", "matplotlib", "onnx", "onnxscript", "onnxruntime"]
     optional += ["torchmetrics", "jsonargparse", "gdown", "tensorboard"]
     assert modules_after("import dgmn", [*optional, "dgmn.ops.triton_kernels", "dgmn.bench"]) == []
+
+
+def test_importing_the_detectors_imports_no_optional_dependency():
+    optional = ["lightning", "transformers", "scipy", "faster_coco_eval"]
+    assert modules_after("import dgmn.detection", optional) == []

@@ -7,6 +7,7 @@ from typing import Any, cast
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn.detection.networks import BUILDERS as DETECTORS
@@ -53,11 +54,16 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
     parameter = next(model.parameters())
     image = torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
     was_training = model.training
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
+        for parameter in trained:  # the counter fails where a module is given a part of a trained parameter
+            parameter.requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             (_Dense(model) if hasattr(model, "backbone") and hasattr(model, "transform") else model).eval()(image)
     finally:
         model.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
     macs = counter.get_total_flops() // 2
@@ -65,13 +71,17 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
 
 
 class _Dense(nn.Module):
-    """A detector of torchvision's kind on one image, without what is not convolutions or matrix products."""
+    """A detector on one image, without what is not convolutions or matrix products."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> None:
+        if hasattr(self.model, "predict"):  # none of torchvision's
+            with sdpa_kernel(SDPBackend.MATH):  # the counter does not know a device's own kernels
+                self.model.predict(images)
+            return
         features = list(self.model.backbone(images).values())
         if not hasattr(self.model, "roi_heads"):
             self.model.head(features)
@@ -98,8 +108,14 @@ def complexity(options: argparse.Namespace) -> int:
     rows = []
     for name in names:
         row = published.get(name)
-        with torch.device("meta"):  # shapes are all that counts
-            cost = count(_network(name, row), size)
+        try:
+            with torch.device("meta"):  # shapes are all that counts
+                cost = count(_network(name, row), size)
+        except InputError as error:
+            if options.models:
+                raise
+            print(f"left out {name}: {error}")  # what it needs is not installed
+            continue
         paper = row.metrics if row is not None and size == _PAPER[row.task][0] else {}
         rows.append(
             (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dgmn.detection.data import DetectionData, DetectionDataset, collate, mirrored
+from dgmn.detection.data import DetectionData, DetectionDataset, collate, cropped, mirrored
 from dgmn.errors import InputError
 from dgmn.training.sampling import GroupedBatches
 from dgmn.visualize import boxed, distinct_colors
@@ -81,6 +81,45 @@ def test_images_and_targets(root):
                 x1, y1, x2, y2 = box.int().tolist()
                 assert mask.sum() == mask[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
     assert torch.equal(mirrored(*mirrored(image, target))[0], image)
+
+
+def test_a_part_of_an_image(root):
+    """The rectangles of a part are where its boxes and masks say; of the others nothing is left."""
+    data = DetectionData(root, masks=True, hflip=0.5, crop=1.0)
+    data.setup("fit")
+    sizes, kept = set(), set()
+    for index in [*range(6)] * 20:
+        image, target = data._sets["train"][index]
+        sizes.add(tuple(image.shape[1:]))
+        kept.add(len(target["boxes"]))
+        assert target["masks"].shape[1:] == image.shape[1:]
+        assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
+        for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
+            x1, y1, x2, y2 = box.int().tolist()
+            assert 0 <= x1 < x2 <= image.shape[2]
+            assert 0 <= y1 < y2 <= image.shape[1]
+            assert (image[label, y1:y2, x1:x2] > 0.9).all()
+            assert mask.sum() == mask[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
+        for label in {0, 1} - set(target["labels"].tolist()):
+            assert (image[label] < 0.9).all()
+    assert len(sizes) > 20
+    assert {1, 2} <= kept
+    # The validation images are whole.
+    assert {tuple(data._sets["val"][i][0].shape[1:]) for i in range(2)} == {(40, 60), (60, 40)}
+
+
+def test_the_sides_of_a_part():
+    """Of an image that is resized to a short side of 400, 500 or 600, sides of 384 to 600."""
+    image, target = torch.zeros(3, 480, 960), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}
+    sizes = torch.tensor([cropped(image, target)[0].shape[1:] for _ in range(300)])
+    heights, widths = sizes.T
+    assert 384 / 600 * 480 <= heights.min() + 1 < 330
+    assert 470 < heights.max() <= 480
+    assert 384 / 600 * 480 <= widths.min() + 1 < 350
+    assert 650 < widths.max() <= 600 / 400 * 480
+    tiny, left = cropped(torch.zeros(3, 1, 1), {"boxes": torch.tensor([[0.0, 0, 1, 1]]), "labels": torch.zeros(1)})
+    assert tiny.shape == (3, 1, 1)
+    assert len(left["boxes"]) == 1
 
 
 def test_batches(root):
@@ -221,6 +260,7 @@ def test_categories_of_the_parts_must_agree(root):
     [
         ({"batch_size": 0}, r"batch_size and epoch_steps must be at least 1 .* got 0, None and 4"),
         ({"hflip": 2}, r"data.hflip must be in 0..1, got 2"),
+        ({"crop": -0.5}, r"data.crop must be in 0..1, got -0.5"),
         ({"train": "train2018"}, r"instances_train2018.json: no such file of annotations"),
     ],
 )

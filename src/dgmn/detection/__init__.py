@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from dgmn.detection.deformable_detr import DeformableDETR, deformable_detr
 from dgmn.detection.mask_rcnn import MaskRCNN, mask_rcnn
 from dgmn.detection.retinanet import RetinaNet, retinanet
 
@@ -9,7 +10,16 @@ if TYPE_CHECKING:
     from dgmn.detection.data import DetectionData
     from dgmn.detection.task import DetectionTask
 
-__all__ = ["DetectionData", "DetectionTask", "MaskRCNN", "RetinaNet", "mask_rcnn", "retinanet"]
+__all__ = [
+    "DeformableDETR",
+    "DetectionData",
+    "DetectionTask",
+    "MaskRCNN",
+    "RetinaNet",
+    "deformable_detr",
+    "mask_rcnn",
+    "retinanet",
+]
 
 _HOMES = {"DetectionData": "data", "DetectionTask": "task"}
 

@@ -1,11 +1,18 @@
 """The detectors by name, as recipes and published models have them."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
+from dgmn.detection.deformable_detr import deformable_detr
 from dgmn.detection.mask_rcnn import mask_rcnn
 from dgmn.detection.retinanet import retinanet
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"retinanet": retinanet, "mask_rcnn": mask_rcnn}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "retinanet": retinanet,
+    "mask_rcnn": mask_rcnn,
+    "deformable_detr": deformable_detr,
+    "deformable_detr_refine_two_stage": partial(deformable_detr, box_refine=True, two_stage=True),
+}
 """Each takes a backbone, a number of classes, and options."""

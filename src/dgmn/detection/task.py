@@ -29,12 +29,14 @@ class DetectionTask(Task):
     """Trains a detector on any timm backbone.
 
     Args:
-        model: "retinanet" or "mask_rcnn".
+        model: one of `dgmn.detection.networks.BUILDERS`, for instance "retinanet", "mask_rcnn", "deformable_detr".
         backbone: name for `timm.create_model`: ours or any other, so that they can be compared.
         num_classes: categories of the data.
         model_args: more arguments for the network, for instance `min_size: 400`.
         checkpoint: weights to start from, official or own: of a detector, or of a classifier for the backbone.
         optimizer, schedule, lr_batch: see [`Task`][dgmn.training.Task].
+        lr_multipliers: of the learning rate of the parameters whose names contain the key, for instance
+            `{backbone: 0.1}`; of several keys that fit the longest counts.
     """
 
     name = "detection"
@@ -50,6 +52,7 @@ class DetectionTask(Task):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=1e-4),
         schedule: ScheduleCallable = MultiStep,
         lr_batch: int | None = 16,
+        lr_multipliers: dict[str, float] | None = None,
     ) -> None:
         network = build_named(BUILDERS, model, backbone, num_classes, model_args)
         network_args: dict[str, Any] = {
@@ -60,6 +63,7 @@ class DetectionTask(Task):
             "model_args": {k: v for k, v in (model_args or {}).items() if k != "pretrained"},
         }
         super().__init__(network, network_args, optimizer, schedule, lr_batch)
+        self.lr_multipliers = lr_multipliers or {}
         self.filled = checkpoint is not None and start_from(network, checkpoint)
         self.detections = network_args["model_args"].get("detections_per_img", 100)
         self.kinds = ("bbox", "segm") if model == "mask_rcnn" else ("bbox",)

@@ -1,7 +1,7 @@
 """The LightningModule that all tasks extend: optimiser, schedule and what a checkpoint says of itself."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -38,6 +38,8 @@ class Task(L.LightningModule):
         name: of the task, for the checkpoints.
         monitor: the metric that chooses the best checkpoint, and "max" or "min".
         filled: whether all weights came from a file, so that the network can be evaluated as it is.
+        lr_multipliers: of the learning rate of the parameters whose names contain the key; the longest key that fits
+            counts.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Task(L.LightningModule):
         self.schedule = schedule
         self.lr_batch = lr_batch
         self.filled = True
+        self.lr_multipliers: Mapping[str, float] = {}
 
     @override
     def configure_optimizers(self) -> Any:
@@ -65,7 +68,9 @@ class Task(L.LightningModule):
         for group in groups:
             if group["weight_decay"]:
                 del group["weight_decay"]  # so that the optimiser's own applies
-        optimizer = self.optimizer(groups)
+        optimizer = self.optimizer(multiplied(groups, self.model, self.lr_multipliers))
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_multiplier", 1.0)
         if self.lr_batch is not None:
             self._scale_learning_rate(optimizer, self.lr_batch)
         schedule = self.schedule(optimizer, self._total_steps())
@@ -143,6 +148,34 @@ class Task(L.LightningModule):
         for key, here in expected.items():
             if stored.get(key) is not None and here is not None and stored[key] != here:
                 raise InputError(f"the checkpoint was trained with {key} {stored[key]}, but here it is {here}")
+
+
+def multiplied(
+    groups: Sequence[dict[str, Any]], model: nn.Module, multipliers: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Parameter groups split by the multiplier of their learning rate, in `lr_multiplier`; those without one first.
+
+    Raises:
+        InputError (a ValueError): a key that is in no parameter's name, or a multiplier below 0.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for key, value in multipliers.items():
+        if value < 0 or not any(key in name for name in names.values()):
+            some = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names.values()})[:8])
+            raise InputError(
+                f"lr_multipliers: {key!r} is in no parameter's name; they begin with {some} ..."
+                if value >= 0
+                else f"lr_multipliers: {key!r} must be at least 0, got {value}"
+            )
+    keys = sorted(multipliers, key=len, reverse=True)
+    split: dict[tuple[float, int], dict[str, Any]] = {}
+    for i, group in enumerate(groups):
+        for parameter in group["params"]:
+            factor = next((multipliers[key] for key in keys if key in names[parameter]), 1.0)
+            empty = {**group, "params": [], "lr_multiplier": factor}
+            split.setdefault((factor, i), empty)["params"].append(parameter)
+    # The first group's learning rate is the one that is logged.
+    return [split[place] for place in sorted(split, key=lambda place: (place[0] != 1.0, place[1]))]
 
 
 def _no_weight_decay(model: nn.Module) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from dgmn.errors import InputError
@@ -86,6 +87,33 @@ _MASK_RCNN_RULES: tuple[_Rule, ...] = (
     (r"roi_head\.mask_head\.conv_logits\.(\w+)", lambda m: f"roi_heads.mask_predictor.mask_fcn_logits.{m[1]}"),
 )
 
+# In the original the decoder's norms are numbered in the order of their making: crosswise attention, own, the rest.
+_DECODER_NORMS = {"1": "encoder_attn_layer_norm", "2": "self_attn_layer_norm", "3": "final_layer_norm"}
+_ENCODER_NORMS = {"1": "self_attn_layer_norm", "2": "final_layer_norm"}
+_DEFORMABLE_DETR_RULES: tuple[_Rule, ...] = (
+    (
+        r"(transformer\.(?:level_embed|(?:reference_points|enc_output|enc_output_norm|pos_trans|pos_trans_norm)\.\w+))",
+        lambda m: m[1],
+    ),
+    (
+        r"(transformer\.encoder\.layers\.\d+\.self_attn\."
+        r"(?:sampling_offsets|attention_weights|value_proj|output_proj)\.\w+)",
+        lambda m: m[1],
+    ),
+    (r"(transformer\.decoder\.layers\.\d+)\.cross_attn\.(\w+\.\w+)", lambda m: f"{m[1]}.encoder_attn.{m[2]}"),
+    (r"(transformer\.decoder\.layers\.\d+\.self_attn\.[qkv]_proj\.\w+)", lambda m: m[1]),
+    (r"(transformer\.decoder\.layers\.\d+\.self_attn)\.out_proj\.(\w+)", lambda m: f"{m[1]}.o_proj.{m[2]}"),
+    (r"(transformer\.\w+\.layers\.\d+)\.linear([12])\.(\w+)", lambda m: f"{m[1]}.mlp.fc{m[2]}.{m[3]}"),
+    (r"(transformer\.encoder\.layers\.\d+)\.norm([12])\.(\w+)", lambda m: f"{m[1]}.{_ENCODER_NORMS[m[2]]}.{m[3]}"),
+    (r"(transformer\.decoder\.layers\.\d+)\.norm([123])\.(\w+)", lambda m: f"{m[1]}.{_DECODER_NORMS[m[2]]}.{m[3]}"),
+    (r"input_proj\.(.+)", lambda m: f"transformer.input_proj.{m[1]}"),
+    (r"query_embed\.weight", lambda m: "transformer.query_position_embeddings.weight"),
+    (r"class_embed\.(\d)\.(\w+)", lambda m: f"class_heads.{m[1]}.{m[2]}"),
+    (r"bbox_embed\.(\d)\.layers\.(\d)\.(\w+)", lambda m: f"box_heads.{m[1]}.{3 * int(m[2])}.{m[3]}"),
+)
+# Of the numbers 0..90 those that COCO has no category for.
+_NO_CATEGORY = {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
 
 def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official DGMN2 backbone or classifier names to ours.
@@ -123,20 +151,61 @@ def mask_rcnn_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
     return _with_backbone(state_dict, "backbone.body.model.", _MASK_RCNN_RULES, "Mask R-CNN")
 
 
+def deformable_detr_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the official Deformable DETR, also with refined boxes and two stages, to ours.
+
+    The original keeps heads under several names; ours have one. Its matrix of query, key and value becomes three.
+
+    Raises:
+        InputError (a ValueError): a name that it does not have, or copies that differ.
+    """
+    refined = any(key.startswith("transformer.decoder.bbox_embed.") for key in state_dict)
+    single: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        inside = re.fullmatch(r"transformer\.decoder\.((?:class|bbox)_embed\..+)", key)
+        repeated = None if refined else re.fullmatch(r"(class_embed|bbox_embed)\.[1-9]\d*(\..+)", key)
+        packed = re.fullmatch(r"(.+\.self_attn)\.in_proj_(weight|bias)", key)
+        first = inside[1] if inside else f"{repeated[1]}.0{repeated[2]}" if repeated else None
+        if first is not None:
+            if first not in state_dict or not torch.equal(tensor, state_dict[first]):
+                raise InputError(
+                    f"{key!r} and {first!r} are one tensor in the official Deformable DETR, here they are not"
+                )
+        elif packed:
+            for name, part in zip("qkv", tensor.chunk(3), strict=True):
+                single[f"{packed[1]}.{name}_proj.{packed[2]}"] = part
+        else:
+            single[key] = tensor
+    return _with_backbone(single, "backbone.model.", _DEFORMABLE_DETR_RULES, "Deformable DETR", "backbone.0.")
+
+
 def _with_backbone(
-    state_dict: Mapping[str, Tensor], prefix: str, rules: tuple[_Rule, ...], whose: str
+    state_dict: Mapping[str, Tensor], prefix: str, rules: tuple[_Rule, ...], whose: str, theirs: str = "backbone."
 ) -> dict[str, Tensor]:
-    inner, _ = _under(state_dict, "backbone.")
-    outer = {key: tensor for key, tensor in state_dict.items() if not key.startswith("backbone.")}
+    inner, _ = _under(state_dict, theirs)
+    outer = {key: tensor for key, tensor in state_dict.items() if not key.startswith(theirs)}
     mapped = {prefix + key: tensor for key, tensor in dgmn2_from_official(inner).items()}
     return mapped | _renamed(outer, rules, whose)
 
 
-# What tells a network with a backbone inside: one of its names.
+def _without_gaps(mapped: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of class heads for the numbers 0..90 the rows of COCO's 80 categories, where 80 classes are wanted."""
+    rows = [number for number in range(91) if number not in _NO_CATEGORY]
+    two_stages = "transformer.enc_output.weight" in mapped
+    heads = sorted({key.split(".")[1] for key in mapped if key.startswith("class_heads.")})
+    for key, tensor in mapped.items():
+        if key.startswith("class_heads.") and len(tensor) == 91 and key in expected and len(expected[key]) == 80:
+            # The head for proposals knows one class, the first, which is no category of COCO.
+            mapped[key] = tensor[:80] if two_stages and key.split(".")[1] == heads[-1] else tensor[rows]
+    return mapped
+
+
+# What tells a network with a backbone inside: one of its names, and where the original has the backbone.
 _WITH_BACKBONE = (
-    ("head.classifier.weight", segmenter_from_official, "official segmenter"),
-    ("head.classification_head.cls_logits.weight", retinanet_from_official, "official RetinaNet"),
-    ("roi_heads.box_predictor.cls_score.weight", mask_rcnn_from_official, "official Mask R-CNN"),
+    ("head.classifier.weight", "backbone.", segmenter_from_official, "official segmenter"),
+    ("head.classification_head.cls_logits.weight", "backbone.", retinanet_from_official, "official RetinaNet"),
+    ("roi_heads.box_predictor.cls_score.weight", "backbone.", mask_rcnn_from_official, "official Mask R-CNN"),
+    ("class_heads.0.weight", "backbone.0.", deformable_detr_from_official, "official Deformable DETR"),
 )
 
 
@@ -218,10 +287,9 @@ def _find_network(
     state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """The part of a state dict that holds the network, where it was, and the other names."""
-    if "backbone.patch_embed1.conv1.weight" in state_dict:
-        for name, convert, origin in _WITH_BACKBONE:
-            if name in expected:
-                return convert(state_dict), origin, ()
+    for name, theirs, convert, origin in _WITH_BACKBONE:
+        if name in expected and f"{theirs}patch_embed1.conv1.weight" in state_dict:
+            return _without_gaps(convert(state_dict), expected), origin, ()
     for prefix in OFFICIAL_PREFIXES:
         if f"{prefix}patch_embed1.conv1.weight" in state_dict and "patch_embed1.conv1.weight" not in expected:
             inner, elsewhere = _under(state_dict, prefix)

@@ -142,10 +142,18 @@ ZOO: tuple[ZooModel, ...] = (
         params_m=67.9,
         gmacs=398.4,
     ),
-    _detector("Deformable DETR", "tiny", "50e", "1FZ9HIzQ9ty3TUeW30TCLxI9zKopVcHHG", box_ap=44.4),
-    _detector("Deformable DETR", "small", "50e", "1cy9-HftCSkX5gSMH22ThjJNn8Br8EPke", box_ap=47.3),
-    _detector("Deformable DETR", "medium", "50e", "1bXNPKpWSAu_i0vtQCcBcoP7yUJQUIHN3", box_ap=48.4),
-    _detector("Deformable DETR+", "small", "50e", "1svE9XGe6bwvGtiauQenYIjpnaOkQ0x9e", box_ap=48.5),
+    _detector(
+        "Deformable DETR", "tiny", "50e", "1FZ9HIzQ9ty3TUeW30TCLxI9zKopVcHHG", box_ap=44.4, params_m=24.0, gmacs=163.6
+    ),
+    _detector(
+        "Deformable DETR", "small", "50e", "1cy9-HftCSkX5gSMH22ThjJNn8Br8EPke", box_ap=47.3, params_m=32.9, gmacs=205.1
+    ),
+    _detector(
+        "Deformable DETR", "medium", "50e", "1bXNPKpWSAu_i0vtQCcBcoP7yUJQUIHN3", box_ap=48.4, params_m=47.7, gmacs=268.9
+    ),
+    _detector(
+        "Deformable DETR+", "small", "50e", "1svE9XGe6bwvGtiauQenYIjpnaOkQ0x9e", box_ap=48.5, params_m=34.0, gmacs=214.3
+    ),
     _detector("Sparse R-CNN", "small", "3x", "1EvzDIdc_zNPhUlDweP_g9-Iqf2_XXMr6", box_ap=48.2),
     _segmenter(
         "Semantic FPN",

@@ -1,0 +1,287 @@
+"""Deformable DETR on any timm backbone, as the published weights were trained; its transformer is transformers'."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MLP, box_convert
+
+from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
+from dgmn.errors import InputError
+from dgmn.models.features import feature_maps
+
+_LEVELS = 4
+_MAPS = 3  # that come from the backbone
+_GROUPS = 32  # of the norm of a level
+_PRIOR = 0.01  # of every class before the training
+_OWN = {"with_box_refine", "two_stage", "two_stage_num_proposals", "num_feature_levels", "backbone_config"}
+
+
+class Outputs(NamedTuple):
+    """What the network predicts for a batch.
+
+    Attributes:
+        layers: of every layer of the decoder the logits (B, queries, classes) and the boxes (B, queries, 4) as
+            cx, cy, w, h in 0..1 of the image without padding.
+        proposals: in two stages the same of every position of the maps, (B, positions, ...), else None.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    proposals: tuple[Tensor, Tensor] | None
+
+
+class DeformableDETR(nn.Module):
+    """A backbone, transformers' deformable encoder and decoder, and heads that start as the original's.
+
+    Args:
+        backbone: gives a list of maps, the finest first; the last three are used.
+        config: transformers' `DeformableDetrConfig`; `num_labels` are the classes.
+        transform: resizes, normalises and pads the images.
+        detections_per_img: of an image at most.
+    """
+
+    pretrained_cfg: ClassVar = {"classifier": "class_heads"}  # for load_checkpoint
+
+    def __init__(
+        self, backbone: Any, config: Any, transform: GeneralizedRCNNTransform, detections_per_img: int
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.transformer = _transformer(config, backbone.feature_info.channels()[-_MAPS:])
+        # Its own backbone's batch norms are frozen. A method, no module: the names of the weights stay single.
+        self.transformer.backbone = self.levels
+        self.num_queries: int = config.num_queries
+        self.detections_per_img = detections_per_img
+        self.criterion = SetCriterion()
+
+        width = config.d_model
+        heads = config.decoder_layers + config.two_stage if config.with_box_refine else 1
+        self.class_heads = nn.ModuleList(nn.Linear(width, config.num_labels) for _ in range(heads))
+        self.box_heads = nn.ModuleList(MLP(width, [width, width, 4]) for _ in range(heads))
+        if config.with_box_refine:  # lists, no modules, for the same reason
+            self.transformer.decoder.bbox_embed = list(self.box_heads)
+        if config.two_stage:
+            self.transformer.decoder.class_embed = list(self.class_heads)
+        self._initialise_heads(config.two_stage)
+
+    @torch.no_grad()
+    def _initialise_heads(self, two_stage: bool) -> None:
+        for head in self.class_heads:
+            assert isinstance(head, nn.Linear)
+            nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
+        for i, head in enumerate(self.box_heads):
+            assert isinstance(head, MLP)
+            last = head[-2]  # a dropout follows
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            if i == 0 and not two_stage:
+                last.bias[2:] = -2.0  # points become boxes of an eighth of the image
+
+    def levels(self, images: Tensor, valid: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The backbone's maps, each with the mask of its valid positions, (B, h, w), bool."""
+        maps = self.backbone(images)[-_MAPS:]
+        height, width = maps[-1].shape[-2:]
+        positions = sum(x.shape[-2] * x.shape[-1] for x in maps)
+        positions += math.ceil(height / 2) * math.ceil(width / 2)
+        # A small image has fewer positions than proposals are wanted.
+        self.transformer.config.two_stage_num_proposals = min(self.num_queries, positions)
+        mask = valid[None].float()
+        return [(x, F.interpolate(mask, size=x.shape[-2:])[0].bool()) for x in maps]
+
+    def predict(self, images: Tensor, valid: Tensor | None = None) -> Outputs:
+        """Logits and boxes of a batch, of every layer.
+
+        Args:
+            images: normalised and padded, (B, 3, H, W).
+            valid: where the images are not padding, (B, H, W), bool; None for everywhere.
+        """
+        if valid is None:
+            valid = torch.ones_like(images[:, 0], dtype=torch.bool)
+        out = self.transformer(images, valid)
+        references = (out.init_reference_points, *out.intermediate_reference_points.unbind(1))
+        layers = []
+        # There is one more reference than layers.
+        for i, (hidden, reference) in enumerate(
+            zip(out.intermediate_hidden_states.unbind(1), references, strict=False)
+        ):
+            head = min(i, len(self.class_heads) - 1)
+            start = torch.logit(reference.float(), eps=1e-5)
+            start = F.pad(start, (0, 4 - start.shape[-1]))  # a point becomes a box
+            boxes = (self.box_heads[head](hidden).float() + start).sigmoid()
+            layers.append((self.class_heads[head](hidden), boxes))
+        proposals = None
+        if out.enc_outputs_class is not None:
+            proposals = (out.enc_outputs_class, out.enc_outputs_coord_logits.float().sigmoid())
+        return Outputs(layers, proposals)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        if self.training and targets is None:
+            raise InputError("in training the detector needs targets")
+        originals = [(image.shape[-2], image.shape[-1]) for image in images]
+        batch, targets = self.transform(images, targets)
+        valid = torch.zeros_like(batch.tensors[:, 0], dtype=torch.bool)
+        for i, (height, width) in enumerate(batch.image_sizes):
+            valid[i, :height, :width] = True
+        outputs = self.predict(batch.tensors, valid)
+        if not self.training:
+            return self.choose(*outputs.layers[-1], originals)
+        assert targets is not None
+        return self.compute_loss(outputs, [normalised(*x) for x in zip(targets, batch.image_sizes, strict=True)])
+
+    def compute_loss(self, outputs: Outputs, objects: Sequence[Objects]) -> dict[str, Tensor]:
+        """Weighted losses: of the last layer `classification`, `l1` and `giou`, of all others together `auxiliary`,
+        and in two stages of the proposals, which know one class only, `encoder`.
+        """
+        divisor = number_of_objects(objects)
+        *earlier, last = (self.criterion(predicted(*x), objects, divisor) for x in outputs.layers)
+        losses = dict(last)
+        if earlier:
+            losses["auxiliary"] = torch.stack([value for layer in earlier for value in layer.values()]).sum()
+        if outputs.proposals is not None:
+            one_class = [x._replace(labels=torch.zeros_like(x.labels)) for x in objects]
+            encoder = self.criterion(predicted(*outputs.proposals), one_class, divisor)
+            losses["encoder"] = torch.stack(list(encoder.values())).sum()
+        return losses
+
+    def choose(self, logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """The best pairs of query and class of every image, the highest score first.
+
+        Args:
+            logits, boxes: of a layer.
+            sizes: height and width of the images that the boxes are wanted for, in pixels.
+        """
+        classes = logits.shape[-1]
+        results = []
+        for scores, here, (height, width) in zip(logits.float().sigmoid(), boxes, sizes, strict=True):
+            best, index = scores.flatten().topk(min(self.detections_per_img, scores.numel()))
+            corners = box_convert(here[index // classes], "cxcywh", "xyxy")
+            corners = corners * corners.new_tensor([width, height, width, height])
+            results.append({"boxes": corners, "scores": best, "labels": index % classes})
+        return results
+
+
+def predicted(logits: Tensor, boxes: Tensor) -> Predictions:
+    """Of a layer, as the criterion takes them."""
+    return Predictions(logits, box_convert(boxes, "cxcywh", "xyxy"), boxes)
+
+
+def normalised(target: dict[str, Tensor], size: tuple[int, int]) -> Objects:
+    """An image's objects relative to its height and width in pixels, as the criterion takes them."""
+    height, width = size
+    corners = target["boxes"] / target["boxes"].new_tensor([width, height, width, height])
+    return Objects(target["labels"], corners, box_convert(corners, "xyxy", "cxcywh"))
+
+
+def _transformer(config: Any, channels: Sequence[int]) -> Any:
+    """transformers' model without its backbone, initialised as the original."""
+    from transformers import DeformableDetrModel
+
+    model = DeformableDetrModel(config)
+    del model.backbone
+    model.encoder.dropout = 0.0  # the original drops nothing before the first layer
+    width = config.d_model
+    projections = [nn.Conv2d(n, width, 1) for n in channels]
+    projections += [nn.Conv2d(channels[-1], width, 3, 2, 1) for _ in range(_LEVELS - len(channels))]
+    for projection in projections:
+        nn.init.xavier_uniform_(projection.weight)
+        assert projection.bias is not None
+        nn.init.zeros_(projection.bias)
+    model.input_proj = nn.ModuleList(nn.Sequential(x, nn.GroupNorm(_GROUPS, width)) for x in projections)
+    # Made anew, because the model's does not obey `with torch.device`.
+    model.level_embed = nn.Parameter(nn.init.normal_(torch.empty(_LEVELS, width)))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(("fc1", "fc2", "o_proj", "enc_output", "pos_trans")):
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Linear) and name.endswith(("q_proj", "k_proj", "v_proj")):
+            # In the original the three are one matrix of three times as many rows.
+            nn.init.xavier_uniform_(module.weight, gain=2**-0.5)
+    if not config.two_stage:
+        nn.init.normal_(model.query_position_embeddings.weight)
+    return model
+
+
+def deformable_detr(
+    backbone: str = "dgmn2_tiny",
+    num_classes: int = 80,
+    *,
+    box_refine: bool = False,
+    two_stage: bool = False,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    detections_per_img: int = 100,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+    transformer_args: dict[str, Any] | None = None,
+) -> DeformableDETR:
+    """Deformable DETR (Table 9). Needs `pip install 'dgmn[detr]'`.
+
+    Args:
+        backbone, num_classes, max_size, detections_per_img, pretrained, backbone_args: see
+            [`retinanet`][dgmn.detection.retinanet.retinanet]. The backbone's batch norms are trained.
+        box_refine: every layer of the decoder has heads of its own, and refines the boxes of the one before.
+        two_stage: the queries start from the best positions of the encoder; needs `box_refine`.
+        min_size: the short side that images are resized to. Of several, training takes one by chance for every image,
+            and evaluation the last.
+        transformer_args: options of transformers' `DeformableDetrConfig`, for instance
+            `{num_queries: 100, encoder_layers: 3, decoder_layers: 3}`.
+
+    Returns:
+        Takes images (3, H, W) in 0..1, of any sizes, and in training targets with `boxes` (x1, y1, x2, y2) in pixels
+        and `labels`, 0 to num_classes - 1. Gives a dict of losses in training, else for every image `boxes`, `scores`
+        and `labels`, the highest score first. As in the original, boxes can stick out of the image.
+
+    Raises:
+        InputError (a ValueError): a backbone that timm does not know or that gives no such maps, unknown options, or
+            transformers is not installed.
+
+    Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); Deformable DETR
+        (https://arxiv.org/abs/2010.04159), in the form of its own code.
+    """
+    if num_classes < 1:
+        raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    if two_stage and not box_refine:
+        raise InputError("two_stage needs box_refine: its queries start from boxes")
+    config = _config(num_classes, box_refine, two_stage, transformer_args or {})
+    maps = feature_maps(backbone, pretrained, backbone_args)
+    # As in the original, ours sees no more padding than to the largest image of a batch. Some others of timm's, for
+    # instance HRNet, fail where a side is no multiple of 32.
+    divisible = 1 if backbone.startswith("dgmn2_") else 32
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, size_divisible=divisible)
+    return DeformableDETR(maps, config, transform, detections_per_img)
+
+
+def _config(num_classes: int, box_refine: bool, two_stage: bool, options: dict[str, Any]) -> Any:
+    try:
+        from transformers import DeformableDetrConfig, ResNetConfig
+    except ImportError as error:
+        raise InputError("deformable_detr needs transformers: pip install 'dgmn[detr]'") from error
+    known = set(DeformableDetrConfig.__annotations__) - _OWN
+    if odd := sorted(set(options) - known):
+        raise InputError(f"transformer_args: no option {', '.join(odd)}; one of {', '.join(sorted(known))}")
+    # The smallest one that needs no network access; it is thrown away.
+    unused = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic", out_indices=[2, 3, 4]
+    )
+    given = {"attention_dropout": 0.1, "activation_dropout": 0.1, **options}
+    try:
+        config = DeformableDetrConfig(
+            backbone_config=unused,
+            num_labels=num_classes,
+            with_box_refine=box_refine,
+            two_stage=two_stage,
+            num_feature_levels=_LEVELS,
+            **given,
+        )
+    except Exception as error:  # its validation raises errors of its own
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"transformer_args: {options} cannot be used ({reason})") from error
+    if any(config.d_model % n for n in (_GROUPS, config.encoder_attention_heads, config.decoder_attention_heads)):
+        wanted = f"a multiple of {_GROUPS} and of the numbers of heads"
+        raise InputError(f"transformer_args: d_model must be {wanted}, got {config.d_model}")
+    return config
