@@ -1,0 +1,172 @@
+"""Matching of predictions with objects, and the losses of it: what DETR's relatives are trained with.
+
+Deformable DETR compares the sizes relative to the image as (cx, cy, w, h), Sparse R-CNN as (x1, y1, x2, y2). So a box
+comes in two forms: `boxes`, its corners in any unit, for the overlap, and `coordinates`, what the L1 distance compares.
+
+    criterion = SetCriterion()
+    objects = [Objects(labels, boxes, coordinates) for every image]
+    divisor = number_of_objects(objects)
+    losses = [criterion(Predictions(logits, boxes, coordinates), objects, divisor) for every layer]
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_area, generalized_box_iou_loss, sigmoid_focal_loss
+
+from dgmn.errors import InputError
+
+_EPSILON = 1e-9  # far below the area of one pixel relative to an image's
+
+
+class Predictions(NamedTuple):
+    """What a layer predicts for a batch.
+
+    Attributes:
+        logits: of the classes, before the sigmoid, (B, N, classes).
+        boxes: x1, y1, x2, y2 in the unit of the objects' `boxes`, (B, N, 4).
+        coordinates: what the L1 distance compares, (B, N, 4).
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    coordinates: Tensor
+
+
+class Objects(NamedTuple):
+    """The objects of an image; there may be none.
+
+    Attributes:
+        labels: from 0, (M,), integers.
+        boxes: x1, y1, x2, y2, (M, 4).
+        coordinates: what the L1 distance compares, (M, 4).
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    coordinates: Tensor
+
+
+class SetCriterion:
+    """Hungarian matching on the CPU, and the losses of the matched predictions.
+
+    The cost of a pair is the difference of the focal loss as that class and as background, plus the L1 distance, plus
+    the negative GIoU; the losses are the same three, with the same weights.
+
+    Args:
+        classification, l1, giou: weights of the three.
+        alpha, gamma: of the focal loss.
+
+    Source: Deformable DETR (https://arxiv.org/abs/2010.04159) and Sparse R-CNN (https://arxiv.org/abs/2011.12450), in
+        the form of their own code.
+    """
+
+    def __init__(
+        self,
+        classification: float = 2.0,
+        l1: float = 5.0,
+        giou: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        self.weights = {"classification": classification, "l1": l1, "giou": giou}
+        self.alpha = alpha
+        self.gamma = gamma
+
+    @torch.no_grad()
+    def cost(self, predictions: Predictions, image: int, objects: Objects) -> Tensor:
+        """Of every prediction for every object of an image, (N, M)."""
+        logits, boxes, coordinates = (x[image].float() for x in predictions)
+        labels = objects.labels
+        probability = logits.sigmoid()
+        as_object = self.alpha * (1 - probability) ** self.gamma * -F.logsigmoid(logits)
+        as_background = (1 - self.alpha) * probability**self.gamma * -F.logsigmoid(-logits)
+        distance = (coordinates[:, None] - objects.coordinates.float()).abs().sum(-1)
+        overlap = pairwise_giou(boxes, objects.boxes.float())
+        weights = self.weights
+        return (
+            weights["classification"] * (as_object - as_background)[:, labels]
+            + weights["l1"] * distance
+            - weights["giou"] * overlap
+        )
+
+    def match(self, predictions: Predictions, objects: Sequence[Objects]) -> list[tuple[Tensor, Tensor]]:
+        """The pairs of least total cost, min(N, M) of every image.
+
+        Returns:
+            For every image the indices of predictions, rising, and of their objects; both on the predictions' device.
+
+        Raises:
+            InputError (a ValueError): scipy is not installed.
+        """
+        try:
+            from scipy.optimize import linear_sum_assignment
+        except ImportError as error:
+            raise InputError("training a set of predictions needs scipy: pip install 'dgmn[detr]'") from error
+        device = predictions.logits.device
+        pairs = []
+        for image, here in enumerate(objects):
+            # A network that overflowed gets a loss that is not finite, which a gradient scaler skips, not an error.
+            cost = self.cost(predictions, image, here).cpu().nan_to_num(1e6, 1e6, -1e6)
+            rows, columns = linear_sum_assignment(cost.numpy())
+            pairs.append((torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)))
+        return pairs
+
+    def __call__(
+        self, predictions: Predictions, objects: Sequence[Objects], divisor: float | Tensor
+    ) -> dict[str, Tensor]:
+        """The losses of a layer, weighted: `classification`, `l1` and `giou`, scalars of float32.
+
+        Args:
+            predictions: of the layer.
+            objects: of every image.
+            divisor: see [`number_of_objects`][dgmn.detection.set_prediction.number_of_objects].
+
+        Raises:
+            InputError (a ValueError): scipy is not installed.
+        """
+        pairs = self.match(predictions, objects)
+        logits, boxes, coordinates = (x.float() for x in predictions)
+        image = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(pairs)])
+        rows = torch.cat([rows for rows, _ in pairs])
+        labels, wanted_boxes, wanted_coordinates = (
+            torch.cat([values[columns] for values, (_, columns) in zip(of_images, pairs, strict=True)])
+            for of_images in zip(*objects, strict=True)
+        )
+        wanted = torch.zeros_like(logits)
+        wanted[image, rows, labels] = 1.0
+        matched = boxes[image, rows]
+        losses = {
+            "classification": sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma, reduction="sum"),
+            "l1": F.l1_loss(coordinates[image, rows], wanted_coordinates.float(), reduction="sum"),
+            "giou": generalized_box_iou_loss(matched, wanted_boxes.float(), reduction="sum", eps=_EPSILON),
+        }
+        return {name: self.weights[name] * loss / divisor for name, loss in losses.items()}
+
+
+def number_of_objects(objects: Sequence[Objects]) -> Tensor:
+    """What the losses are divided by: the objects of the batch, averaged over all processes, at least 1; a scalar."""
+    labels = objects[0].labels
+    number = torch.tensor(float(sum(len(here.labels) for here in objects)), device=labels.device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(number)
+        number = number / dist.get_world_size()
+    return number.clamp(min=1.0)
+
+
+def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised overlap of boxes (N, 4) and (M, 4), -1..1, (N, M). Two boxes without area have 0, not NaN.
+
+    Source: equations of https://arxiv.org/abs/1902.09630.
+    """
+    low, high = torch.max(a[:, None, :2], b[:, :2]), torch.min(a[:, None, 2:], b[:, 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    union = box_area(a)[:, None] + box_area(b) - shared
+    low, high = torch.min(a[:, None, :2], b[:, :2]), torch.max(a[:, None, 2:], b[:, 2:])
+    hull = (high - low).clamp(min=0).prod(-1)
+    giou: Tensor = shared / (union + _EPSILON) - (hull - union) / (hull + _EPSILON)
+    return giou
