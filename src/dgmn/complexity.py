@@ -7,6 +7,7 @@ from typing import Any, cast
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn.detection.networks import BUILDERS as DETECTORS
@@ -76,8 +77,16 @@ class _Dense(nn.Module):
         if not hasattr(self.model, "roi_heads"):
             self.model.head(features)
             return
-        self.model.rpn.head(features)
         heads, channels = self.model.roi_heads, self.model.backbone.out_channels
+        if hasattr(heads, "stages"):
+            proposals, boxes = heads.features.detach()[None], images.new_empty(1, len(heads.features), 4)
+            regions = images.new_empty(len(heads.features), channels, 7, 7)
+            # The counter knows attention as products, not the kernels that a CPU has for it in evaluation.
+            with sdpa_kernel(SDPBackend.MATH):
+                for stage in heads.stages.train():
+                    proposals, _, boxes = stage(proposals, regions, boxes)
+            return
+        self.model.rpn.head(features)
         heads.box_predictor(heads.box_head(images.new_empty(1000, channels, 7, 7)))
         heads.mask_predictor(heads.mask_head(images.new_empty(100, channels, 14, 14)))
 

@@ -4,12 +4,22 @@ from typing import TYPE_CHECKING, Any
 
 from dgmn.detection.mask_rcnn import MaskRCNN, mask_rcnn
 from dgmn.detection.retinanet import RetinaNet, retinanet
+from dgmn.detection.sparse_rcnn import SparseRCNN, sparse_rcnn
 
 if TYPE_CHECKING:
     from dgmn.detection.data import DetectionData
     from dgmn.detection.task import DetectionTask
 
-__all__ = ["DetectionData", "DetectionTask", "MaskRCNN", "RetinaNet", "mask_rcnn", "retinanet"]
+__all__ = [
+    "DetectionData",
+    "DetectionTask",
+    "MaskRCNN",
+    "RetinaNet",
+    "SparseRCNN",
+    "mask_rcnn",
+    "retinanet",
+    "sparse_rcnn",
+]
 
 _HOMES = {"DetectionData": "data", "DetectionTask": "task"}
 

@@ -86,6 +86,24 @@ _MASK_RCNN_RULES: tuple[_Rule, ...] = (
     (r"roi_head\.mask_head\.conv_logits\.(\w+)", lambda m: f"roi_heads.mask_predictor.mask_fcn_logits.{m[1]}"),
 )
 
+# detectron2's pyramid, and the heads of Sparse R-CNN's own code.
+_STAGE = r"head\.head_series\.(\d+)\."
+_SPARSE_RCNN_RULES: tuple[_Rule, ...] = (
+    (r"backbone\.fpn_lateral([2-5])\.(\w+)", lambda m: f"backbone.fpn.inner_blocks.{int(m[1]) - 2}.0.{m[2]}"),
+    (r"backbone\.fpn_output([2-5])\.(\w+)", lambda m: f"backbone.fpn.layer_blocks.{int(m[1]) - 2}.0.{m[2]}"),
+    (r"init_proposal_boxes\.weight", lambda m: "rpn.boxes"),
+    (r"init_proposal_features\.weight", lambda m: "roi_heads.features"),
+    (_STAGE + r"self_attn\.([\w.]+)", lambda m: f"roi_heads.stages.{m[1]}.attention.{m[2]}"),
+    (_STAGE + r"inst_interact\.dynamic_layer\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.interaction.filters.{m[2]}"),
+    (_STAGE + r"inst_interact\.out_layer\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.interaction.out.{m[2]}"),
+    (_STAGE + r"inst_interact\.(norm[123]\.\w+)", lambda m: f"roi_heads.stages.{m[1]}.interaction.{m[2]}"),
+    (_STAGE + r"linear([12])\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.mlp.{2 * int(m[2]) - 2}.{m[3]}"),
+    (_STAGE + r"(norm[123]\.\w+)", lambda m: f"roi_heads.stages.{m[1]}.{m[2]}"),
+    (_STAGE + r"(cls|reg)_module\.(\d\.\w+)", lambda m: f"roi_heads.stages.{m[1]}.{m[2]}_tower.{m[3]}"),
+    (_STAGE + r"class_logits\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.cls_logits.{m[2]}"),
+    (_STAGE + r"bboxes_delta\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.box_deltas.{m[2]}"),
+)
+
 
 def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official DGMN2 backbone or classifier names to ours.
@@ -123,11 +141,25 @@ def mask_rcnn_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
     return _with_backbone(state_dict, "backbone.body.model.", _MASK_RCNN_RULES, "Mask R-CNN")
 
 
+def sparse_rcnn_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the official Sparse R-CNN (detectron2 0.4) to ours.
+
+    Raises:
+        InputError (a ValueError): a name that it does not have.
+    """
+    rules = _SPARSE_RCNN_RULES
+    return _with_backbone(state_dict, "backbone.body.model.", rules, "Sparse R-CNN", "backbone.bottom_up.")
+
+
 def _with_backbone(
-    state_dict: Mapping[str, Tensor], prefix: str, rules: tuple[_Rule, ...], whose: str
+    state_dict: Mapping[str, Tensor],
+    prefix: str,
+    rules: tuple[_Rule, ...],
+    whose: str,
+    official: str = "backbone.",
 ) -> dict[str, Tensor]:
-    inner, _ = _under(state_dict, "backbone.")
-    outer = {key: tensor for key, tensor in state_dict.items() if not key.startswith("backbone.")}
+    inner, _ = _under(state_dict, official)
+    outer = {key: tensor for key, tensor in state_dict.items() if not key.startswith(official)}
     mapped = {prefix + key: tensor for key, tensor in dgmn2_from_official(inner).items()}
     return mapped | _renamed(outer, rules, whose)
 
@@ -137,6 +169,7 @@ _WITH_BACKBONE = (
     ("head.classifier.weight", segmenter_from_official, "official segmenter"),
     ("head.classification_head.cls_logits.weight", retinanet_from_official, "official RetinaNet"),
     ("roi_heads.box_predictor.cls_score.weight", mask_rcnn_from_official, "official Mask R-CNN"),
+    ("roi_heads.stages.0.cls_logits.weight", sparse_rcnn_from_official, "official Sparse R-CNN"),
 )
 
 
@@ -218,7 +251,7 @@ def _find_network(
     state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """The part of a state dict that holds the network, where it was, and the other names."""
-    if "backbone.patch_embed1.conv1.weight" in state_dict:
+    if any(f"{prefix}patch_embed1.conv1.weight" in state_dict for prefix in OFFICIAL_PREFIXES if prefix):
         for name, convert, origin in _WITH_BACKBONE:
             if name in expected:
                 return convert(state_dict), origin, ()

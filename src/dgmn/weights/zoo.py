@@ -146,7 +146,15 @@ ZOO: tuple[ZooModel, ...] = (
     _detector("Deformable DETR", "small", "50e", "1cy9-HftCSkX5gSMH22ThjJNn8Br8EPke", box_ap=47.3),
     _detector("Deformable DETR", "medium", "50e", "1bXNPKpWSAu_i0vtQCcBcoP7yUJQUIHN3", box_ap=48.4),
     _detector("Deformable DETR+", "small", "50e", "1svE9XGe6bwvGtiauQenYIjpnaOkQ0x9e", box_ap=48.5),
-    _detector("Sparse R-CNN", "small", "3x", "1EvzDIdc_zNPhUlDweP_g9-Iqf2_XXMr6", box_ap=48.2),
+    _detector(
+        "Sparse R-CNN",
+        "small",
+        "3x",
+        "1EvzDIdc_zNPhUlDweP_g9-Iqf2_XXMr6",
+        box_ap=48.2,
+        params_m=102.6,
+        gmacs=114.86,
+    ),
     _segmenter(
         "Semantic FPN",
         "tiny",
