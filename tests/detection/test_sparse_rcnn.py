@@ -105,13 +105,13 @@ def test_matching_and_losses(model, vectors, outputs):
     assert rows.tolist() == vectors.raw["match.pred"].tolist()
     assert columns.tolist() == vectors.raw["match.gt"].tolist()
 
+    of_stages = model.roi_heads.stage_losses(outputs, [IMAGE], [target])
+    for i, losses in enumerate(of_stages):
+        for name, (official, weight) in LOSSES.items():
+            stored = vectors.raw[f"loss.loss_{official}" + ("" if i == 5 else f"_{i}")]
+            assert float(losses[name]) == pytest.approx(weight * float(stored[0]), rel=1e-4), (name, i)
     losses = model.roi_heads.compute_loss(outputs, [IMAGE], [target])
-    assert losses.keys() == {f"{name}_{i}" for name in LOSSES for i in range(6)}
-    for name, loss in losses.items():
-        kind, i = name.split("_")
-        official, weight = LOSSES[kind]
-        stored = vectors.raw[f"loss.loss_{official}" + ("" if i == "5" else f"_{i}")]
-        assert float(loss) == pytest.approx(weight * float(stored[0]), rel=1e-4), name
+    assert losses.keys() == {*LOSSES, "auxiliary"}
     assert float(sum(losses.values())) == pytest.approx(float(vectors.raw["loss.total"][0]), rel=1e-4)
 
 
@@ -179,11 +179,11 @@ def test_training_with_and_without_objects(backbone):
     for targets in ([some, none], [none, none]):
         model.zero_grad()
         losses = model(images, targets)
-        assert losses.keys() == {f"{name}_{i}" for name in LOSSES for i in range(2)}
+        assert losses.keys() == {*LOSSES, "auxiliary"}
         sum(losses.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert sum(float(loss.detach()) for name, loss in losses.items() if "classification" not in name) == 0
-    assert float(losses["classification_1"].detach()) > 0
+    assert float(losses["l1"].detach()) == float(losses["giou"].detach()) == 0
+    assert float(losses["classification"].detach()) > 0
     assert some["boxes"].tolist() == [[4, 4, 40, 50], [30, 10, 60, 60]]  # the caller's targets stay as they are
 
 
@@ -193,7 +193,7 @@ def test_more_objects_than_proposals():
     many = objects(*([x, 4, x + 20, 40] for x in range(0, 70, 10)))
     losses = model([torch.rand(3, 64, 96)], [many])
     assert all(loss.isfinite() for loss in losses.values())
-    assert 0 < float(losses["giou_0"].detach()) <= 2 * 2 * 3 / 7
+    assert 0 < float(losses["giou"].detach()) <= 2 * 2 * 3 / 7
     sum(losses.values()).backward()
     assert model.rpn.boxes.grad.abs().sum() > 0
 
@@ -201,10 +201,13 @@ def test_more_objects_than_proposals():
 def test_learned_boxes_learn_from_the_first_stage_only():
     model = small(num_stages=3).train()
     torch.nn.init.uniform_(model.rpn.boxes, 0.3, 0.6)
+    images, _ = model.transform([torch.rand(3, 64, 96)])
     for i in range(3):
         model.zero_grad(set_to_none=True)
-        losses = model([torch.rand(3, 64, 96)], [objects([4, 4, 40, 50])])
-        (losses[f"l1_{i}"] + losses[f"giou_{i}"]).backward()
+        proposals, _ = model.rpn(images, {})
+        outputs = model.roi_heads.refine(model.backbone(images.tensors), proposals, [(64, 96)])
+        losses = model.roi_heads.stage_losses(outputs, [(64, 96)], [objects([4, 4, 40, 50])])[i]
+        (losses["l1"] + losses["giou"]).backward()
         gradient = model.rpn.boxes.grad
         assert (gradient is not None and gradient.abs().sum() > 0) == (i == 0)
         assert model.roi_heads.features.grad.abs().sum() > 0  # the features learn from all
@@ -253,6 +256,17 @@ def test_detections():
         assert result["boxes"].min() >= 0
         assert (result["boxes"] <= torch.tensor([width, height, width, height]) + 1e-3).all()
         assert set(result["labels"].tolist()) <= {0, 1, 2}
+
+
+def test_several_sizes():
+    """Training takes any of them, else the last."""
+    model = small(min_size=[32, 48, 64])
+    images = [torch.rand(3, 100, 120)]
+    seen = {tuple(model.train().transform(images)[0].image_sizes[0]) for _ in range(50)}
+    assert seen == {(32, 38), (48, 57), (64, 76)}
+    assert model.eval().transform(images)[0].image_sizes == [(64, 76)]
+    one_stage = small(num_stages=1).train()
+    assert one_stage(images, [objects([4, 4, 40, 50])]).keys() == set(LOSSES)
 
 
 def test_other_classes(tmp_path):

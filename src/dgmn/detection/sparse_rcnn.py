@@ -1,6 +1,7 @@
 """Sparse R-CNN on any timm backbone, as the published weights were trained."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -185,18 +186,30 @@ class SparseHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """Weighted losses of every stage, each with its own matching; `classification_0` is of the first."""
+        """Weighted losses: of the last stage `classification`, `l1` and `giou`, of all others together `auxiliary`."""
+        *earlier, last = self.stage_losses(outputs, image_shapes, targets)
+        if earlier:
+            last["auxiliary"] = torch.stack([loss for stage in earlier for loss in stage.values()]).sum()
+        return last
+
+    def stage_losses(
+        self,
+        outputs: list[tuple[Tensor, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+    ) -> list[dict[str, Tensor]]:
+        """Weighted losses of every stage, each with its own matching. Boxes are compared by corners relative to the
+        image."""
         extents = torch.stack([_extent(targets[0]["boxes"], shape) for shape in image_shapes])
         objects = [
             Objects(target["labels"], target["boxes"], target["boxes"] / extent)
             for target, extent in zip(targets, extents, strict=True)
         ]
         divisor = number_of_objects(objects)
-        losses: dict[str, Tensor] = {}
-        for i, (logits, boxes) in enumerate(outputs):
-            of_stage = self.criterion(Predictions(logits, boxes, boxes / extents[:, None]), objects, divisor)
-            losses |= {f"{name}_{i}": loss for name, loss in of_stage.items()}
-        return losses
+        return [
+            self.criterion(Predictions(logits, boxes, boxes / extents[:, None]), objects, divisor)
+            for logits, boxes in outputs
+        ]
 
     def postprocess_detections(
         self, logits: Tensor, boxes: Tensor, image_shapes: list[tuple[int, int]]
@@ -229,7 +242,7 @@ def sparse_rcnn(
     *,
     num_proposals: int = 300,
     num_stages: int = 6,
-    min_size: int = 800,
+    min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
     channels: int = 256,
     detections_per_img: int | None = None,
@@ -239,8 +252,9 @@ def sparse_rcnn(
     """Sparse R-CNN (Table 10).
 
     Args:
-        backbone, num_classes, min_size, max_size, pretrained, backbone_args: see
+        backbone, num_classes, max_size, pretrained, backbone_args: see
             [`retinanet`][dgmn.detection.retinanet.retinanet].
+        min_size: the short side that images are resized to; of several, training takes one by chance, else the last.
         num_proposals: learned boxes, and as many features, that every image starts from.
         num_stages: that refine them.
         channels: of the pyramid and the proposals; a multiple of 8.
@@ -268,7 +282,8 @@ def sparse_rcnn(
         raise InputError(f"channels must be a multiple of {_HEADS}, the heads of the attention, got {channels}")
     maps = feature_maps(backbone, pretrained, backbone_args)
     heads = SparseHeads(channels, num_classes, num_proposals, num_stages, detections_per_img)
-    transform = GeneralizedRCNNTransform(min_size, max_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
+    transform = GeneralizedRCNNTransform(sizes, max_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     return SparseRCNN(Pyramid(maps, 4, Subsampled(), channels), LearnedProposals(num_proposals), heads, transform)
 
 

@@ -152,24 +152,20 @@ def sparse_rcnn_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _with_backbone(
-    state_dict: Mapping[str, Tensor],
-    prefix: str,
-    rules: tuple[_Rule, ...],
-    whose: str,
-    official: str = "backbone.",
+    state_dict: Mapping[str, Tensor], prefix: str, rules: tuple[_Rule, ...], whose: str, theirs: str = "backbone."
 ) -> dict[str, Tensor]:
-    inner, _ = _under(state_dict, official)
-    outer = {key: tensor for key, tensor in state_dict.items() if not key.startswith(official)}
+    inner, _ = _under(state_dict, theirs)
+    outer = {key: tensor for key, tensor in state_dict.items() if not key.startswith(theirs)}
     mapped = {prefix + key: tensor for key, tensor in dgmn2_from_official(inner).items()}
     return mapped | _renamed(outer, rules, whose)
 
 
-# What tells a network with a backbone inside: one of its names.
+# What tells a network with a backbone inside: one of its names, and where the original has the backbone.
 _WITH_BACKBONE = (
-    ("head.classifier.weight", segmenter_from_official, "official segmenter"),
-    ("head.classification_head.cls_logits.weight", retinanet_from_official, "official RetinaNet"),
-    ("roi_heads.box_predictor.cls_score.weight", mask_rcnn_from_official, "official Mask R-CNN"),
-    ("roi_heads.stages.0.cls_logits.weight", sparse_rcnn_from_official, "official Sparse R-CNN"),
+    ("head.classifier.weight", "backbone.", segmenter_from_official, "official segmenter"),
+    ("head.classification_head.cls_logits.weight", "backbone.", retinanet_from_official, "official RetinaNet"),
+    ("roi_heads.box_predictor.cls_score.weight", "backbone.", mask_rcnn_from_official, "official Mask R-CNN"),
+    ("roi_heads.stages.0.cls_logits.weight", "backbone.bottom_up.", sparse_rcnn_from_official, "official Sparse R-CNN"),
 )
 
 
@@ -251,10 +247,9 @@ def _find_network(
     state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """The part of a state dict that holds the network, where it was, and the other names."""
-    if any(f"{prefix}patch_embed1.conv1.weight" in state_dict for prefix in OFFICIAL_PREFIXES if prefix):
-        for name, convert, origin in _WITH_BACKBONE:
-            if name in expected:
-                return convert(state_dict), origin, ()
+    for name, theirs, convert, origin in _WITH_BACKBONE:
+        if name in expected and f"{theirs}patch_embed1.conv1.weight" in state_dict:
+            return convert(state_dict), origin, ()
     for prefix in OFFICIAL_PREFIXES:
         if f"{prefix}patch_embed1.conv1.weight" in state_dict and "patch_embed1.conv1.weight" not in expected:
             inner, elsewhere = _under(state_dict, prefix)

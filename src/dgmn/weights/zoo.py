@@ -31,8 +31,8 @@ class ZooModel:
         dataset: that the metrics are for.
         schedule: length of the training.
         metrics: as published: top1 and AP in percent, mIoU in percent (also multi-scale with flip), parameters in
-            millions, GMACs (at 224 x 224, detectors at 800 x 1280, segmenters
-            at 768 x 768).
+            millions, GMACs (at 224 x 224, detectors at 800 x 1280, Sparse R-CNN at 608 x 1024, segmenters at
+            768 x 768).
         file_id: on Google Drive.
     """
 
