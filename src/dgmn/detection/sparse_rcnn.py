@@ -168,7 +168,12 @@ class SparseHeads(nn.Module):
     def refine(
         self, maps: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Logits (B, N, classes) and boxes (B, N, 4) in pixels after every stage."""
+        """Logits (B, N, classes) and boxes (B, N, 4) in pixels after every stage.
+
+        The boxes and features of a stage are the proposals of the next, which reads its regions there.
+
+        Source: section 3.2 of Sparse R-CNN, "Dynamic instance interactive head".
+        """
         boxes = torch.stack(proposals)
         features = self.features.expand(len(boxes), -1, -1)
         outputs = []
@@ -216,7 +221,9 @@ class SparseHeads(nn.Module):
     ) -> list[dict[str, Tensor]]:
         """Of every image the pairs of proposal and class with the highest scores; empty boxes are left out."""
         detections = []
-        for scores, corners, shape in zip(logits.sigmoid(), boxes, image_shapes, strict=True):
+        # In the boxes' precision: the halves of autocast would make many scores equal.
+        probabilities = logits.to(boxes.dtype).sigmoid()
+        for scores, corners, shape in zip(probabilities, boxes, image_shapes, strict=True):
             best = scores.flatten().topk(min(self.detections_per_img, scores.numel()))
             corners = clip_boxes_to_image(corners[best.indices // scores.shape[1]], shape)
             keep = (corners[:, 2:] > corners[:, :2]).all(1)
