@@ -30,13 +30,17 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         coco: images and categories.
         masks: with masks.
         hflip: probability to mirror an image.
+        crop: probability to take a part of an image; see [`cropped`][dgmn.detection.data.cropped].
         skip_bad_images: give the next image instead of one that cannot be read, and say so.
     """
 
-    def __init__(self, coco: CocoSet, masks: bool, hflip: float = 0.0, skip_bad_images: bool = False) -> None:
+    def __init__(
+        self, coco: CocoSet, masks: bool, hflip: float = 0.0, crop: float = 0.0, skip_bad_images: bool = False
+    ) -> None:
         self.coco = coco
         self.masks = masks
         self.hflip = hflip
+        self.crop = crop
         self.skip_bad_images = skip_bad_images
 
     def __len__(self) -> int:
@@ -75,6 +79,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             raise InputError("data: none of the images can be read")
         if self.hflip > 0 and torch.rand(()) < self.hflip:
             image, target = mirrored(image, target)
+        if self.crop > 0 and torch.rand(()) < self.crop:
+            image, target = cropped(image, target)
         return image.float() / 255, target
 
 
@@ -86,6 +92,31 @@ def mirrored(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     if "masks" in target:
         target["masks"] = target["masks"].flip(-1)
     return image.flip(-1), target
+
+
+def cropped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """A random part of an image, and what is left in it of the objects.
+
+    Were the short side 400, 500 or 600 pixels long (chosen by chance), the sides of the part would be 384 to 600. The
+    part keeps its resolution; the network resizes it.
+
+    Source: the augmentation of DETR (https://arxiv.org/abs/2005.12872) and its relatives.
+    """
+    scale = (400, 500, 600)[int(torch.randint(3, ()))] / min(image.shape[1:])
+    begin, size = [], []
+    for side in image.shape[1:]:
+        low, high = (min(n, round(side * scale)) for n in (384, 600))
+        size.append(min(side, round(int(torch.randint(low, high + 1, ())) / scale)))
+        begin.append(int(torch.randint(side - size[-1] + 1, ())))
+    (y, x), (height, width) = begin, size
+    boxes = target["boxes"] - torch.tensor([x, y, x, y])
+    boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
+    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+    target = {**target, "boxes": boxes[inside], "labels": target["labels"][inside]}
+    if "masks" in target:
+        target["masks"] = target["masks"][inside, y : y + height, x : x + width]
+    return image[:, y : y + height, x : x + width], target
 
 
 class DetectionData(ImageData):
@@ -100,6 +131,7 @@ class DetectionData(ImageData):
         annotations: file of a part, below `root`.
         masks: also the masks, for Mask R-CNN.
         hflip: probability to mirror a training image.
+        crop: probability to take a part of a training image; see [`cropped`][dgmn.detection.data.cropped].
         epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
         batch_size: of each device. A batch has images that are all wide or all tall.
         num_workers: processes of each device that load images.
@@ -116,6 +148,7 @@ class DetectionData(ImageData):
         annotations: str = "annotations/instances_{split}.json",
         masks: bool = False,
         hflip: float = 0.5,
+        crop: float = 0.0,
         epoch_steps: int | None = None,
         batch_size: int = 2,
         num_workers: int = 4,
@@ -127,14 +160,16 @@ class DetectionData(ImageData):
                 "data: batch_size and epoch_steps must be at least 1 and num_workers at least 0, "
                 f"got {batch_size}, {epoch_steps} and {num_workers}"
             )
-        if not 0 <= hflip <= 1:
-            raise InputError(f"data.hflip must be in 0..1, got {hflip}")
+        for name, share in {"hflip": hflip, "crop": crop}.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"data.{name} must be in 0..1, got {share}")
         self.root = Path(root)
         self.splits = {"train": train, "val": val, "test": test or val}
         self.images = images
         self.annotations = annotations
         self.masks = masks
         self.hflip = hflip
+        self.crop = crop
         self.epoch_steps = epoch_steps
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -162,8 +197,9 @@ class DetectionData(ImageData):
         wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
         for split in wanted:
             training = split == "train"
+            augmented = {"hflip": self.hflip, "crop": self.crop} if training else {}
             self._sets[split] = DetectionDataset(
-                self.read(split), self.masks, self.hflip if training else 0.0, training and self.skip_bad_images
+                self.read(split), self.masks, **augmented, skip_bad_images=training and self.skip_bad_images
             )
         if stage == "fit":
             train, val = (self._sets[split].coco for split in ("train", "val"))
