@@ -131,7 +131,8 @@ class DetectionData(ImageData):
         annotations: file of a part, below `root`.
         masks: also the masks, for Mask R-CNN.
         hflip: probability to mirror a training image.
-        crop: probability to take a part of a training image; see [`cropped`][dgmn.detection.data.cropped].
+        crop: probability to take a part of a training image, of about two thirds of its short side or more, as
+            DETR does.
         epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
         batch_size: of each device. A batch has images that are all wide or all tall.
         num_workers: processes of each device that load images.
