@@ -1,4 +1,4 @@
-"""Sparse R-CNN computes what the original does, from the maps to the losses of every stage."""
+"""Sparse R-CNN beside the numbers of the original, from the maps to the losses of every stage."""
 
 import pytest
 import torch
@@ -58,8 +58,9 @@ def proposals(model, maps):
 def outputs(model, maps, proposals):
     """Of all stages, as the vectors have them: each reads the regions of the initial proposals.
 
-    The vectors were made so. Neither the paper (section 3.2: the new boxes are the next stage's proposals) nor the
-    published code does it, nor does the network outside of this test; see the test of the regions below.
+    Only so are the vectors met, though their description does not say it. Sparse R-CNN's paper (section 3.2: the new
+    boxes are the next stage's proposals) and its authors' code read new regions in every stage, and so does the network
+    outside of this fixture; see the test of the regions below.
     """
     heads = model.roi_heads
     regions = heads.roi_pool(maps, proposals, [IMAGE])
