@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds beside Tables 7 to 9 of the paper."""
+"""Parameters and multiply-adds beside Tables 7 to 10 of the paper."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dgmn.complexity import count
-from dgmn.detection import deformable_detr, mask_rcnn, retinanet
+from dgmn.detection import deformable_detr, mask_rcnn, retinanet, sparse_rcnn
 from dgmn.detection.networks import BUILDERS
 from dgmn.weights import find
 from dgmn_cli import run
@@ -71,3 +71,27 @@ def test_deformable_detr_costs_the_same_on_every_device():
     with torch.device("meta"):
         meta = count(deformable_detr("dgmn2_nano", **options), (64, 96))
     assert count(deformable_detr("dgmn2_nano", **options), (64, 96)) == meta
+
+
+@pytest.mark.parametrize(("backbone", "gmacs"), [("dgmn2_small", 114.86), ("resnet50", 112.82)])
+def test_sparse_rcnn_costs_what_the_paper_says(backbone, gmacs):
+    """The paper does not tell the size of its image; that of 600 x 1000, padded, fits both of its rows."""
+    with torch.device("meta"):
+        cost = count(sparse_rcnn(backbone), (608, 1024))
+    assert cost.original_macs / 1e9 == pytest.approx(gmacs, rel=1e-3)
+
+
+def test_sparse_rcnn_costs_what_the_original_does():
+    """By torch's counter, at 800 x 1280."""
+    with torch.device("meta"):
+        cost = count(sparse_rcnn("dgmn2_small"), (800, 1280))
+    assert cost.params == 102_569_320  # the paper: 102.6 M
+    assert cost.original_macs / 1e9 == pytest.approx(173.762, rel=1e-5)
+
+
+def test_the_kernels_of_a_device_change_nothing():
+    """In evaluation a CPU has its own for attention, which the counter does not know."""
+    options = {"num_proposals": 4, "num_stages": 1, "channels": 16}
+    with torch.device("meta"):
+        meta = count(sparse_rcnn("dgmn2_nano", **options), (64, 96))
+    assert count(sparse_rcnn("dgmn2_nano", **options).eval(), (64, 96)) == meta

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from dgmn.detection.deformable_detr import DeformableDETR, deformable_detr
 from dgmn.detection.mask_rcnn import MaskRCNN, mask_rcnn
 from dgmn.detection.retinanet import RetinaNet, retinanet
+from dgmn.detection.sparse_rcnn import SparseRCNN, sparse_rcnn
 
 if TYPE_CHECKING:
     from dgmn.detection.data import DetectionData
@@ -16,9 +17,11 @@ __all__ = [
     "DetectionTask",
     "MaskRCNN",
     "RetinaNet",
+    "SparseRCNN",
     "deformable_detr",
     "mask_rcnn",
     "retinanet",
+    "sparse_rcnn",
 ]
 
 _HOMES = {"DetectionData": "data", "DetectionTask": "task"}

@@ -44,14 +44,15 @@ class OverlapMatcher(Matcher):
 
 
 class AlignedRoIs(MultiScaleRoIAlign):
-    """RoIAlign shifted by half a pixel, with as many samples as a region has pixels, at fixed strides.
+    """RoIAlign shifted by half a pixel, at fixed strides.
 
     Args:
         output_size: bins of a side.
+        sampling_ratio: samples of a bin's side; 0 takes as many as a region has pixels.
     """
 
-    def __init__(self, output_size: int) -> None:
-        super().__init__(["0", "1", "2", "3"], output_size, 0)
+    def __init__(self, output_size: int, sampling_ratio: int = 0) -> None:
+        super().__init__(["0", "1", "2", "3"], output_size, sampling_ratio)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
@@ -60,9 +61,9 @@ class AlignedRoIs(MultiScaleRoIAlign):
         out = first.new_zeros((len(rois), first.shape[1], *self.output_size))
         for level, name in enumerate(self.featmap_names):
             here = torch.where(levels == level)[0]
-            pooled = roi_align(
-                x[name], rois[here].to(first.dtype), self.output_size, 1 / _STRIDES[level], 0, aligned=True
-            )
+            # In the boxes' precision: rounded to the halves of autocast's maps, they would move by whole pixels.
+            values, scale = x[name].to(rois.dtype), 1 / _STRIDES[level]
+            pooled = roi_align(values, rois[here], self.output_size, scale, self.sampling_ratio, aligned=True)
             out = out.index_copy(0, here, pooled.to(out.dtype))
         return out
 

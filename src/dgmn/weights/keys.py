@@ -113,6 +113,23 @@ _DEFORMABLE_DETR_RULES: tuple[_Rule, ...] = (
 )
 # Of the numbers 0..90 those that COCO has no category for.
 _NO_CATEGORY = {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+# detectron2's pyramid, and the heads of Sparse R-CNN's own code.
+_STAGE = r"head\.head_series\.(\d+)\."
+_SPARSE_RCNN_RULES: tuple[_Rule, ...] = (
+    (r"backbone\.fpn_lateral([2-5])\.(\w+)", lambda m: f"backbone.fpn.inner_blocks.{int(m[1]) - 2}.0.{m[2]}"),
+    (r"backbone\.fpn_output([2-5])\.(\w+)", lambda m: f"backbone.fpn.layer_blocks.{int(m[1]) - 2}.0.{m[2]}"),
+    (r"init_proposal_boxes\.weight", lambda m: "rpn.boxes"),
+    (r"init_proposal_features\.weight", lambda m: "roi_heads.features"),
+    (_STAGE + r"self_attn\.([\w.]+)", lambda m: f"roi_heads.stages.{m[1]}.attention.{m[2]}"),
+    (_STAGE + r"inst_interact\.dynamic_layer\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.interaction.filters.{m[2]}"),
+    (_STAGE + r"inst_interact\.out_layer\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.interaction.out.{m[2]}"),
+    (_STAGE + r"inst_interact\.(norm[123]\.\w+)", lambda m: f"roi_heads.stages.{m[1]}.interaction.{m[2]}"),
+    (_STAGE + r"linear([12])\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.mlp.{2 * int(m[2]) - 2}.{m[3]}"),
+    (_STAGE + r"(norm[123]\.\w+)", lambda m: f"roi_heads.stages.{m[1]}.{m[2]}"),
+    (_STAGE + r"(cls|reg)_module\.(\d\.\w+)", lambda m: f"roi_heads.stages.{m[1]}.{m[2]}_tower.{m[3]}"),
+    (_STAGE + r"class_logits\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.cls_logits.{m[2]}"),
+    (_STAGE + r"bboxes_delta\.(\w+)", lambda m: f"roi_heads.stages.{m[1]}.box_deltas.{m[2]}"),
+)
 
 
 def dgmn2_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -179,6 +196,16 @@ def deformable_detr_from_official(state_dict: Mapping[str, Tensor]) -> dict[str,
     return _with_backbone(single, "backbone.model.", _DEFORMABLE_DETR_RULES, "Deformable DETR", "backbone.0.")
 
 
+def sparse_rcnn_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the official Sparse R-CNN (detectron2 0.4) to ours.
+
+    Raises:
+        InputError (a ValueError): a name that it does not have.
+    """
+    rules = _SPARSE_RCNN_RULES
+    return _with_backbone(state_dict, "backbone.body.model.", rules, "Sparse R-CNN", "backbone.bottom_up.")
+
+
 def _with_backbone(
     state_dict: Mapping[str, Tensor], prefix: str, rules: tuple[_Rule, ...], whose: str, theirs: str = "backbone."
 ) -> dict[str, Tensor]:
@@ -206,6 +233,7 @@ _WITH_BACKBONE = (
     ("head.classification_head.cls_logits.weight", "backbone.", retinanet_from_official, "official RetinaNet"),
     ("roi_heads.box_predictor.cls_score.weight", "backbone.", mask_rcnn_from_official, "official Mask R-CNN"),
     ("class_heads.0.weight", "backbone.0.", deformable_detr_from_official, "official Deformable DETR"),
+    ("roi_heads.stages.0.cls_logits.weight", "backbone.bottom_up.", sparse_rcnn_from_official, "official Sparse R-CNN"),
 )
 
 

@@ -31,8 +31,8 @@ class ZooModel:
         dataset: that the metrics are for.
         schedule: length of the training.
         metrics: as published: top1 and AP in percent, mIoU in percent (also multi-scale with flip), parameters in
-            millions, GMACs (at 224 x 224, detectors at 800 x 1280, segmenters
-            at 768 x 768).
+            millions, GMACs (at 224 x 224, detectors at 800 x 1280, Sparse R-CNN at 608 x 1024, segmenters at
+            768 x 768).
         file_id: on Google Drive.
     """
 
@@ -154,7 +154,15 @@ ZOO: tuple[ZooModel, ...] = (
     _detector(
         "Deformable DETR+", "small", "50e", "1svE9XGe6bwvGtiauQenYIjpnaOkQ0x9e", box_ap=48.5, params_m=34.0, gmacs=214.3
     ),
-    _detector("Sparse R-CNN", "small", "3x", "1EvzDIdc_zNPhUlDweP_g9-Iqf2_XXMr6", box_ap=48.2),
+    _detector(
+        "Sparse R-CNN",
+        "small",
+        "3x",
+        "1EvzDIdc_zNPhUlDweP_g9-Iqf2_XXMr6",
+        box_ap=48.2,
+        params_m=102.6,
+        gmacs=114.86,
+    ),
     _segmenter(
         "Semantic FPN",
         "tiny",
