@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgmn.detection.multi_scale import FusedMultiScaleAttention
 from dgmn.detection.networks import BUILDERS as DETECTORS
 from dgmn.errors import InputError
 from dgmn.layers import RelativePosition
@@ -79,8 +80,13 @@ class _Dense(nn.Module):
 
     def forward(self, images: Tensor) -> None:
         if hasattr(self.model, "predict"):  # none of torchvision's
+            fused = [module for module in self.model.modules() if isinstance(module, FusedMultiScaleAttention)]
+            for module in fused:  # sums of sampled points are not counted, as in the original
+                module.fused = False
             with sdpa_kernel(SDPBackend.MATH):  # the counter does not know a device's own kernels
                 self.model.predict(images)
+            for module in fused:
+                module.fused = True
             return
         features = list(self.model.backbone(images).values())
         if not hasattr(self.model, "roi_heads"):

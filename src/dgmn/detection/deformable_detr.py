@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MLP, box_convert
 
+from dgmn.detection.multi_scale import FusedMultiScaleAttention
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps
@@ -184,6 +185,8 @@ def _transformer(config: Any, channels: Sequence[int]) -> Any:
     model = DeformableDetrModel(config)
     del model.backbone
     model.encoder.dropout = 0.0  # the original drops nothing before the first layer
+    for layer in model.encoder.layers:
+        layer.self_attn.attn = FusedMultiScaleAttention(layer.self_attn.attn)
     width = config.d_model
     projections = [nn.Conv2d(n, width, 1) for n in channels]
     projections += [nn.Conv2d(channels[-1], width, 3, 2, 1) for _ in range(_LEVELS - len(channels))]
