@@ -246,3 +246,21 @@ def test_targets_of_masks():
 def test_mistakes_are_named():
     with pytest.raises(InputError, match=r"num_classes must be at least 1, got 0"):
         mask_rcnn("dgmn2_nano", 0)
+
+
+def test_hundreds_of_objects_in_an_image():
+    boxes = torch.tensor([[x * 12.0, y * 12.0, x * 12.0 + 10, y * 12.0 + 10] for x in range(20) for y in range(19)])
+    masks = torch.zeros(len(boxes), 228, 240, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    image = masks.amax(0).float().expand(3, -1, -1)
+    options = {"channels": 32, "representation_size": 64, "detections_per_img": 500}
+    model = mask_rcnn("dgmn2_nano", 1, min_size=228, max_size=240, **options)
+    target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.long), "masks": masks}
+    losses = model([image], [target])
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    model.roi_heads.score_thresh = 0.0
+    (found,) = model.eval()([image])
+    assert 100 < len(found["boxes"]) <= 500
+    assert found["masks"].shape == (len(found["boxes"]), 1, 228, 240)

@@ -125,3 +125,19 @@ def test_without_areas_the_boxes_tell_the_sizes(truth, results):
     bare = {**truth, "annotations": [{k: v for k, v in e.items() if k != "area"} for e in truth["annotations"]]}
     assert average_precision(bare, results) == average_precision(truth, results)
     assert all("area" not in entry for entry in bare["annotations"]), "what was given is as it was"
+
+
+def test_more_objects_than_coco_counts():
+    boxes = [[x * 10, y * 10, 8, 8] for x in range(25) for y in range(15)]
+    entries = [
+        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 64, "iscrowd": 0}
+        for i, box in enumerate(boxes)
+    ]
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 250, "height": 150}],
+        "categories": [{"id": 1, "name": "nucleus"}],
+        "annotations": entries,
+    }
+    results = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9} for box in boxes]
+    assert average_precision(truth, results)[0]["AP"] < 0.3
+    assert average_precision(truth, results, most=500)[0]["AP"] == pytest.approx(1)

@@ -99,6 +99,6 @@ def drawn(image: Image.Image, found: Found, names: Sequence[str]) -> Image.Image
     """An image with detections: boxes, masks, names and scores; the first stand out where they overlap."""
     colors = distinct_colors(len(names))
     labels = found["labels"].tolist()
-    captions = [f"{names[label]} {score:.0%}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]
+    captions = [f"{names[label]}  {score:.0%}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]
     masks = found["masks"][:, 0].cpu().numpy() if "masks" in found else None
     return boxed(image, found["boxes"].tolist(), captions, [colors[label] for label in labels], masks)
