@@ -41,7 +41,8 @@ Often changed:
                                     val, and FOLDER/classes.txt
   --model.num_classes N             how many classes they have
   --model.model NAME                classification: dgmn2_nano, _tiny, _small, _medium, _large, or any of timm's;
-                                    detection: retinanet, mask_rcnn (with --data.masks true);
+                                    detection: retinanet, mask_rcnn (with --data.masks true), deformable_detr,
+                                    deformable_detr_refine_two_stage, sparse_rcnn;
                                     segmentation: semantic_fpn, setr_naive, setr_pup, setr_mla
   --model.backbone NAME             of those two: dgmn2_tiny and so on, or any of timm's with several maps
   --model.checkpoint FILE           weights to start from (official or own)
@@ -176,7 +177,11 @@ def _predict(arguments: list[str]) -> int:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of a run, or official weights with --model")
-    parser.add_argument("--model", metavar="NAME", help="a published model, for instance dgmn2_tiny: see dgmn zoo")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a published model, for instance dgmn2_tiny (see dgmn zoo); retinanet and so on alone is the smallest one",
+    )
     parser.add_argument(
         "-c", "--config", metavar="RECIPE", help="take the network from a recipe: logs/version_N/config.yaml of a run"
     )
@@ -336,7 +341,11 @@ def _quickstart(arguments: list[str]) -> int:
         default="classification",
         help="default classification",
     )
-    parser.add_argument("--model", choices=("mask_rcnn", "retinanet"), help="detection: default mask_rcnn")
+    parser.add_argument(
+        "--model",
+        choices=("mask_rcnn", "retinanet", "deformable_detr", "sparse_rcnn"),
+        help="detection: default mask_rcnn",
+    )
     parser.add_argument("--output", metavar="FOLDER", help="where to write (default runs/quickstart, with the task)")
     options = parser.parse_args(arguments)
     if options.model and options.task != "detection":

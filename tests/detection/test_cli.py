@@ -308,3 +308,26 @@ def test_images_of_a_test_server(trained, coco_scenes, tmp_path):
     assert {result["image_id"] for result in results} == {1, 2, 3}
     assert all(("segmentation" in result) == (model == "mask_rcnn") for result in results)
     assert metrics(tmp_path)["test/box_AP"] == -1
+
+
+@pytest.mark.parametrize("model", ["deformable_detr", "sparse_rcnn"])
+def test_detectors_that_predict_sets(model, few_coco_scenes, tmp_path, capsys):
+    """A run of two steps, its evaluation and prediction, as those of the others."""
+    options = ["--data.epoch_steps", "2", "--trainer.max_epochs", "1"]
+    assert fit(few_coco_scenes, tmp_path / "run", *options, model=model) == 0
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    arguments = ["-c", recipe(model), "--data.root", str(few_coco_scenes), "--ckpt_path", str(checkpoint)]
+    assert run(["validate", *arguments, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    assert metrics(tmp_path)["val/box_AP"] == pytest.approx(metrics(tmp_path / "run")["val/box_AP"], abs=1e-6)
+    arguments = [str(few_coco_scenes / "val"), "--ckpt_path", str(checkpoint), "--score", "0"]
+    assert run(["predict", *arguments, "--json", str(tmp_path / "found.json")]) == 0
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert {entry["image_id"] for entry in content["annotations"]} == {1, 2, 3, 4, 5}
+    assert all(entry["bbox"][2] >= 0 for entry in content["annotations"])
+
+
+def test_the_name_of_a_network_alone(few_coco_scenes, hub_dir, capsys):
+    image = str(few_coco_scenes / "val/000001.png")
+    for name, model in {"sparse_rcnn": "sparse_rcnn_dgmn2_small", "retinanet": "retinanet_dgmn2_tiny"}.items():
+        assert run(["predict", image, "--model", name]) == 2
+        assert f"{model} was not downloaded yet" in capsys.readouterr().err

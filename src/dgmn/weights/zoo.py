@@ -311,13 +311,13 @@ ZOO: tuple[ZooModel, ...] = (
 
 
 def find(name: str, task: str | None = None) -> ZooModel:
-    """The row of this name.
+    """The row of this name; a network's name alone, for instance "retinanet", is its smallest model.
 
     Raises:
         InputError (a ValueError): no such row (the message suggests near names), or one of another task.
     """
     for model in ZOO:
-        if model.name == name:
+        if name in (model.name, model.builder):
             if task not in (None, model.task):
                 raise InputError(
                     f"{name} is a model for {model.task}, one for {task} is needed: dgmn zoo --task {task}"
