@@ -126,7 +126,7 @@ def cropped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     boxes = target["boxes"] - torch.tensor([x, y, x, y])
     boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
-    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+    inside = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)  # less cannot be learnt
     target = {**target, "boxes": boxes[inside], "labels": target["labels"][inside]}
     if "masks" in target:
         target["masks"] = target["masks"][inside, y : y + height, x : x + width]
