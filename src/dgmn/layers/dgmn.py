@@ -5,14 +5,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from dgmn.ops import sampled_aggregate
 from dgmn.ops.reference import without_autocast
-
-# For FX tracing, which cannot look into it.
-torch.fx.wrap("sampled_aggregate")
-torch.fx.wrap("_predict_walks")
 
 _SIDE = 3
 _NODES = _SIDE * _SIDE  # K
@@ -65,7 +62,6 @@ class DGMNMessage(nn.Module):
         self.released = released
         self.affinities_at = affinities_at  # the channel of `filters` from which on the logits are read
         self.backend = "auto"  # of the ops, see dgmn.ops.BACKENDS
-        self.dynamic_weights = groups > 0
         self.fixed = not (dynamic_affinity or groups)
         predicted = _NODES * (groups + dynamic_affinity)
         grid: dict[str, Any] = {"kernel_size": _SIDE, "padding": sampling_rate, "dilation": sampling_rate}
@@ -82,35 +78,36 @@ class DGMNMessage(nn.Module):
             if self.walks.bias is not None:
                 nn.init.zeros_(self.walks.bias)
 
-    def predict(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Where the nodes of every position are and how they count.
-
-        Returns:
-            The walks Δd (B, H, W, K, 2) in pixels as (dy, dx), None without dynamic sampling; and the product
-            A_ij w_j for every group of channels, (B, H, W, G or 1, K). Without weights and affinities that are
-            predicted: the message itself, (B, H, W, C).
-        """
-        walks = None
+    def predict_walks(self, x: Tensor) -> Tensor | None:
+        """Δd of the nodes of every position, (B, H, W, K, 2) in pixels as (dy, dx); None without dynamic sampling."""
         if self.walks is None:
-            maps = self.filters(x).permute(0, 2, 3, 1)
-        else:
-            walks = _predict_walks(x, self.walks.weight, self.walks.bias, self.sampling_rate)
-            maps = self._convolve_sampled(x, walks)
+            return None
+        return _predict_walks(x, self.walks.weight, self.walks.bias, self.sampling_rate)
+
+    def predict_weights(self, x: Tensor, walks: Tensor | None) -> Tensor:
+        """A_ij w_j of every position, (B, H, W, G, K), or A_ij alone, (B, H, W, 1, K), without dynamic weights.
+
+        Raises:
+            ValueError: the weights are not predicted.
+        """
         if self.fixed:
-            return walks, maps
-        # The softmax and the product in float32: they weigh nodes that lie far apart.
+            raise ValueError("predict_weights: this message has neither dynamic weights nor dynamic affinity")
+        maps = self._filtered(x, walks)
+        # The softmax and the product in float32, also under autocast.
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        weight = None
-        if self.dynamic_weights:
-            weight = maps[..., : _NODES * self.groups].reshape(*maps.shape[:3], self.groups, _NODES)
-        if self.dynamic_affinity:
-            logits = maps[..., self.affinities_at : self.affinities_at + _NODES]
-            affinity = logits.softmax(-1).unsqueeze(3)  # eq. 7
-            weight = affinity if weight is None else weight * affinity
-        elif self.released and weight is not None:
-            weight = weight.softmax(-1)
-        assert weight is not None
-        return walks, weight
+        batch, height, width, _ = maps.shape
+        weight = maps[..., : _NODES * self.groups].reshape(batch, height, width, self.groups, _NODES)
+        if not self.dynamic_affinity:
+            return weight.softmax(-1) if self.released else weight
+        logits = maps[..., self.affinities_at : self.affinities_at + _NODES]
+        affinity = logits.softmax(-1).unsqueeze(3)  # eq. 7
+        return weight * affinity if self.groups else affinity
+
+    def _filtered(self, x: Tensor, walks: Tensor | None) -> Tensor:
+        if walks is None:
+            maps: Tensor = self.filters(x)
+            return maps.permute(0, 2, 3, 1)
+        return self._convolve_sampled(x, walks)
 
     def _convolve_sampled(self, x: Tensor, walks: Tensor) -> Tensor:
         """`filters` on the sampled nodes instead of the grid (v' of eq. 6): a deformable convolution.
@@ -140,9 +137,10 @@ class DGMNMessage(nn.Module):
         return out.to(sampled.dtype) if self.fixed else out
 
     def forward(self, x: Tensor) -> Tensor:
-        walks, weight = self.predict(x)
+        walks = self.predict_walks(x)
         if self.fixed:
-            return weight.permute(0, 3, 1, 2)
+            return self._filtered(x, walks).permute(0, 3, 1, 2)
+        weight = self.predict_weights(x, walks)
         batch, channels, height, width = x.shape
         groups = self.groups or 1
         parts = _parts(channels // groups)
@@ -160,6 +158,7 @@ class DGMNMessage(nn.Module):
         return message.flatten(3).permute(0, 3, 1, 2)
 
 
+@register_notrace_module
 class DGMN(nn.Module):
     """Dynamic graph message passing on a feature map (eq. 1 to 7).
 
@@ -198,7 +197,7 @@ class DGMN(nn.Module):
         (B, C, H, W) to (B, C, H, W), of any height and width.
 
     Raises:
-        ValueError: a number that does not fit, an unknown fusion or form, or a released form that was never
+        ValueError: a map or number that does not fit, an unknown fusion or form, or a released form that was never
             released: without dynamic weights, with affinities but no walks, or with other than four sampling rates.
 
     Source: Zhang et al., Dynamic Graph Message Passing Networks, CVPR 2020; section 3 of
@@ -266,6 +265,9 @@ class DGMN(nn.Module):
             nn.init.constant_(beta, self.initial_beta)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.channels or 0 in x.shape[2:]:
+            wanted = f"(B, {self.channels}, H, W), neither H nor W zero"
+            raise ValueError(f"x must have the shape {wanted}, got {tuple(x.shape)}")
         state = x
         for _ in range(self.steps):
             # Nodes are read with all their channels at once.
