@@ -289,6 +289,9 @@ def test_half_precision(switches, fusion, dtype):
         out = module(x)
         assert out.dtype == (torch.float32 if fusion == "sum" else dtype)
         out.float().square().sum().backward()
+        for message in module.messages:
+            if not message.fixed:
+                assert message.predict_weights(x, message.predict_walks(x)).dtype == torch.float32
     torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
     assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in module.parameters())
     out = module.to(dtype)(x.to(dtype))
