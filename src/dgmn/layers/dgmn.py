@@ -1,0 +1,294 @@
+"""The DGMN module for convolutional networks: messages of sampled nodes with predicted weights (paper, section 3)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.models._features_fx import register_notrace_module
+from torch import Tensor, nn
+
+from dgmn.ops import sampled_aggregate
+from dgmn.ops.reference import without_autocast
+
+_SIDE = 3
+_NODES = _SIDE * _SIDE  # K
+_MAX_HEAD = 256  # channels of a head that the CUDA kernels accept
+
+
+def _predict_walks(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """The walks Δd of all nodes (eq. 4): (B, C, H, W) to (B, H, W, K, 2)."""
+    # In float32 also under autocast: a walk is added to a pixel coordinate.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with without_autocast(x):
+        bias = None if bias is None else bias.to(dtype)
+        walks = F.conv2d(x.to(dtype), weight.to(dtype), bias, padding=dilation, dilation=dilation)
+    batch, _, height, width = walks.shape
+    return walks.permute(0, 2, 3, 1).reshape(batch, height, width, _NODES, 2)
+
+
+def _parts(channels: int) -> int:
+    """The fewest equal parts of so many channels that are small enough for every kernel."""
+    return next(n for n in range(1, channels + 1) if channels % n == 0 and channels // n <= _MAX_HEAD)
+
+
+class DGMNMessage(nn.Module):
+    """The message of one sampling rate: `Σ_j A_ij ϱ(h_j | V, j, Δd_j) w_j` (eq. 5 without β).
+
+    `filters` predicts the weights and the affinities of a position from its sampled nodes, jointly: its first G * K
+    channels are the weights, group by group, its last K the logits of the affinities. Without both it is a
+    convolution with weights of its own, w_j of eq. 1. See [`DGMN`][dgmn.layers.DGMN], also for the forms.
+
+    Shape:
+        (B, C, H, W) to (B, C, H, W).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        sampling_rate: int,
+        groups: int,
+        dynamic_affinity: bool,
+        dynamic_sampling: bool,
+        released: bool,
+        affinities_at: int,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.groups = groups
+        self.dynamic_affinity = dynamic_affinity
+        self.released = released
+        self.affinities_at = affinities_at  # the channel of `filters` from which on the logits are read
+        self.backend = "auto"  # of the ops, see dgmn.ops.BACKENDS
+        self.fixed = not (dynamic_affinity or groups)
+        predicted = _NODES * (groups + dynamic_affinity)
+        grid: dict[str, Any] = {"kernel_size": _SIDE, "padding": sampling_rate, "dilation": sampling_rate}
+        self.sampling_rate = sampling_rate
+        self.walks = nn.Conv2d(channels, 2 * _NODES, **grid, bias=not released, **dd) if dynamic_sampling else None
+        bias = not released and not self.fixed
+        self.filters = nn.Conv2d(channels, predicted or channels, **grid, bias=bias, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.filters.reset_parameters()
+        if self.walks is not None:  # on the regular grid, as deformable convolutions start
+            nn.init.zeros_(self.walks.weight)
+            if self.walks.bias is not None:
+                nn.init.zeros_(self.walks.bias)
+
+    def predict_walks(self, x: Tensor) -> Tensor | None:
+        """Δd of the nodes of every position, (B, H, W, K, 2) in pixels as (dy, dx); None without dynamic sampling."""
+        if self.walks is None:
+            return None
+        return _predict_walks(x, self.walks.weight, self.walks.bias, self.sampling_rate)
+
+    def predict_weights(self, x: Tensor, walks: Tensor | None) -> Tensor:
+        """A_ij w_j of every position, (B, H, W, G, K), or A_ij alone, (B, H, W, 1, K), without dynamic weights.
+
+        Raises:
+            ValueError: the weights are not predicted.
+        """
+        if self.fixed:
+            raise ValueError("predict_weights: this message has neither dynamic weights nor dynamic affinity")
+        maps = self._filtered(x, walks)
+        # The softmax and the product in float32, also under autocast.
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        batch, height, width, _ = maps.shape
+        weight = maps[..., : _NODES * self.groups].reshape(batch, height, width, self.groups, _NODES)
+        if not self.dynamic_affinity:
+            return weight.softmax(-1) if self.released else weight
+        logits = maps[..., self.affinities_at : self.affinities_at + _NODES]
+        affinity = logits.softmax(-1).unsqueeze(3)  # eq. 7
+        return weight * affinity if self.groups else affinity
+
+    def _filtered(self, x: Tensor, walks: Tensor | None) -> Tensor:
+        if walks is None:
+            maps: Tensor = self.filters(x)
+            return maps.permute(0, 2, 3, 1)
+        return self._convolve_sampled(x, walks)
+
+    def _convolve_sampled(self, x: Tensor, walks: Tensor) -> Tensor:
+        """`filters` on the sampled nodes instead of the grid (v' of eq. 6): a deformable convolution.
+
+        Its products come first, tap by tap, then their results are sampled. Both are linear, so the order makes no
+        difference; but there are fewer channels to sample, and the K sampled nodes are never held in memory.
+        """
+        weight, bias = self.filters.weight, self.filters.bias
+        batch, _, height, width = x.shape
+        outputs = weight.shape[0]
+        parts = _parts(outputs)
+        maps = F.linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1).flatten(0, 2))
+        # Every tap is a head that has one node, on its place in the grid.
+        steps = torch.arange(-1, 2, device=x.device, dtype=walks.dtype) * self.sampling_rate
+        grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(_NODES, 2)
+        offset = (walks + grid).repeat_interleave(parts, 3).unsqueeze(4)
+        sampled = sampled_aggregate(
+            maps.reshape(batch, height, width, _NODES * parts, outputs // parts),
+            offset,
+            walks.new_ones(1, 1, 1, 1, 1).expand(batch, height, width, _NODES * parts, 1),
+            kernel_size=1,
+            backend=self.backend,
+        )
+        dtype = torch.promote_types(sampled.dtype, torch.float32)
+        out = sampled.reshape(batch, height, width, _NODES, outputs).sum(3, dtype=dtype)
+        out = out if bias is None else out + bias
+        return out.to(sampled.dtype) if self.fixed else out
+
+    def forward(self, x: Tensor) -> Tensor:
+        walks = self.predict_walks(x)
+        if self.fixed:
+            return self._filtered(x, walks).permute(0, 3, 1, 2)
+        weight = self.predict_weights(x, walks)
+        batch, channels, height, width = x.shape
+        groups = self.groups or 1
+        parts = _parts(channels // groups)
+        if parts > 1:
+            weight = weight.repeat_interleave(parts, 3)
+        if walks is None:
+            walks = weight.new_zeros(1, 1, 1, 1, 1).expand(batch, height, width, _NODES, 2)
+        message = sampled_aggregate(
+            x.permute(0, 2, 3, 1).reshape(batch, height, width, groups * parts, channels // groups // parts),
+            walks.unsqueeze(3),
+            weight,
+            dilation=self.sampling_rate,
+            backend=self.backend,
+        )
+        return message.flatten(3).permute(0, 3, 1, 2)
+
+
+@register_notrace_module
+class DGMN(nn.Module):
+    """Dynamic graph message passing on a feature map (eq. 1 to 7).
+
+    Every position is a node of a graph. At every sampling rate it receives the message of K = 3 x 3 nodes on a
+    grid of that dilation, moved by predicted walks Δd (dynamic sampling, eq. 4). Their affinities A_ij, a softmax over
+    the K nodes, and their weights w_j, one number for every group of channels, are predicted from the sampled nodes
+    (eq. 6 and 7). With f the input and h = f at the start:
+
+    `m_q = Σ_j A_ij ϱ(h_j | V, j, Δd_j) w_j` (eq. 5), `h = σ(f + Σ_q β_q m_q)` (eq. 2), `steps` times.
+
+    Forms:
+
+    * "paper": the equations. σ is ReLU, the predictors have biases. Without dynamic affinity A is 1.
+    * "released": what the code that the authors published computes, for its weights. No σ, no biases. Without
+      dynamic affinity the weights go through a softmax over the nodes. With it, the fourth sampling rate takes the
+      weights of the last group for the affinities' logits, too, and leaves its own logits unused.
+
+    Without dynamic weights and dynamic affinity, w_j is a learned C x C matrix (eq. 1): the message is a
+    convolution, with dynamic sampling a deformable one ("deformable message passing" in Table 3).
+
+    Args:
+        channels: C.
+        sampling_rates: φ, a message for each. The paper has (1, 4, 8, 12) for detection and (1, 6, 12, 24, 36) for
+            segmentation.
+        groups: G groups of channels with weights of their own, a divisor of `channels`; 0: no dynamic weights.
+        dynamic_affinity: predict affinities.
+        dynamic_sampling: predict walks. The costs in Table 2 of the paper are those without.
+        steps: T, message passing steps, which share all parameters.
+        fusion: "sum" as above. "concat": `h = σ(W [f, m_1, .., m_S])`, where W is a 1x1 convolution; Table 2 of
+            the paper has its cost.
+        form: "paper" or "released".
+        initial_beta: what every β_q starts from; at 0, the module starts as the identity (in the paper's form on
+            maps that have passed a ReLU). The published code has 1.
+
+    Shape:
+        (B, C, H, W) to (B, C, H, W), of any height and width.
+
+    Raises:
+        ValueError: a map or number that does not fit, an unknown fusion or form, or a released form that was never
+            released: without dynamic weights, with affinities but no walks, or with other than four sampling rates.
+
+    Source: Zhang et al., Dynamic Graph Message Passing Networks, CVPR 2020; section 3 of
+    https://arxiv.org/abs/2209.09760.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        sampling_rates: Sequence[int] = (1, 4, 8, 12),
+        groups: int = 4,
+        dynamic_affinity: bool = True,
+        dynamic_sampling: bool = True,
+        steps: int = 1,
+        fusion: Literal["sum", "concat"] = "sum",
+        form: Literal["paper", "released"] = "paper",
+        initial_beta: float = 1.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        sampling_rates = tuple(sampling_rates)
+        _check_number("channels", channels)
+        _check_number("steps", steps)
+        _check_number("groups", groups, at_least=0)
+        if not sampling_rates:
+            raise ValueError("sampling_rates must not be empty")
+        for rate in sampling_rates:
+            _check_number("sampling_rates", rate)
+        if groups and channels % groups:
+            raise ValueError(f"groups must divide channels = {channels}, got {groups}")
+        if fusion not in ("sum", "concat"):
+            raise ValueError(f'fusion must be "sum" or "concat", got {fusion!r}')
+        if form not in ("paper", "released"):
+            raise ValueError(f'form must be "paper" or "released", got {form!r}')
+        released = form == "released"
+        if released and not groups:
+            raise ValueError('form "released" needs dynamic weights, got groups = 0')
+        if released and dynamic_affinity and not dynamic_sampling:
+            raise ValueError('form "released" has dynamic_affinity only with dynamic_sampling')
+        if released and len(sampling_rates) != 4:
+            raise ValueError(f'form "released" needs four sampling_rates, got {len(sampling_rates)}')
+        dd = {"device": device, "dtype": dtype}
+        self.channels = channels
+        self.sampling_rates = sampling_rates
+        self.steps = steps
+        self.fusion = fusion
+        self.form = form
+        self.initial_beta = initial_beta
+        self.messages = nn.ModuleList()
+        for index, rate in enumerate(sampling_rates):
+            # A slip in the published code, which its weights were trained with.
+            affinities_at = _NODES * (groups - (released and index == 3))
+            switches = (groups, dynamic_affinity, dynamic_sampling, released, affinities_at)
+            self.messages.append(DGMNMessage(channels, rate, *switches, **dd))
+        self.beta: nn.ParameterList | None = None
+        if fusion == "sum":
+            self.beta = nn.ParameterList(nn.Parameter(torch.empty(1, **dd)) for _ in sampling_rates)
+        else:
+            self.fuse = nn.Conv2d((len(sampling_rates) + 1) * channels, channels, 1, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for beta in self.beta or ():
+            nn.init.constant_(beta, self.initial_beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.channels or 0 in x.shape[2:]:
+            wanted = f"(B, {self.channels}, H, W), neither H nor W zero"
+            raise ValueError(f"x must have the shape {wanted}, got {tuple(x.shape)}")
+        state = x
+        for _ in range(self.steps):
+            # Nodes are read with all their channels at once.
+            nodes = state.contiguous(memory_format=torch.channels_last)
+            messages = [message(nodes) for message in self.messages]
+            if self.beta is None:
+                state = self.fuse(torch.cat([x, *messages], 1))
+            else:
+                state = x
+                for beta, message in zip(self.beta, messages, strict=True):
+                    state = state + beta * message
+            if self.form == "paper":
+                state = state.relu()
+        return state
+
+    def extra_repr(self) -> str:
+        rates = f"sampling_rates={self.sampling_rates}"
+        return f"{self.channels}, {rates}, steps={self.steps}, fusion={self.fusion}, form={self.form}"
+
+
+def _check_number(name: str, number: int, at_least: int = 1) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < at_least:
+        wanted = "whole numbers" if name.endswith("rates") else "a whole number"
+        raise ValueError(f"{name} must be {wanted} of at least {at_least}, got {number!r}")
