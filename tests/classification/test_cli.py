@@ -269,7 +269,7 @@ def test_predict_needs_a_whole_recipe(
         (["{image}", "--ckpt_path", "none.ckpt"], "none.ckpt: no such file"),
         (["{image}", "--model", "dgmn2_tny"], "did you mean dgmn2_tiny"),
         (
-            ["{image}", "--model", "dgmn2_tiny", "--score", "0.5"],
+            ["{image}", "--model", "dgmn2_tiny", "--score", "0"],
             "--score is for detection, this model is",
         ),
         (["{image}", "--device", "cuda:99"], "--device cuda:99"),

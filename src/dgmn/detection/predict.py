@@ -55,11 +55,11 @@ class DetectionPredictor:
         load_checkpoint(network, checkpoint or model.file)
         return cls(network, tuple(CATEGORIES.values()), tuple(CATEGORIES))
 
-    def predict(self, path: Path, threshold: float = 0.05, device: str | torch.device = "cpu") -> Found:
+    def predict(self, image: Path | Image.Image, threshold: float = 0.05, device: str | torch.device = "cpu") -> Found:
         """What is in an image.
 
         Args:
-            path: of the image.
+            image: or its path.
             threshold: least score.
             device: to compute on.
 
@@ -70,9 +70,10 @@ class DetectionPredictor:
         Raises:
             InputError: the image cannot be read; the message names it.
         """
-        image = TF.pil_to_tensor(load_image(path)).to(device).float() / 255
+        picture = image if isinstance(image, Image.Image) else load_image(image)
+        pixels = TF.pil_to_tensor(picture.convert("RGB")).to(device).float() / 255
         with torch.inference_mode():
-            found: Found = self.network.to(device)([image])[0]
+            found: Found = self.network.to(device)([pixels])[0]
         order = found["scores"].argsort(descending=True, stable=True)
         order = order[found["scores"][order] >= threshold]
         return {key: value[order].cpu() for key, value in found.items()}

@@ -65,7 +65,7 @@ class DetectionTask(Task):
         super().__init__(network, network_args, optimizer, schedule, lr_batch)
         self.lr_multipliers = lr_multipliers or {}
         self.filled = checkpoint is not None and start_from(network, checkpoint)
-        self.detections = network_args["model_args"].get("detections_per_img", 100)
+        self.detections = network_args["model_args"].get("detections_per_img") or 100
         self.kinds = ("bbox", "segm") if model == "mask_rcnn" else ("bbox",)
         self._results: list[dict[str, Any]] = []
         self._seen: list[int] = []

@@ -16,7 +16,8 @@ def predict(options: argparse.Namespace) -> int:
     paths = find_images(options.images)
     task, description = _model(options)
     for option, its_task in _OF_TASK.items():
-        if task != its_task and getattr(options, option):
+        given = getattr(options, option)
+        if task != its_task and given is not None and given is not False:  # a score of 0 is given
             raise InputError(f"--{option} is for {its_task}, this model is for {task}")
     # Each brings the packages of its task only.
     import_module(f"dgmn.predict.{task}").run(options, paths, description, _device(options.device))

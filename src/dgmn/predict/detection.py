@@ -33,20 +33,20 @@ def run(
     failure = None
     for number, path in enumerate(paths, 1):
         try:
-            found = predictor.predict(path, threshold, device)
+            image = load_image(path)
         except InputError as error:  # what was predicted before is kept
             failure = error
             break
+        found = predictor.predict(image, threshold, device)
         rows.append((str(path), len(found["scores"]), _summary(found, predictor.classes)))
         if options.json:
-            width, height = load_image(path).size
-            images.append({"id": number, "file_name": str(path), "width": width, "height": height})
+            images.append({"id": number, "file_name": str(path), "width": image.width, "height": image.height})
             for annotation in predictor.to_coco(number, found):
                 annotations.append({"id": len(annotations) + 1, **annotation})
         if pictures:
             # Numbered, because images of different folders may share a name.
             file = pictures / f"{number - 1:05d}_{path.stem}.jpg"
-            predictor.draw(load_image(path), found).save(file, quality=92)
+            predictor.draw(image, found).save(file, quality=92)
         show_progress(number, len(paths), "images", quiet=len(paths) == 1)
     print(format_table(("image", "objects", f"with a score of at least {threshold:g}"), rows))
     if options.json:

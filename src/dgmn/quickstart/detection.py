@@ -75,12 +75,11 @@ def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]
     results: list[dict[str, Any]] = []
     pictures: list[Image.Image] = []
     for image in truth["images"]:
-        path = data / "test" / image["file_name"]
-        found = predictor.predict(path)
+        shown = load_image(data / "test" / image["file_name"])
+        found = predictor.predict(shown)
         results += to_results(image["id"], found, predictor.category_ids)
         if len(pictures) < 12:
             likely = {key: value[found["scores"] >= 0.5] for key, value in found.items()}
-            shown = load_image(path)
             pictures.append(predictor.draw(shown, likely))
     contact_sheet(pictures).save(picture)
     rows: list[tuple[str, object]] = [("test scenes, of digits never trained on", len(truth["images"]))]
