@@ -1,6 +1,15 @@
-"""Building blocks of the networks, made of the primitives in `dgmn.ops`."""
+"""Layers on the primitives in `dgmn.ops`, and the modules that the paper compares with."""
 
 from dgmn.layers.attention import DGMN2Attention, DGMN2Block, RelativePosition
+from dgmn.layers.context import CrissCross, DeformableConv2d, context_module
 from dgmn.layers.dgmn import DGMN
 
-__all__ = ["DGMN", "DGMN2Attention", "DGMN2Block", "RelativePosition"]
+__all__ = [
+    "DGMN",
+    "CrissCross",
+    "DGMN2Attention",
+    "DGMN2Block",
+    "DeformableConv2d",
+    "RelativePosition",
+    "context_module",
+]

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from dgmn.segmentation.fcn import dilated_fcn
 from dgmn.segmentation.inference import PAPER_SCALES, Inference, predict_labels, predict_probabilities
 from dgmn.segmentation.losses import PixelLoss
 from dgmn.segmentation.metrics import Scores, scores
-from dgmn.segmentation.networks import BUILDERS, Segmenter, semantic_fpn, setr_mla, setr_naive, setr_pup
+from dgmn.segmentation.networks import BUILDERS, semantic_fpn, setr_mla, setr_naive, setr_pup
+from dgmn.segmentation.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from dgmn.segmentation.data import SegmentationData, Splits
@@ -25,6 +27,7 @@ __all__ = [
     "SegmentationTask",
     "Segmenter",
     "Splits",
+    "dilated_fcn",
     "predict_labels",
     "predict_probabilities",
     "scores",

@@ -4,43 +4,18 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps
+from dgmn.segmentation.fcn import dilated_fcn
+from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize
 
 Upsampling = Literal["official", "undistorted"]
-
-
-class Segmenter(nn.Module):
-    """A backbone and a decode head, whose output is resized to the image.
-
-    Args:
-        backbone: gives a list of maps (B, C_i, H_i, W_i), the finest first.
-        head: takes that list, gives logits (B, classes, h, w).
-
-    Shape:
-        (B, 3, H, W), normalised, to logits (B, classes, H, W).
-    """
-
-    pretrained_cfg: ClassVar = {"classifier": "head.classifier"}  # what `load_checkpoint(reset_head=True)` leaves out
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, images: Tensor) -> Tensor:
-        return _resize(self.head(self.backbone(images)), images.shape[-2:])
-
-    def no_weight_decay(self) -> set[str]:
-        names = getattr(getattr(self.backbone, "model", self.backbone), "no_weight_decay", None)
-        return set(names()) if callable(names) else set()
 
 
 class SemanticFPNHead(nn.Module):
@@ -82,7 +57,7 @@ class SemanticFPNHead(nn.Module):
         levels = [level(x) for level, x in zip(self.levels, pyramid, strict=True)]
         out = levels[0]
         for x in levels[1:]:
-            out = out + _resize(x, out.shape[-2:])
+            out = out + resize(x, out.shape[-2:])
         logits: Tensor = self.classifier(self.dropout(out))
         return logits
 
@@ -101,7 +76,7 @@ class _SquareHead(nn.Module):
         return factor * (width if self.upsampling == "official" else height), factor * width
 
     def _squared(self, logits: Tensor, side: int) -> Tensor:
-        return _resize(logits, (side, side)) if self.upsampling == "official" else logits
+        return resize(logits, (side, side)) if self.upsampling == "official" else logits
 
     def _tell(self, x: Tensor) -> None:
         if self.upsampling == "official" and x.shape[-2] != x.shape[-1] and not torch.compiler.is_compiling():
@@ -158,9 +133,9 @@ class SETRPUPHead(_SquareHead):
         x = maps[-1]
         for conv in self.convs:
             x = conv(x)
-            x = _resize(x, self._size(x, 2))
+            x = resize(x, self._size(x, 2))
         logits: Tensor = self.classifier(x)
-        return _resize(logits, self._size(logits, 2))
+        return resize(logits, self._size(logits, 2))
 
 
 class SETRMLAHead(_SquareHead):
@@ -194,7 +169,7 @@ class SETRMLAHead(_SquareHead):
         self._tell(maps[-1])
         # Four times the second map, which for the paper's strides 4, 8, 8, 8 is twice the first.
         size = self._size(maps[1], 4)
-        levels = [_resize(branch(x), size) for branch, x in zip(self.branches, maps, strict=True)]
+        levels = [resize(branch(x), size) for branch, x in zip(self.branches, maps, strict=True)]
         logits: Tensor = self.classifier(torch.cat(levels, 1))
         return self._squared(logits, self.image_size)
 
@@ -229,7 +204,9 @@ def semantic_fpn(
     Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760).
     """
     maps = feature_maps(backbone, pretrained, backbone_args)
-    head = SemanticFPNHead(maps.feature_info.channels(), _classes(num_classes), pyramid_channels, channels, dropout)
+    head = SemanticFPNHead(
+        maps.feature_info.channels(), checked_classes(num_classes), pyramid_channels, channels, dropout
+    )
     return Segmenter(maps, head)
 
 
@@ -267,7 +244,7 @@ def setr_naive(
     """
     maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
     return Segmenter(
-        maps, SETRNaiveHead(maps.feature_info.channels()[-1], _classes(num_classes), image_size, upsampling)
+        maps, SETRNaiveHead(maps.feature_info.channels()[-1], checked_classes(num_classes), image_size, upsampling)
     )
 
 
@@ -297,7 +274,9 @@ def setr_pup(
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
     maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
-    return Segmenter(maps, SETRPUPHead(maps.feature_info.channels()[-1], _classes(num_classes), channels, upsampling))
+    return Segmenter(
+        maps, SETRPUPHead(maps.feature_info.channels()[-1], checked_classes(num_classes), channels, upsampling)
+    )
 
 
 def setr_mla(
@@ -327,7 +306,7 @@ def setr_mla(
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
     maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
-    head = SETRMLAHead(maps.feature_info.channels(), _classes(num_classes), channels, image_size, upsampling)
+    head = SETRMLAHead(maps.feature_info.channels(), checked_classes(num_classes), channels, image_size, upsampling)
     return Segmenter(maps, head)
 
 
@@ -336,17 +315,6 @@ BUILDERS: dict[str, Callable[..., Segmenter]] = {
     "setr_naive": setr_naive,
     "setr_pup": setr_pup,
     "setr_mla": setr_mla,
+    "dilated_fcn": dilated_fcn,
 }
 """The networks by name, as recipes and published models name them."""
-
-
-def _classes(num_classes: int) -> int:
-    if not 2 <= num_classes <= 255:
-        raise InputError(f"num_classes must be in 2..255, as masks have 8 bits and 255 is no class, got {num_classes}")
-    return num_classes
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)

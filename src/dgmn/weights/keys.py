@@ -252,11 +252,15 @@ def _renamed(state_dict: Mapping[str, Tensor], rules: tuple[_Rule, ...], whose: 
 
 @dataclass(frozen=True)
 class Match:
-    """A state dict whose names are the model's, and what was found on the way to it."""
+    """A state dict whose names are the model's, and what was found on the way to it.
+
+    `fresh` are those of its names whose tensors are the model's own, because the file is of a network without them.
+    """
 
     state_dict: dict[str, Tensor]
     origin: str
     ignored: tuple[str, ...]
+    fresh: tuple[str, ...] = ()
 
 
 def match_keys(
@@ -272,7 +276,8 @@ def match_keys(
     Layouts: names of the model itself; of our trained networks (under `model.`); of the official DGMN2
     classifiers, detectors and segmenters. What belongs to parts that the model was built without (the classifier of
     a `features_only` network, its stages after the last one asked for, a detector's heads) is left out and named
-    in `ignored`.
+    in `ignored`. What the model adds to a plain network (the beginnings of names in its attribute `added`) may be
+    absent, all of it: then the model's own tensors stand there, named in `fresh`.
 
     Args:
         state_dict: name to tensor.
@@ -291,6 +296,11 @@ def match_keys(
     expected = {key.removeprefix(wrapper): tensor for key, tensor in expected.items()}
 
     source, origin, elsewhere = _find_network(state_dict, expected)
+    added = tuple(getattr(getattr(model, "model", model) if wrapper else model, "added", ()))
+    fresh = [key for key in expected if added and key.startswith(added)]
+    if any(key in source for key in fresh):
+        fresh = []
+    source |= {key: expected[key] for key in fresh}
     heads = {key for key in expected if reset_head and _is_head(key, model)}
     wanted = {key: source[key] for key in expected if key in source and key not in heads}
     missing = [key for key in expected if key not in source and key not in heads]
@@ -308,7 +318,8 @@ def match_keys(
         only_head = all(_is_head(key, model) for key in wrong)
         advice = "; the number of classes differs: reset_head=True leaves the classifier out" if only_head else ""
         raise InputError(f"{len(wrong)} shapes differ: {_first(shapes, 3)}{advice}")
-    return Match({wrapper + key: tensor for key, tensor in wanted.items()}, origin, tuple(left) + elsewhere)
+    named = {wrapper + key: tensor for key, tensor in wanted.items()}
+    return Match(named, origin, tuple(left) + elsewhere, tuple(wrapper + key for key in fresh))
 
 
 def _find_network(

@@ -43,18 +43,22 @@ class LoadReport:
         origin: whose names it has, and where in the file they were.
         loaded: tensors that the network got.
         ignored: names of the file that the network has no place for.
+        fresh: names of the network's modules that a plain network's file lacks; they stay as they were.
     """
 
     path: Path
     origin: str
     loaded: int
     ignored: tuple[str, ...]
+    fresh: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"loaded {self.loaded} tensors from {self.path} ({self.origin})"
         if self.ignored:
             parts = sorted({key.split(".")[0] for key in self.ignored})
             text += f"; left out {len(self.ignored)} that this model has no place for ({', '.join(parts)})"
+        if self.fresh:
+            text += f"; {len(self.fresh)} of added modules, which the file lacks, start anew"
         return text
 
 
@@ -126,7 +130,8 @@ def load_checkpoint(
     """Loads an official or own checkpoint into a network, strictly: an unknown or missing name is an error.
 
     Finds by itself where the weights are in the file (plain, `model`, `state_dict`, with `module.` in front) and
-    whose names they have (ours, the official classifiers', detectors' and segmenters').
+    whose names they have (ours, the official classifiers', detectors' and segmenters'). A plain ResNet's weights fill
+    a `DGMNResNet` but for its modules.
 
     Args:
         model: the network to fill: a classifier, or a backbone from `timm.create_model(..., features_only=True)`.
@@ -150,7 +155,8 @@ def load_checkpoint(
         raise InputError(f"checkpoint {path}: {error}") from error
     model.load_state_dict(match.state_dict, strict=not reset_head)
     origin = match.origin + (f" in {checkpoint.entry!r}" if checkpoint.entry else "")
-    return LoadReport(Path(path), origin, len(match.state_dict), match.ignored)
+    loaded = len(match.state_dict) - len(match.fresh)
+    return LoadReport(Path(path), origin, loaded, match.ignored, match.fresh)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,187 @@
+"""The modules that the paper compares with, and ours, at one interface: (B, C, H, W) to (B, C, H, W)."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import GlobalContext
+from timm.layers.non_local_attn import NonLocalAttn
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, DeformConv2d
+from torchvision.ops.deform_conv import deform_conv2d
+
+from dgmn.errors import InputError
+from dgmn.layers.dgmn import DGMN
+from dgmn.ops.reference import without_autocast
+
+
+class DeformableConv2d(DeformConv2d):
+    """A deformable convolution, version 2, that predicts its own offsets and masks from its input.
+
+    Starts on the regular grid with masks of a half. Offsets are in float32 also under autocast.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as of `nn.Conv2d`.
+
+    Shape:
+        (B, in_channels, H, W) to (B, out_channels, H', W').
+
+    Source: Deformable ConvNets v2 (https://arxiv.org/abs/1811.11168), section 3.2, on torchvision's operator.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.nodes = kernel_size * kernel_size
+        self.offset_and_mask = nn.Conv2d(in_channels, 3 * self.nodes, kernel_size, stride, padding, dilation)
+        nn.init.zeros_(self.offset_and_mask.weight)
+        nn.init.zeros_(self.offset_and_mask.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        predictor = self.offset_and_mask
+        with without_autocast(x):
+            geometry = (self.stride, self.padding, self.dilation)
+            bias = None if predictor.bias is None else predictor.bias.to(dtype)
+            predicted = nn.functional.conv2d(x.to(dtype), predictor.weight.to(dtype), bias, *geometry)
+            offset, mask = predicted.split((2 * self.nodes, self.nodes), 1)
+            weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+            out = deform_conv2d(x.to(dtype), offset, weight, bias, *geometry, mask.sigmoid())
+        return out.to(x.dtype)
+
+
+class CrissCross(nn.Module):
+    """Criss-cross attention: a position attends to those of its row and column, twice, so that all are reached.
+
+    `γ Σ_u A_ui g(x_u) + x_i` over the H + W - 1 positions u; γ starts at 0, as the identity. The rounds share all
+    parameters.
+
+    Args:
+        channels: C.
+        reduction: of the channels of query and key.
+        recurrence: rounds.
+
+    Shape:
+        (B, C, H, W) to (B, C, H, W).
+
+    Source: CCNet (https://arxiv.org/abs/1811.11721), sections 3.2 and 3.3.
+    """
+
+    def __init__(self, channels: int, reduction: int = 8, recurrence: int = 2) -> None:
+        super().__init__()
+        inner = max(1, channels // reduction)
+        self.query = nn.Conv2d(channels, inner, 1)
+        self.key = nn.Conv2d(channels, inner, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.recurrence = recurrence
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # is in its row already
+        for _ in range(self.recurrence):
+            query, key, value = self.query(x), self.key(x), self.value(x)
+            column = torch.einsum("bchw,bcgw->bhwg", query, key).masked_fill(itself, float("-inf"))
+            row = torch.einsum("bchw,bchv->bhwv", query, key)
+            affinity = torch.cat((column, row), -1).softmax(-1).to(value.dtype)
+            column, row = affinity.split((height, width), -1)
+            message = torch.einsum("bhwg,bcgw->bchw", column, value) + torch.einsum("bhwv,bchv->bchw", row, value)
+            x = x + self.gamma * message
+        return x
+
+
+def non_local(channels: int, inner_channels: int | None = None, convolution: bool = False) -> nn.Module:
+    """timm's non-local block: every position attends to all others, in O((HW)²).
+
+    Args:
+        channels: C.
+        inner_channels: of query, key and value; None: half of C.
+        convolution: a 3x3 convolution with batch norm and ReLU follows. Table 2 of the paper has the cost of that.
+
+    Source: Non-local Neural Networks (https://arxiv.org/abs/1711.07971).
+    """
+    block = NonLocalAttn(channels, rd_channels=inner_channels or max(1, channels // 2))
+    if not convolution:
+        return block
+    return nn.Sequential(OrderedDict(block=block, convolution=Conv2dNormActivation(channels, channels, 3)))
+
+
+def global_context(channels: int, reduction: int = 16) -> nn.Module:
+    """timm's block of GCNet: one context for all positions, added to each.
+
+    Args:
+        channels: C.
+        reduction: of the bottleneck's channels.
+
+    Source: GCNet (https://arxiv.org/abs/1904.11492), section 3.4.
+    """
+    return GlobalContext(channels, fuse_add=True, fuse_scale=False, rd_channels=max(1, channels // reduction))
+
+
+def aspp(channels: int, sampling_rates: Sequence[int] = (12, 24, 36), inner_channels: int = 256) -> nn.Module:
+    """torchvision's atrous spatial pyramid pooling, and a 1x1 convolution back to C channels.
+
+    Args:
+        channels: C.
+        sampling_rates: dilations of its 3x3 convolutions.
+        inner_channels: of its branches and its output.
+
+    Source: DeepLabv3 (https://arxiv.org/abs/1706.05587), section 3.3.
+    """
+    from torchvision.models.segmentation.deeplabv3 import ASPP
+
+    pyramid = ASPP(channels, list(sampling_rates), inner_channels)
+    return nn.Sequential(OrderedDict(pyramid=pyramid, expand=Conv2dNormActivation(inner_channels, channels, 1)))
+
+
+def deformable(channels: int) -> nn.Module:
+    """A 3x3 deformable convolution of C to C channels; in a ResNet it takes the place of the 3x3 convolution.
+
+    Args:
+        channels: C.
+
+    Source: see [`DeformableConv2d`][dgmn.layers.DeformableConv2d].
+    """
+    return DeformableConv2d(channels, channels)
+
+
+MODULES: Mapping[str, Callable[..., nn.Module]] = {
+    "dgmn": DGMN,
+    "deformable_message_passing": partial(DGMN, groups=0, dynamic_affinity=False),
+    "deformable": deformable,
+    "aspp": aspp,
+    "non_local": non_local,
+    "global_context": global_context,
+    "criss_cross": CrissCross,
+}
+"""The modules by name, as networks and recipes have them. Each takes a number of channels, and options."""
+
+
+def context_module(name: str, channels: int, args: Mapping[str, Any] | None = None) -> nn.Module:
+    """One of [`MODULES`][dgmn.layers.context.MODULES].
+
+    Args:
+        name: "dgmn", "deformable_message_passing", "deformable", "aspp", "non_local", "global_context", "criss_cross".
+        channels: of its input and output.
+        args: more arguments for it, for instance `{"sampling_rates": [1, 6, 12]}`.
+
+    Raises:
+        InputError (a ValueError): no such module, or arguments that it does not take.
+    """
+    if name not in MODULES:
+        raise InputError(f"module: no {name!r}; one of {', '.join(MODULES)}")
+    try:
+        return MODULES[name](channels, **(args or {}))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"module_args: {name} cannot be built for {channels} channels with {args}: {error}") from error

@@ -1,0 +1,175 @@
+"""ResNets with DGMN, or a module that the paper compares with, inside (paper, section 5)."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import timm
+from timm.layers import freeze_batch_norm_2d
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from dgmn.errors import InputError
+from dgmn.layers import DeformableConv2d, context_module
+from dgmn.weights.keys import match_keys
+
+Place = Literal["c5", "c4_c5", "res4"]
+
+
+class DGMNResNet(ResNet):
+    """timm's ResNet of bottlenecks with modules that let distant positions exchange messages.
+
+    Where the paper has them: after the 3x3 convolution, its norm and its ReLU, in every block of the last stage
+    ("c5") or of the last two ("c4_c5"); or one before the last block of the last stage but one ("res4"), where
+    non-local networks have theirs. Names of all other weights are those of the plain network, whose weights load:
+    then the modules start anew.
+
+    Args:
+        block, layers: see `timm.models.resnet.ResNet`; the blocks are bottlenecks.
+        module: one of `dgmn.layers.context.MODULES`, for instance "dgmn", "non_local"; None: the plain network.
+        at: "c5", "c4_c5" or "res4".
+        module_args: more arguments for the module, for instance `{"sampling_rates": (1, 4, 8)}`.
+        frozen_norms: keep the network's batch norms as its weights have them, statistics and all, as the paper does
+            on COCO. Needs pretrained weights to make sense. Norms inside of the modules are trained.
+        kwargs: those of `timm.models.resnet.ResNet`.
+
+    Raises:
+        InputError (a ValueError): an unknown module or place, or a network that has no such place.
+
+    Source: Zhang et al., Dynamic Graph Message Passing Networks, section 5 (https://arxiv.org/abs/2209.09760).
+    """
+
+    def __init__(
+        self,
+        block: type[nn.Module],
+        layers: Sequence[int],
+        *,
+        module: str | None = "dgmn",
+        at: Place = "c5",
+        module_args: Mapping[str, Any] | None = None,
+        frozen_norms: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        # A branch that a frozen norm multiplies by its initial 0 would never come to life.
+        super().__init__(cast(Any, block), tuple(layers), **{"zero_init_last": not frozen_norms, **kwargs})
+        if frozen_norms:
+            freeze_batch_norm_2d(self)
+        if not issubclass(block, Bottleneck):
+            raise InputError(f"block: modules stand in bottlenecks, got {block.__name__}")
+        self.added: tuple[str, ...] = ()  # beginnings of the names that a plain network's weights lack
+        blocks = list(_blocks(layers, at))
+        if module is None:
+            if module_args:
+                raise InputError(f"module_args: given without a module, got {dict(module_args)}")
+            return
+        for name in blocks:
+            found = cast(Bottleneck, self.get_submodule(name))
+            if module == "deformable" and at != "res4":
+                if module_args:
+                    raise InputError(f"module_args: deformable takes none, got {dict(module_args)}")
+                found.conv2 = _deformable(found.conv2)
+                self.added += (f"{name}.conv2.offset_and_mask.",)
+                continue
+            # What follows the activation stands in its place, so that the names of all weights stay.
+            activation, channels = ("act3", found.conv3) if at == "res4" else ("act2", found.conv2)
+            added = context_module(module, channels.out_channels, module_args)
+            parts = OrderedDict(act=getattr(found, activation), module=added)
+            setattr(found, activation, nn.Sequential(parts))
+            self.added += (f"{name}.{activation}.module.",)
+
+
+def _blocks(layers: Sequence[int], at: Place) -> Iterator[str]:
+    """The blocks that get a module."""
+    if at == "res4":
+        if len(layers) < 2 or layers[-2] < 2:
+            raise InputError(f'at "res4" is between two blocks of the last stage but one, which {tuple(layers)} lacks')
+        yield f"layer{len(layers) - 1}.{layers[-2] - 2}"
+    elif at in ("c5", "c4_c5"):
+        for stage in range(len(layers) - (at == "c4_c5"), len(layers) + 1):
+            for i in range(layers[stage - 1]):
+                yield f"layer{stage}.{i}"
+    else:
+        raise InputError(f'at must be "c5", "c4_c5" or "res4", got {at!r}')
+
+
+def _deformable(conv: nn.Conv2d) -> DeformableConv2d:
+    stride, padding, dilation = conv.stride[0], cast(Any, conv.padding)[0], conv.dilation[0]
+    new = DeformableConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size[0], stride, padding, dilation, conv.groups, bias=False
+    )
+    new.weight = conv.weight
+    return new.to(conv.weight.device, conv.weight.dtype)
+
+
+def set_multi_grid(network: nn.Module, grid: Sequence[int] = (1, 2, 4)) -> None:
+    """Multiplies the dilations in the last stage of a dilated ResNet, block by block, in place.
+
+    Args:
+        network: a ResNet of timm, or its feature maps, with `output_stride` 8 or 16.
+        grid: a factor for each block of the last stage.
+
+    Raises:
+        InputError (a ValueError): another network, or another number of blocks.
+
+    Source: DeepLabv3 (https://arxiv.org/abs/1706.05587), section 3.1.
+    """
+    network = getattr(network, "model", network)
+    if not isinstance(network, ResNet):
+        raise InputError(f"multi_grid: is for timm's ResNets, got {type(network).__name__}")
+    blocks = list(cast(nn.Sequential, network.get_submodule(network.feature_info[-1]["module"])))
+    if len(grid) != len(blocks) or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in grid):
+        raise InputError(f"multi_grid: a factor of at least 1 for each of {len(blocks)} blocks, got {tuple(grid)}")
+    # timm's first block of a dilated stage still has the dilation of the stage before.
+    dilation = max(conv.dilation[0] for block in blocks for conv in _convolutions(block))
+    if dilation == 1:
+        raise InputError("multi_grid: the network is not dilated: it needs an output_stride of 8 or 16")
+    for block, factor in zip(blocks, grid, strict=True):
+        for conv in _convolutions(block):
+            conv.dilation = conv.padding = (dilation * factor,) * 2
+
+
+def _convolutions(block: nn.Module) -> list[nn.Conv2d]:
+    """The 3x3 convolutions of a block."""
+    names = ("conv1", "conv2") if isinstance(block, BasicBlock) else ("conv2",)
+    return [cast(nn.Conv2d, block.get_submodule(name)) for name in names]
+
+
+def _filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    return match_keys(state_dict, model, check_shapes=False, allow_unknown=True).state_dict
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    options: dict[str, Any] = {"pretrained_filter_fn": _filter, "block": Bottleneck, **kwargs}
+    return cast(nn.Module, build_model_with_cfg(DGMNResNet, variant, pretrained, **options))
+
+
+def _plain(name: str) -> dict[str, Any]:
+    """Where timm has the weights of the plain network; they are of its own recipe of that time, as in the paper."""
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    return {key: value for key, value in cfg.to_dict().items() if key not in ("architecture", "tag")}
+
+
+default_cfgs = generate_default_cfgs(
+    {f"dgmn_{name}.tv_in1k": _plain(f"{name}.tv_in1k") for name in ("resnet50", "resnet101", "resnext101_32x8d")}
+)
+
+
+@register_model
+def dgmn_resnet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 with DGMN; `pretrained` fills all but the modules."""
+    return _create("dgmn_resnet50", pretrained, **{"layers": (3, 4, 6, 3), **kwargs})
+
+
+@register_model
+def dgmn_resnet101(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-101 with DGMN; `pretrained` fills all but the modules."""
+    return _create("dgmn_resnet101", pretrained, **{"layers": (3, 4, 23, 3), **kwargs})
+
+
+@register_model
+def dgmn_resnext101_32x8d(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNeXt-101 (32 x 8d) with DGMN; `pretrained` fills all but the modules."""
+    args: dict[str, Any] = {"layers": (3, 4, 23, 3), "cardinality": 32, "base_width": 8}
+    return _create("dgmn_resnext101_32x8d", pretrained, **{**args, **kwargs})

@@ -1,0 +1,87 @@
+"""The dilated fully convolutional network, the paper's baseline on Cityscapes, with or without DGMN."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from dgmn.errors import InputError
+from dgmn.layers import context_module
+from dgmn.models.dgmn_resnet import set_multi_grid
+from dgmn.models.features import feature_maps
+from dgmn.segmentation.segmenter import Segmenter, checked_classes
+
+
+class FCNHead(nn.Module):
+    """A 3x3 convolution on the last map, perhaps a module that relates its positions, a classifier.
+
+    Args:
+        in_channels: of the last map.
+        num_classes: outputs.
+        channels: of the convolution and the module.
+        module: one of `dgmn.layers.context.MODULES`, for instance "dgmn"; None: no module.
+        module_args: more arguments for it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        channels: int = 512,
+        module: str | None = None,
+        module_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = Conv2dNormActivation(in_channels, channels, 3)
+        self.module = nn.Identity() if module is None else context_module(module, channels, module_args)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        logits: Tensor = self.classifier(self.module(self.conv(maps[-1])))
+        return logits
+
+
+def dilated_fcn(
+    backbone: str = "resnet101",
+    num_classes: int = 19,
+    *,
+    module: str | None = None,
+    module_args: Mapping[str, Any] | None = None,
+    channels: int = 512,
+    multi_grid: Sequence[int] | None = None,
+    output_stride: int = 8,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+) -> Segmenter:
+    """Dilated FCN: a 3x3 convolution on the last map of a dilated ResNet, a module, a classifier (Table 2).
+
+    Args:
+        backbone: any of timm's networks that takes this `output_stride`.
+        num_classes: outputs.
+        module: what relates the positions, one of `dgmn.layers.context.MODULES`: "dgmn", "non_local" and so on. None
+            is the baseline.
+        module_args: more arguments for it; for instance, the paper's rates on Cityscapes are
+            `{"sampling_rates": (1, 6, 12, 24, 36), "fusion": "concat"}`.
+        channels: of the convolution and the module.
+        multi_grid: factors of the dilations in the last stage's blocks, for instance (1, 2, 4); timm's ResNets only.
+        output_stride: of the backbone's last map.
+        pretrained: start the backbone from its published weights.
+        backbone_args: more arguments for the backbone.
+
+    Returns:
+        (B, 3, H, W) to logits (B, num_classes, H, W).
+
+    Raises:
+        InputError (a ValueError): a backbone that timm does not know or that takes no such stride, an unknown module,
+            or a module, backbone and arguments that do not go together.
+
+    Source: Dynamic Graph Message Passing Networks, sections 5.1 and 8.1 (https://arxiv.org/abs/2209.09760).
+    """
+    if module is None and module_args:
+        raise InputError(f"module_args: given without a module, got {dict(module_args)}")
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
+    if multi_grid is not None:
+        set_multi_grid(maps, multi_grid)
+    head = FCNHead(maps.feature_info.channels()[-1], checked_classes(num_classes), channels, module, module_args)
+    return Segmenter(maps, head)

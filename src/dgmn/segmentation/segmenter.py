@@ -1,0 +1,47 @@
+"""What all segmentation networks share."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgmn.errors import InputError
+
+
+class Segmenter(nn.Module):
+    """A backbone and a decode head, whose output is resized to the image.
+
+    Args:
+        backbone: gives a list of maps (B, C_i, H_i, W_i), the finest first.
+        head: takes that list, gives logits (B, classes, h, w).
+
+    Shape:
+        (B, 3, H, W), normalised, to logits (B, classes, H, W).
+    """
+
+    pretrained_cfg: ClassVar = {"classifier": "head.classifier"}  # what `load_checkpoint(reset_head=True)` leaves out
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return resize(self.head(self.backbone(images)), images.shape[-2:])
+
+    def no_weight_decay(self) -> set[str]:
+        names = getattr(getattr(self.backbone, "model", self.backbone), "no_weight_decay", None)
+        return set(names()) if callable(names) else set()
+
+
+def checked_classes(num_classes: int) -> int:
+    if not 2 <= num_classes <= 255:
+        raise InputError(f"num_classes must be in 2..255, as masks have 8 bits and 255 is no class, got {num_classes}")
+    return num_classes
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
