@@ -263,9 +263,21 @@ def _complexity(arguments: list[str]) -> int:
         default="classification",
         help="all published ones of this",
     )
+    parser.add_argument(
+        "--table",
+        type=int,
+        choices=(2, 3, 5, 13, 14, 15, 16),
+        help="all rows of one of the paper's tables on convolutional networks, and how to train each",
+    )
     options = parser.parse_args(arguments)
     if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
+    if options.table is not None:
+        if options.models or options.size or options.task != "classification":
+            parser.error("--table has its own networks and sizes: it goes without MODEL, --size and --task")
+        from dgmn.paper_tables import show_table
+
+        return show_table(options)
     from dgmn.complexity import complexity
 
     return complexity(options)

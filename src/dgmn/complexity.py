@@ -1,6 +1,7 @@
 """Parameters and multiply-adds of networks, beside the paper's."""
 
 import argparse
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ class Complexity:
 
     Attributes:
         params: parameters.
+        trained_params: those of them that are trained, that is, not frozen.
         macs: multiply-adds of convolutions and matrix products, attention and position logits included, bilinear
             sampling, norms and activations not: torch's flop counter, halved.
         original_macs: the same with the position logits as the original code computes them, H + W + 16 dot products
@@ -33,6 +35,7 @@ class Complexity:
     """
 
     params: int
+    trained_params: int
     macs: int
     original_macs: int
 
@@ -59,7 +62,8 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
     try:
         for parameter in trained:  # the counter fails where a module is given a part of a trained parameter
             parameter.requires_grad_(False)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        mapping = {torch.ops.torchvision.deform_conv2d: _deform_conv2d}
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             (_Dense(model) if hasattr(model, "backbone") and hasattr(model, "transform") else model).eval()(image)
     finally:
         model.train(was_training)
@@ -68,7 +72,15 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
         for handle in handles:
             handle.remove()
     macs = counter.get_total_flops() // 2
-    return Complexity(sum(p.numel() for p in model.parameters()), macs, macs + extra)
+    params, trained_params = (sum(p.numel() for p in parts) for parts in (model.parameters(), trained))
+    return Complexity(params, trained_params, macs, macs + extra)
+
+
+def _deform_conv2d(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    """Like a convolution's: the sampling is not counted."""
+    batch, _, height, width = out_shape
+    products: int = batch * height * width * math.prod(weight_shape)
+    return 2 * products
 
 
 class _Dense(nn.Module):

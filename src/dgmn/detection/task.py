@@ -36,7 +36,7 @@ class DetectionTask(Task):
         checkpoint: weights to start from, official or own: of a detector, or of a classifier for the backbone.
         optimizer, schedule, lr_batch: see [`Task`][dgmn.training.Task].
         lr_multipliers: of the learning rate of the parameters whose names contain the key, for instance
-            `{backbone: 0.1}`; of several keys that fit the longest counts. 0 freezes them.
+            `{backbone: 0.1}`; of several keys that fit the longest counts.
     """
 
     name = "detection"

@@ -13,7 +13,7 @@ from torchvision.ops import Conv2dNormActivation, DeformConv2d
 from torchvision.ops.deform_conv import deform_conv2d
 
 from dgmn.errors import InputError
-from dgmn.layers.dgmn import DGMN
+from dgmn.layers.dgmn import DGMN, check_number
 from dgmn.ops.reference import without_autocast
 
 
@@ -45,19 +45,18 @@ class DeformableConv2d(DeformConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.nodes = kernel_size * kernel_size
         self.offset_and_mask = nn.Conv2d(in_channels, 3 * self.nodes, kernel_size, stride, padding, dilation)
-        nn.init.zeros_(self.offset_and_mask.weight)
-        nn.init.zeros_(self.offset_and_mask.bias)  # type: ignore[arg-type]
+        for parameter in self.offset_and_mask.parameters():
+            nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        predictor = self.offset_and_mask
+        predictor, geometry = self.offset_and_mask, (self.stride, self.padding, self.dilation)
         with without_autocast(x):
-            geometry = (self.stride, self.padding, self.dilation)
-            bias = None if predictor.bias is None else predictor.bias.to(dtype)
-            predicted = nn.functional.conv2d(x.to(dtype), predictor.weight.to(dtype), bias, *geometry)
-            offset, mask = predicted.split((2 * self.nodes, self.nodes), 1)
+            weight, bias = predictor.weight.to(dtype), None if predictor.bias is None else predictor.bias.to(dtype)
+            predicted: Tensor = nn.functional.conv2d(x.to(dtype), weight, bias, *geometry)
+            offset, mask = predicted[:, : 2 * self.nodes], predicted[:, 2 * self.nodes :]
             weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-            out = deform_conv2d(x.to(dtype), offset, weight, bias, *geometry, mask.sigmoid())
+            out: Tensor = deform_conv2d(x.to(dtype), offset, weight, bias, *geometry, mask.sigmoid())
         return out.to(x.dtype)
 
 
@@ -80,6 +79,8 @@ class CrissCross(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 8, recurrence: int = 2) -> None:
         super().__init__()
+        check_number("reduction", reduction)
+        check_number("recurrence", recurrence)
         inner = max(1, channels // reduction)
         self.query = nn.Conv2d(channels, inner, 1)
         self.key = nn.Conv2d(channels, inner, 1)
@@ -88,14 +89,14 @@ class CrissCross(nn.Module):
         self.recurrence = recurrence
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
+        height = x.shape[-2]
         itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # is in its row already
         for _ in range(self.recurrence):
             query, key, value = self.query(x), self.key(x), self.value(x)
             column = torch.einsum("bchw,bcgw->bhwg", query, key).masked_fill(itself, float("-inf"))
             row = torch.einsum("bchw,bchv->bhwv", query, key)
             affinity = torch.cat((column, row), -1).softmax(-1).to(value.dtype)
-            column, row = affinity.split((height, width), -1)
+            column, row = affinity[..., :height], affinity[..., height:]
             message = torch.einsum("bhwg,bcgw->bchw", column, value) + torch.einsum("bhwv,bchv->bchw", row, value)
             x = x + self.gamma * message
         return x
@@ -111,7 +112,9 @@ def non_local(channels: int, inner_channels: int | None = None, convolution: boo
 
     Source: Non-local Neural Networks (https://arxiv.org/abs/1711.07971).
     """
-    block = NonLocalAttn(channels, rd_channels=inner_channels or max(1, channels // 2))
+    inner_channels = max(1, channels // 2) if inner_channels is None else inner_channels
+    check_number("inner_channels", inner_channels)
+    block: nn.Module = NonLocalAttn(channels, rd_channels=inner_channels)
     if not convolution:
         return block
     return nn.Sequential(OrderedDict(block=block, convolution=Conv2dNormActivation(channels, channels, 3)))
@@ -126,7 +129,14 @@ def global_context(channels: int, reduction: int = 16) -> nn.Module:
 
     Source: GCNet (https://arxiv.org/abs/1904.11492), section 3.4.
     """
-    return GlobalContext(channels, fuse_add=True, fuse_scale=False, rd_channels=max(1, channels // reduction))
+    check_number("reduction", reduction)
+    block: nn.Module = GlobalContext(
+        channels, fuse_add=True, fuse_scale=False, rd_channels=max(1, channels // reduction)
+    )
+    nn.init.zeros_(
+        block.get_parameter("mlp_add.fc2.bias")
+    )  # as its weights, so that a pretrained network starts as it was
+    return block
 
 
 def aspp(channels: int, sampling_rates: Sequence[int] = (12, 24, 36), inner_channels: int = 256) -> nn.Module:
@@ -141,6 +151,9 @@ def aspp(channels: int, sampling_rates: Sequence[int] = (12, 24, 36), inner_chan
     """
     from torchvision.models.segmentation.deeplabv3 import ASPP
 
+    check_number("inner_channels", inner_channels)
+    for rate in sampling_rates:
+        check_number("sampling_rates", rate)
     pyramid = ASPP(channels, list(sampling_rates), inner_channels)
     return nn.Sequential(OrderedDict(pyramid=pyramid, expand=Conv2dNormActivation(inner_channels, channels, 1)))
 
@@ -156,7 +169,13 @@ def deformable(channels: int) -> nn.Module:
     return DeformableConv2d(channels, channels)
 
 
+def none(channels: int) -> nn.Module:
+    """Nothing, for the baseline."""
+    return nn.Identity()
+
+
 MODULES: Mapping[str, Callable[..., nn.Module]] = {
+    "none": none,
     "dgmn": DGMN,
     "deformable_message_passing": partial(DGMN, groups=0, dynamic_affinity=False),
     "deformable": deformable,
@@ -172,7 +191,8 @@ def context_module(name: str, channels: int, args: Mapping[str, Any] | None = No
     """One of [`MODULES`][dgmn.layers.context.MODULES].
 
     Args:
-        name: "dgmn", "deformable_message_passing", "deformable", "aspp", "non_local", "global_context", "criss_cross".
+        name: "dgmn", "deformable_message_passing", "deformable", "aspp", "non_local", "global_context", "criss_cross"
+            or "none".
         channels: of its input and output.
         args: more arguments for it, for instance `{"sampling_rates": [1, 6, 12]}`.
 

@@ -220,13 +220,13 @@ class DGMN(nn.Module):
     ) -> None:
         super().__init__()
         sampling_rates = tuple(sampling_rates)
-        _check_number("channels", channels)
-        _check_number("steps", steps)
-        _check_number("groups", groups, at_least=0)
+        check_number("channels", channels)
+        check_number("steps", steps)
+        check_number("groups", groups, at_least=0)
         if not sampling_rates:
             raise ValueError("sampling_rates must not be empty")
         for rate in sampling_rates:
-            _check_number("sampling_rates", rate)
+            check_number("sampling_rates", rate)
         if groups and channels % groups:
             raise ValueError(f"groups must divide channels = {channels}, got {groups}")
         if fusion not in ("sum", "concat"):
@@ -288,7 +288,11 @@ class DGMN(nn.Module):
         return f"{self.channels}, {rates}, steps={self.steps}, fusion={self.fusion}, form={self.form}"
 
 
-def _check_number(name: str, number: int, at_least: int = 1) -> None:
+def check_number(name: str, number: int, at_least: int = 1) -> None:
+    """
+    Raises:
+        ValueError: `number` is no whole number, or a smaller one.
+    """
     if isinstance(number, bool) or not isinstance(number, int) or number < at_least:
         wanted = "whole numbers" if name.endswith("rates") else "a whole number"
         raise ValueError(f"{name} must be {wanted} of at least {at_least}, got {number!r}")

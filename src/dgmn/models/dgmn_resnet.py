@@ -8,6 +8,7 @@ import timm
 from timm.layers import freeze_batch_norm_2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.utils import freeze
 from torch import Tensor, nn
 
 from dgmn.errors import InputError
@@ -27,11 +28,13 @@ class DGMNResNet(ResNet):
 
     Args:
         block, layers: see `timm.models.resnet.ResNet`; the blocks are bottlenecks.
-        module: one of `dgmn.layers.context.MODULES`, for instance "dgmn", "non_local"; None: the plain network.
+        module: one of `dgmn.layers.context.MODULES`, for instance "dgmn", "non_local"; "none" is the plain network.
         at: "c5", "c4_c5" or "res4".
         module_args: more arguments for the module, for instance `{"sampling_rates": (1, 4, 8)}`.
         frozen_norms: keep the network's batch norms as its weights have them, statistics and all, as the paper does
-            on COCO. Needs pretrained weights to make sense. Norms inside of the modules are trained.
+            on COCO. Norms inside of the modules are trained.
+        frozen_stages: the stem and so many stages are not trained, nor do their norms change; on COCO it is usually 1.
+            Like `frozen_norms` this is for pretrained weights.
         kwargs: those of `timm.models.resnet.ResNet`.
 
     Raises:
@@ -45,25 +48,26 @@ class DGMNResNet(ResNet):
         block: type[nn.Module],
         layers: Sequence[int],
         *,
-        module: str | None = "dgmn",
+        module: str = "dgmn",
         at: Place = "c5",
         module_args: Mapping[str, Any] | None = None,
         frozen_norms: bool = False,
+        frozen_stages: int = 0,
         **kwargs: Any,
     ) -> None:
+        if isinstance(frozen_stages, bool) or not 0 <= frozen_stages <= len(layers):
+            raise InputError(f"frozen_stages must be in 0..{len(layers)}, got {frozen_stages}")
         # A branch that a frozen norm multiplies by its initial 0 would never come to life.
-        super().__init__(cast(Any, block), tuple(layers), **{"zero_init_last": not frozen_norms, **kwargs})
+        some_frozen = frozen_norms or frozen_stages > 0
+        super().__init__(cast(Any, block), tuple(layers), **{"zero_init_last": not some_frozen, **kwargs})
         if frozen_norms:
             freeze_batch_norm_2d(self)
+        if frozen_stages:
+            freeze(self, ["conv1", "bn1", *(f"layer{i + 1}" for i in range(frozen_stages))])
         if not issubclass(block, Bottleneck):
             raise InputError(f"block: modules stand in bottlenecks, got {block.__name__}")
         self.added: tuple[str, ...] = ()  # beginnings of the names that a plain network's weights lack
-        blocks = list(_blocks(layers, at))
-        if module is None:
-            if module_args:
-                raise InputError(f"module_args: given without a module, got {dict(module_args)}")
-            return
-        for name in blocks:
+        for name in _blocks(layers, at):
             found = cast(Bottleneck, self.get_submodule(name))
             if module == "deformable" and at != "res4":
                 if module_args:
@@ -98,8 +102,9 @@ def _deformable(conv: nn.Conv2d) -> DeformableConv2d:
     new = DeformableConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size[0], stride, padding, dilation, conv.groups, bias=False
     )
+    new.to(conv.weight.device, conv.weight.dtype)
     new.weight = conv.weight
-    return new.to(conv.weight.device, conv.weight.dtype)
+    return new
 
 
 def set_multi_grid(network: nn.Module, grid: Sequence[int] = (1, 2, 4)) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from dgmn.errors import InputError
 from dgmn.layers import context_module
 from dgmn.models.dgmn_resnet import set_multi_grid
 from dgmn.models.features import feature_maps
@@ -20,7 +19,7 @@ class FCNHead(nn.Module):
         in_channels: of the last map.
         num_classes: outputs.
         channels: of the convolution and the module.
-        module: one of `dgmn.layers.context.MODULES`, for instance "dgmn"; None: no module.
+        module: one of `dgmn.layers.context.MODULES`, for instance "dgmn".
         module_args: more arguments for it.
     """
 
@@ -29,12 +28,12 @@ class FCNHead(nn.Module):
         in_channels: int,
         num_classes: int,
         channels: int = 512,
-        module: str | None = None,
+        module: str = "none",
         module_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.conv = Conv2dNormActivation(in_channels, channels, 3)
-        self.module = nn.Identity() if module is None else context_module(module, channels, module_args)
+        self.module = context_module(module, channels, module_args)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
@@ -46,7 +45,7 @@ def dilated_fcn(
     backbone: str = "resnet101",
     num_classes: int = 19,
     *,
-    module: str | None = None,
+    module: str = "none",
     module_args: Mapping[str, Any] | None = None,
     channels: int = 512,
     multi_grid: Sequence[int] | None = None,
@@ -59,8 +58,8 @@ def dilated_fcn(
     Args:
         backbone: any of timm's networks that takes this `output_stride`.
         num_classes: outputs.
-        module: what relates the positions, one of `dgmn.layers.context.MODULES`: "dgmn", "non_local" and so on. None
-            is the baseline.
+        module: what relates the positions, one of `dgmn.layers.context.MODULES`: "dgmn", "non_local" and so on;
+            "none" is the baseline.
         module_args: more arguments for it; for instance, the paper's rates on Cityscapes are
             `{"sampling_rates": (1, 6, 12, 24, 36), "fusion": "concat"}`.
         channels: of the convolution and the module.
@@ -78,8 +77,6 @@ def dilated_fcn(
 
     Source: Dynamic Graph Message Passing Networks, sections 5.1 and 8.1 (https://arxiv.org/abs/2209.09760).
     """
-    if module is None and module_args:
-        raise InputError(f"module_args: given without a module, got {dict(module_args)}")
     maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
     if multi_grid is not None:
         set_multi_grid(maps, multi_grid)

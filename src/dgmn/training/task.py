@@ -39,7 +39,7 @@ class Task(L.LightningModule):
         monitor: the metric that chooses the best checkpoint, and "max" or "min".
         filled: whether all weights came from a file, so that the network can be evaluated as it is.
         lr_multipliers: of the learning rate of the parameters whose names contain the key; the longest key that fits
-            counts. 0 freezes them: they get no gradients.
+            counts.
     """
 
     name: str
@@ -61,13 +61,6 @@ class Task(L.LightningModule):
         self.lr_batch = lr_batch
         self.filled = True
         self.lr_multipliers: Mapping[str, float] = {}
-
-    @override
-    def configure_model(self) -> None:
-        # Here, because DistributedDataParallel wants to know which gradients to wait for before the optimiser is made.
-        for name, parameter in self.model.named_parameters():
-            if self.lr_multipliers and _multiplier(name, self.lr_multipliers) == 0:
-                parameter.requires_grad_(False)
 
     @override
     def configure_optimizers(self) -> Any:
@@ -174,19 +167,15 @@ def multiplied(
                 if value >= 0
                 else f"lr_multipliers: {key!r} must be at least 0, got {value}"
             )
+    keys = sorted(multipliers, key=len, reverse=True)
     split: dict[tuple[float, int], dict[str, Any]] = {}
     for i, group in enumerate(groups):
         for parameter in group["params"]:
-            factor = _multiplier(names[parameter], multipliers)
+            factor = next((multipliers[key] for key in keys if key in names[parameter]), 1.0)
             empty = {**group, "params": [], "lr_multiplier": factor}
             split.setdefault((factor, i), empty)["params"].append(parameter)
     # The first group's learning rate is the one that is logged.
     return [split[place] for place in sorted(split, key=lambda place: (place[0] != 1.0, place[1]))]
-
-
-def _multiplier(name: str, multipliers: Mapping[str, float]) -> float:
-    fitting = [key for key in multipliers if key in name]
-    return multipliers[max(fitting, key=len)] if fitting else 1.0
 
 
 def _no_weight_decay(model: nn.Module) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The map from the official names of the DGMN module's weights (CVPR 2020) to ours. Pure: dict in, dict out."""
+"""Maps from the official names of the DGMN modules' weights (CVPR 2020) to ours. Pure: dict in, dict out."""
 
 import re
 from collections.abc import Mapping
@@ -20,8 +20,6 @@ _RULES = (
 def dgmn_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of one DGMN module of the official code to those of `DGMN(form="released")`.
 
-    In an official checkpoint the module of a block has them under `backbone.body.layer4.<block>.dw_block.`.
-
     Raises:
         InputError (a ValueError): a name that the module does not have, or two names of one tensor.
     """
@@ -36,3 +34,27 @@ def dgmn_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise InputError(f"{key!r} is there under its other name, too: not an official DGMN module")
         mapped[name] = tensor
     return mapped
+
+
+def dgmn_resnet_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The modules in an official detector's weights, under their names in a `DGMNResNet` with such modules.
+
+    Its modules are `module_args={"form": "released"}`; the official file has them under `model`, named
+    `backbone.body.layer4.<block>.dw_block.` and so on. What else is in the file is left out: it is of a Mask R-CNN
+    with other conventions, which is not defined here.
+
+    Raises:
+        InputError (a ValueError): no such module in it, or one with unknown names.
+    """
+    modules: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state_dict.items():
+        found = re.fullmatch(r"(?:module\.)?backbone\.body\.(layer\d+\.\d+)\.dw_block\.(.+)", key)
+        if found:
+            modules.setdefault(found[1], {})[found[2]] = tensor
+    if not modules:
+        raise InputError("no module in it: no name begins like backbone.body.layer4.0.dw_block.")
+    return {
+        f"{block}.act2.module.{name}": tensor
+        for block, weights in modules.items()
+        for name, tensor in dgmn_from_official(weights).items()
+    }

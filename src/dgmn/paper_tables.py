@@ -1,0 +1,276 @@
+"""The rows of the paper's tables on convolutional networks: which network and training each is, and its cost."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dgmn.complexity import count
+from dgmn.detection.networks import BUILDERS as DETECTORS
+from dgmn.models.build import build_named
+from dgmn.segmentation.networks import BUILDERS as SEGMENTERS
+from dgmn.tables import format_table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        name: as in the paper.
+        args: of the network, beyond its table's.
+        scores: the paper's, as printed there.
+        cost: the paper's parameters (M) and multiply-adds (G); what they count is the table's matter.
+        options: more for the command that trains it.
+        backbone: another one than the table's.
+    """
+
+    name: str
+    args: Mapping[str, Any]
+    scores: tuple[str, ...]
+    cost: tuple[float, float] | None = None
+    options: str = ""
+    backbone: str = ""
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table.
+
+    Attributes:
+        title: what it is about.
+        recipe: that trains its rows, with their options.
+        builder: name of the network.
+        backbone: of the rows that name none.
+        size: height and width of the image that is counted.
+        classes: of the network.
+        metrics: the paper's columns.
+        rows: the first one is the baseline.
+        notes: what one has to know to read it.
+    """
+
+    title: str
+    recipe: str
+    builder: str
+    backbone: str
+    size: tuple[int, int]
+    classes: int
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def _fcn(*sampling_rates: int, **args: Any) -> dict[str, Any]:
+    return {"module": "dgmn", "module_args": {"sampling_rates": list(sampling_rates), "fusion": "concat", **args}}
+
+
+def _inside(module: str, at: str = "c5", **args: Any) -> dict[str, Any]:
+    return {
+        "backbone_args": {
+            "frozen_norms": True,
+            "frozen_stages": 1,
+            "module": module,
+            "at": at,
+            **({"module_args": args} if args else {}),
+        }
+    }
+
+
+_FIVE = (1, 6, 12, 24, 36)
+_UNIFORM: dict[str, Any] = {"dynamic_sampling": False}
+_FCN: dict[str, Any] = {
+    "recipe": "recipes/segmentation/fcn_r101_dgmn_cityscapes_40k.yaml",
+    "builder": "dilated_fcn",
+    "backbone": "resnet101",
+    "size": (769, 769),
+    "classes": 19,
+    "metrics": ("mIoU",),
+}
+_MASK_RCNN: dict[str, Any] = {
+    "recipe": "recipes/detection/mask_rcnn_r50_dgmn_coco_1x.yaml",
+    "builder": "mask_rcnn",
+    "backbone": "dgmn_resnet50",
+    "size": (800, 1280),
+    "classes": 80,
+    "metrics": ("box AP", "mask AP"),
+}
+_OHEM = "--model.loss.hard_below 0.7"
+_MULTI_SCALE = "--model.inference.scales '[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]' --model.inference.flip true"
+_BASELINE_FCN = Row("Dilated FCN", {}, ("75.0",))
+_ONE_RATE = (
+    Row("+ DGMN w/ DA, rate 1", _fcn(1, groups=0, **_UNIFORM), ("76.5",), (0.57, 5.32)),
+    Row("+ DGMN w/ DA+DW, rate 1", _fcn(1, **_UNIFORM), ("79.1",), (0.73, 6.88)),
+)
+_ALL = Row("+ DGMN w/ DA+DW+DS, rates 1 6 12 24 36", _fcn(*_FIVE), ("80.4",), (2.61, 24.55))
+_BASELINE_MASK = Row("Mask R-CNN", _inside("none"), ("37.8", "34.4"))
+_C5 = "+ DGMN (C5)"
+_R101, _X101 = "dgmn_resnet101", "dgmn_resnext101_32x8d"
+
+TABLES: Mapping[int, PaperTable] = {
+    2: PaperTable(
+        "Modules compared on Cityscapes val",
+        **_FCN,
+        rows=(
+            _BASELINE_FCN,
+            Row("+ Deformable", {"module": "deformable"}, ("78.2",), (1.31, 12.34)),
+            Row("+ ASPP", {"module": "aspp"}, ("78.9",), (4.42, 38.45)),
+            Row(
+                "+ Non-local",
+                {"module": "non_local", "module_args": {"inner_channels": 256, "convolution": True}},
+                ("79.0",),
+                (2.88, 73.33),
+            ),
+            *_ONE_RATE,
+            _ALL,
+            Row("  the same without walks (the paper's cost)", _fcn(*_FIVE, **_UNIFORM), ("-",), (2.61, 24.55)),
+        ),
+        notes=(
+            "Deformable is one 3 x 3 deformable convolution (v2) of 512 channels with its offsets and masks; the paper "
+            "does not tell its composition, nor do its figures.",
+            "ASPP is torchvision's with rates 12, 24, 36 and 256 channels, and a 1 x 1 convolution back to 512.",
+            "Non-local is a block of 256 inner channels and a 3 x 3 convolution.",
+            "DGMN concatenates input and messages. The paper's cost of five rates has no convolutions for the walks: "
+            "with them, dynamic sampling costs 0.41 M more.",
+        ),
+    ),
+    3: PaperTable(
+        "Modules compared on COCO val, in ResNet-50: before the last block of res4, or in all of C5",
+        **_MASK_RCNN,
+        rows=(
+            _BASELINE_MASK,
+            Row("+ GCNet", _inside("global_context", "res4"), ("38.1", "34.9")),
+            Row(
+                "+ Deformable Message Passing",
+                _inside("deformable_message_passing", "res4"),
+                ("38.7", "35.0"),
+            ),
+            Row("+ Non-local", _inside("non_local", "res4"), ("39.0", "35.5")),
+            Row("+ CCNet", _inside("criss_cross", "res4"), ("39.3", "36.1")),
+            Row("+ DGMN", _inside("dgmn", "res4"), ("39.5", "35.7")),
+            Row("+ GCNet (C5)", _inside("global_context"), ("38.7", "35.2")),
+            Row("+ Deformable (C5)", _inside("deformable"), ("39.9", "34.9")),
+            Row(_C5, _inside("dgmn"), ("40.2", "36.0")),
+        ),
+    ),
+    5: PaperTable(
+        "DGMN in several backbones, on COCO test-dev",
+        **_MASK_RCNN,
+        rows=(
+            Row("Mask R-CNN, ResNet-50", _inside("none"), ("38.0", "34.6")),
+            Row(_C5, _inside("dgmn"), ("40.2", "36.2")),
+            Row("+ DGMN (C4, C5)", _inside("dgmn", "c4_c5"), ("41.0", "36.8"), (51.1, 297.1)),
+            Row("Mask R-CNN, ResNet-101", _inside("none"), ("40.2", "36.2"), (63.1, 354.0), backbone=_R101),
+            Row(_C5, _inside("dgmn"), ("41.9", "37.6"), backbone=_R101),
+            Row("Mask R-CNN, ResNeXt-101", _inside("none"), ("42.6", "38.3"), backbone=_X101),
+            Row(_C5, _inside("dgmn"), ("44.3", "39.5"), backbone=_X101),
+        ),
+        notes=("The paper's costs are those of section 5.3, of whole networks.",),
+    ),
+    13: PaperTable(
+        "Strategies of training and evaluation on Cityscapes val",
+        **_FCN,
+        rows=(
+            Row("FCN w/ DGMN", _fcn(1, 1, 1, 1, **_UNIFORM), ("79.2",)),
+            Row("+ OHEM", _fcn(1, 1, 1, 1, **_UNIFORM), ("79.7",), options=_OHEM),
+            Row(
+                "+ OHEM, multi-grid",
+                {**_fcn(1, 1, 1, 1, **_UNIFORM), "multi_grid": [1, 2, 4]},
+                ("80.3",),
+                options=_OHEM,
+            ),
+            Row(
+                "+ OHEM, multi-grid, multi-scale",
+                {**_fcn(1, 1, 1, 1, **_UNIFORM), "multi_grid": [1, 2, 4]},
+                ("81.1",),
+                options=f"{_OHEM} {_MULTI_SCALE}",
+            ),
+        ),
+        notes=(
+            "The paper calls the module DA+DW+US: uniform sampling. We read it as the row of Table 14 with the same "
+            "score, without walks. It tells neither threshold nor grid: 0.7 and (1, 2, 4) are what is usual.",
+        ),
+    ),
+    14: PaperTable(
+        "Sampling rates on Cityscapes val",
+        **_FCN,
+        rows=(
+            _BASELINE_FCN,
+            *_ONE_RATE,
+            Row("+ DGMN, rates 1 1 1 1", _fcn(1, 1, 1, 1), ("79.2",)),
+            Row("+ DGMN, rates 1 6 12", _fcn(1, 6, 12), ("79.7",)),
+            _ALL,
+        ),
+    ),
+    15: PaperTable(
+        "Groups and sampling rates in C5 of ResNet-50, on COCO val",
+        **_MASK_RCNN,
+        rows=(
+            _BASELINE_MASK,
+            Row("+ DA, rates 1 4 8 12, G = 0", _inside("dgmn", groups=0, **_UNIFORM), ("39.4", "35.6")),
+            Row("+ DA+DS, rates 1 4 8 12, G = 0", _inside("dgmn", groups=0), ("39.9", "35.9")),
+            Row(
+                "+ DA+DW+DS, rates 1 4 8, G = 2", _inside("dgmn", sampling_rates=[1, 4, 8], groups=2), ("39.5", "35.6")
+            ),
+            Row("+ DA+DW+DS, rates 1 4 8, G = 4", _inside("dgmn", sampling_rates=[1, 4, 8]), ("39.8", "35.9")),
+            Row("+ DA+DW+DS, rates 1 4 8 12, G = 4", _inside("dgmn"), ("40.2", "36.0")),
+        ),
+    ),
+    16: PaperTable(
+        "DGMN in stronger backbones, on COCO val",
+        **_MASK_RCNN,
+        rows=(
+            Row("Mask R-CNN, ResNet-101", _inside("none"), ("40.1", "36.2"), backbone=_R101),
+            Row(_C5, _inside("dgmn"), ("41.7", "37.4"), backbone=_R101),
+            Row("Mask R-CNN, ResNeXt-101", _inside("none"), ("42.2", "37.8"), backbone=_X101),
+            Row(_C5, _inside("dgmn"), ("43.7", "38.7"), backbone=_X101),
+        ),
+    ),
+}
+"""By their numbers in the paper. The scores are the paper's, none was measured here."""
+
+
+def options_of(table: PaperTable, row: Row) -> str:
+    """What makes the table's recipe train this row."""
+    args = json.dumps({**row.args, "pretrained": True})
+    backbone = f"--model.backbone {row.backbone} " if row.backbone else ""
+    return f"{backbone}--model.model_args '{args}' {row.options}".rstrip()
+
+
+def show_table(options: argparse.Namespace) -> int:
+    """Prints the rows' parameters and multiply-adds beside the paper's, and how to train each."""
+    number: int = options.table
+    table = TABLES[number]
+    builders: Mapping[str, Any] = {**SEGMENTERS, **DETECTORS}
+    rows: list[tuple[str, ...]] = []
+    first = None
+    added = table.builder == "dilated_fcn"
+    for row in table.rows:
+        backbone = row.backbone or table.backbone
+        with torch.device("meta"):  # shapes are all that counts
+            cost = count(build_named(builders, table.builder, backbone, table.classes, dict(row.args)), table.size)
+        params, macs = cost.trained_params / 1e6, cost.macs / 1e9
+        first = first or (params, macs)
+        own = (f"{params - first[0]:+.2f}", f"{macs - first[1]:+.2f}") if added else (f"{params:.1f}", f"{macs:.1f}")
+        if added and not rows:
+            own = (f"{params:.2f}", f"{macs:.2f}")
+        form = "{:+}" if added else "{}"
+        paper = tuple(form.format(value) for value in row.cost) if row.cost else ("", "")
+        rows.append((row.name, own[0], paper[0], own[1], paper[1], *row.scores))
+    height, width = table.size
+    print(f"Table {number}. {table.title}\nOne image of {height} x {width}, {table.classes} classes\n")
+    header = ("row", "params (M)", "paper", "GMACs", "paper", *(f"paper's {name}" for name in table.metrics))
+    print(format_table(header, rows))
+    print(
+        "\nParameters and GMACs are counted here, those with a sign are beyond the first row. Scores are the paper's:\n"
+        "none was measured here. GMACs are billions of multiply-adds of convolutions and matrix products, what the\n"
+        "paper calls FLOPs; bilinear sampling and norms are not counted."
+    )
+    for note in table.notes:
+        print(f"\n{note}")
+    print(f"\nEach row is trained by: dgmn fit -c {table.recipe} --data.root FOLDER, with")
+    for row in table.rows:
+        print(f"  {row.name.strip()}\n    {options_of(table, row)}")
+    return 0

@@ -1,0 +1,107 @@
+"""The rows of the paper's tables on convolutional networks: their costs, and the commands that train them."""
+
+import json
+import re
+import shlex
+
+import pytest
+import torch
+
+from dgmn.complexity import count
+from dgmn.detection import mask_rcnn
+from dgmn.paper_tables import TABLES, options_of
+from dgmn_cli import recipe_names, run
+
+ROWS = [(number, row) for number, table in TABLES.items() for row in table.rows]
+
+
+def printed(number, capsys):
+    """The table as rows of cells."""
+    assert run(["complexity", "--table", str(number)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("---"))
+    cells = [re.split(r"  +", line.strip()) for line in lines[first + 1 : first + 1 + len(TABLES[number].rows)]]
+    return {name.strip(): rest for name, *rest in cells}
+
+
+def test_table_2(capsys):
+    """Added parameters and multiply-adds in the network, beside those of the paper: the rows whose parts it tells."""
+    rows = printed(2, capsys)
+    assert list(rows) == [row.name.strip() for row in TABLES[2].rows]
+    exact = ("+ DGMN w/ DA, rate 1", "+ DGMN w/ DA+DW, rate 1", "the same without walks (the paper's cost)")
+    for name, tolerance in [*((name, 0.01) for name in exact), ("+ Non-local", 0.02), ("+ ASPP", 0.04)]:
+        params, paper_params, gmacs, paper_gmacs = map(float, rows[name][:4])
+        assert params == pytest.approx(paper_params, rel=tolerance), name
+        assert gmacs == pytest.approx(paper_gmacs, rel=tolerance), name
+    # What the paper's five rates leave out: 18 channels of a 3x3 convolution for each.
+    walks = float(rows["+ DGMN w/ DA+DW+DS, rates 1 6 12 24 36"][0]) - float(rows[exact[2]][0])
+    assert walks == pytest.approx(5 * 18 * 9 * 512 / 1e6, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "module", "at", "millions"),
+    [("dgmn_resnet50", "dgmn", "c4_c5", 51.1), ("dgmn_resnet101", "none", "c5", 63.1)],
+)
+def test_trained_parameters_of_section_5_3(backbone, module, at, millions):
+    """To the last digit, where the stem, the first stage and the norms are frozen, as is usual on COCO."""
+    frozen = {"frozen_norms": True, "frozen_stages": 1}
+    with torch.device("meta"):
+        model = mask_rcnn(backbone, backbone_args={"module": module, "at": at, **frozen})
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert round(trained / 1e6, 1) == millions
+    assert count(model, (64, 64)).trained_params == trained
+
+
+def test_more_modules_cost_more(capsys):
+    rows = printed(15, capsys)
+    params = [float(cells[0]) for cells in rows.values()]
+    gmacs = [float(cells[1]) for cells in rows.values()]
+    assert params[0] == min(params)
+    assert gmacs[0] == min(gmacs)
+    assert params[1] < params[2] < params[5]  # without walks, with walks, with weights, too
+    assert params[3] < params[4] < params[5]  # two groups, four groups, one rate more
+
+
+def test_every_table_of_the_paper_on_convolutional_networks_is_there():
+    assert set(TABLES) == {2, 3, 5, 13, 14, 15, 16}
+
+
+@pytest.mark.parametrize(("number", "row"), ROWS, ids=lambda part: part if isinstance(part, int) else part.name)
+def test_rows_can_be_trained(number, row):
+    """Options are those of the row; the network takes them; the recipe is there."""
+    table = TABLES[number]
+    assert table.recipe in recipe_names()
+    options = shlex.split(options_of(table, row))
+    named = dict(zip(options[::2], options[1::2], strict=True))
+    args = json.loads(named["--model.model_args"])
+    assert args.pop("pretrained") is True
+    assert args == row.args
+    assert named.get("--model.backbone", table.backbone) == (row.backbone or table.backbone)
+    assert all(re.fullmatch(r"[\d.]+", score) for score in row.scores if score != "-")
+    assert len(row.scores) == len(table.metrics)
+
+
+@pytest.mark.parametrize("number", [3, 13])
+def test_options_are_understood(number, capsys):
+    """The last row of a table, through the command line."""
+    table = TABLES[number]
+    options = shlex.split(options_of(table, table.rows[-1]))
+    with pytest.raises(SystemExit) as stopped:
+        run(["fit", "-c", table.recipe, *options, "--print_config"])
+    assert stopped.value.code == 0
+    config = capsys.readouterr().out
+    if number == 3:
+        assert "module: dgmn" in config
+        assert "at: c5" in config
+    else:
+        assert "hard_below: 0.7" in config
+        assert "flip: true" in config
+        assert re.search(r"multi_grid:\s+- 1\s+- 2\s+- 4", config)
+
+
+@pytest.mark.parametrize("options", [["dgmn2_tiny"], ["--size", "224"], ["--task", "detection"]])
+def test_a_table_goes_alone(options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(["complexity", "--table", "2", *options])
+    assert stopped.value.code == 2
+    assert "--table has its own networks and sizes" in capsys.readouterr().err
