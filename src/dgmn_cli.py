@@ -43,7 +43,7 @@ Often changed:
   --model.model NAME                classification: dgmn2_nano, _tiny, _small, _medium, _large, or any of timm's;
                                     detection: retinanet, mask_rcnn (with --data.masks true), deformable_detr,
                                     deformable_detr_refine_two_stage, sparse_rcnn;
-                                    segmentation: semantic_fpn, setr_naive, setr_pup, setr_mla
+                                    segmentation: semantic_fpn, setr_naive, setr_pup, setr_mla, dilated_fcn
   --model.backbone NAME             of those two: dgmn2_tiny and so on, or any of timm's with several maps
   --model.checkpoint FILE           weights to start from (official or own)
   --data.batch_size N               images of one device in a step

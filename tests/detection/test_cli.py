@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from coco_scenes import MODELS
 from PIL import Image
@@ -293,6 +294,32 @@ def test_every_recipe_runs(name, few_coco_scenes, tmp_path):
     options += ["--model.num_classes", "10", "--data.batch_size", "2", "--model.model_args", small]
     options += ["--data.train", "train", "--data.val", "val", "--data.root", str(few_coco_scenes)]
     assert run(["fit", "-c", name, "--trainer.default_root_dir", str(tmp_path), *options]) == 0
+
+
+def test_the_recipe_with_dgmn_in_a_resnet(few_coco_scenes, tmp_path, capsys):
+    """A small one from a plain ResNet's weights, as the paper starts; trained, evaluated, predicting."""
+    sizes = {"layers": [1, 1, 2, 1], "channels": [8, 8, 16, 16]}
+    plain = timm.create_model("resnet50", **sizes)
+    torch.save(plain.state_dict(), tmp_path / "resnet.pth")
+    backbone = {**sizes, "at": "c4_c5", "frozen_norms": True, "frozen_stages": 1}
+    args = {"min_size": 96, "max_size": 144, "channels": 32, "representation_size": 64, "backbone_args": backbone}
+    options = ["--model.model_args", json.dumps(args), "--model.num_classes", "10", "--data.batch_size", "2"]
+    options += ["--data.train", "train", "--data.val", "val", "--data.root", str(few_coco_scenes)]
+    options += ["--data.epoch_steps", "2", "--trainer.max_epochs", "1", "--data.num_workers", "0"]
+    options += ["--trainer.default_root_dir", str(tmp_path / "run")]
+    recipe = ["-c", "recipes/detection/mask_rcnn_r50_dgmn_coco_1x.yaml"]
+    assert run(["fit", *recipe, *options, "--model.checkpoint", str(tmp_path / "resnet.pth")]) == 0
+    assert "of added modules, which the file lacks, start anew" in capsys.readouterr().out
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    name = "model.backbone.body.model.layer{}.0.conv2.weight"
+    assert torch.equal(trained[name.format(1)], plain.layer1[0].conv2.weight)
+    assert not torch.equal(trained[name.format(4)], plain.layer4[0].conv2.weight)
+    assert "model.backbone.body.model.layer3.1.act2.module.beta.0" in trained
+    found = tmp_path / "found.json"
+    arguments = [str(few_coco_scenes / "val"), "--ckpt_path", str(checkpoint), "--score", "0", "--json", str(found)]
+    assert run(["predict", *arguments]) == 0
+    assert all("segmentation" in entry for entry in json.loads(found.read_text())["annotations"])
 
 
 def test_images_of_a_test_server(trained, coco_scenes, tmp_path):

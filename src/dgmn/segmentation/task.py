@@ -32,7 +32,7 @@ class SegmentationTask(Task):
     """Trains a network of [`dgmn.segmentation`][dgmn.segmentation.semantic_fpn] on any timm backbone.
 
     Args:
-        model: "semantic_fpn", "setr_naive", "setr_pup" or "setr_mla".
+        model: "semantic_fpn", "setr_naive", "setr_pup", "setr_mla" or "dilated_fcn".
         backbone: name for `timm.create_model`: ours or any other, so that they can be compared.
         num_classes: of the data.
         model_args: more arguments for the network, for instance `channels: 64` or
