@@ -100,9 +100,7 @@ def sampled_aggregate(value: Tensor, offset: Tensor, weight: Tensor, kernel_size
     return out.reshape(batch, height, width, heads, dim).to(value.dtype)
 
 
-def attention_weights(
-    query: Tensor, key: Tensor, y: Tensor, x: Tensor, bias: Tensor | None, scale: float
-) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor, y: Tensor, x: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """The softmax of eq. 8: how much a position attends to each of its nodes.
 
     Args:
