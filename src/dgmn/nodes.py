@@ -1,6 +1,5 @@
 """The nodes that a network samples for a position of an image (Fig. 5 of the paper)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -80,11 +79,7 @@ def sampled_nodes(model: nn.Module, images: Tensor | Sequence[Tensor], at: Point
     Source: Dynamic Graph Message Passing Networks for Visual Recognition, Fig. 5 (https://arxiv.org/abs/2209.09760).
     """
     height, width = _size(images)
-    if len(at) != 2 or not all(math.isfinite(number) for number in at):
-        raise InputError(f"at must be x and y, two numbers, got {at!r}")
-    if not (0 <= at[0] < width and 0 <= at[1] < height):
-        wanted = f"0 <= x < {width} and 0 <= y < {height}"
-        raise InputError(f"at must lie in the image, {wanted}, got x = {at[0]:g}, y = {at[1]:g}")
+    check_point(at, width, height)
     watch = _Watch((height, width), at)
     handles = watch.register(model)
     modes = [(module, module.training) for module in model.modules()]
@@ -103,6 +98,19 @@ def sampled_nodes(model: nn.Module, images: Tensor | Sequence[Tensor], at: Point
             "sampling, weights or affinity nor an attention of DGMN2"
         )
     return list(watch.found.values())
+
+
+def check_point(at: Point, width: int, height: int) -> None:
+    """Whether a point lies in an image of this size.
+
+    Raises:
+        InputError: it does not.
+    """
+    if len(at) != 2:
+        raise InputError(f"at must be two numbers, x and y, got {at!r}")
+    if not (0 <= at[0] < width and 0 <= at[1] < height):
+        wanted = f"0 <= x < {width} and 0 <= y < {height}"
+        raise InputError(f"at must lie in the image, {wanted}, got x = {at[0]:g}, y = {at[1]:g}")
 
 
 def _size(images: Any) -> tuple[int, int]:
