@@ -214,8 +214,8 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int = 4, width: int 
 
 # The shades of the smallest and of the largest sampling rate, and what the discs show.
 _FAMILIES = {
-    "affinities": ((255, 226, 80), (120, 48, 0), "affinity, the area"),
-    "weights": ((165, 215, 255), (8, 36, 120), "weight |w| (mean of groups), the area"),
+    "affinities": ((255, 226, 80), (120, 48, 0), "affinity"),
+    "weights": ((165, 215, 255), (8, 36, 120), "weight |w|, mean of the groups"),
     "positions": ((255, 226, 80), (120, 48, 0), "nodes"),  # alone, of a layer that predicts neither
 }
 _RECEIVER = (230, 20, 20)
@@ -281,16 +281,16 @@ def _node_panel(picture: Image.Image, factor: float, nodes: Sequence[SampledNode
     draw = ImageDraw.Draw(canvas)
     largest = max((disc[0] for disc in discs), default=0.0)
     for value, x, y, color in sorted(discs, reverse=True):  # the small ones on top
-        radius = 5.0 if family == "positions" else max(2.0, 11 * (value / (largest or 1.0)) ** 0.5)
+        radius = 5.0 if family == "positions" else max(2.0, 12 * (value / (largest or 1.0)) ** 0.5)
         _disc(draw, x, y, (radius + 1) * unit, _PAPER, _PAPER)  # seen on dark images, too
         _disc(draw, x, y, radius * unit, color, _INK)
     x, y = nodes[0].receiver
-    _disc(draw, x * factor, y * factor, 5 * unit, _RECEIVER, _PAPER)
+    _disc(draw, x * factor, y * factor, 6 * unit, _RECEIVER, _PAPER)
     canvas = canvas.resize(picture.size, Image.Resampling.LANCZOS)
     heads = nodes[0].head is not None
     kind = "head" if heads else "sampling rate"
     parts: list[tuple[str, tuple[int, int, int] | None]] = []
-    parts.append((meaning if family == "positions" else f"{meaning}: up to {largest:.2g}", None))
+    parts.append((meaning if family == "positions" else f"area: {meaning}, up to {largest:.2g}", None))
     numbers = [each.head if heads else each.sampling_rate for each in nodes]
     parts += [(f"{kind}:", None), *((str(n), shade) for n, shade in zip(numbers, shades, strict=True))]
     width = max(picture.width, side // 2)
