@@ -189,13 +189,15 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--score", type=_share, metavar="P", help="detection: least score of what counts (default 0.3)")
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE; of detectors in COCO's format")
     parser.add_argument("--pictures", metavar="FOLDER", help="write every image with what was found to FOLDER")
-    parser.add_argument("--nodes", metavar="FOLDER", help="write the nodes that the network samples in every image")
+    parser.add_argument(
+        "--nodes", metavar="FOLDER", help="write every image with the nodes that a layer samples for a point to FOLDER"
+    )
     parser.add_argument(
         "--at",
         type=_point,
         action="append",
         metavar="X,Y",
-        help="of --nodes: for this pixel of the images, can be repeated (default: the middle)",
+        help="of --nodes: for this point of the images in pixels, can be repeated (default: the middle)",
     )
     parser.add_argument("--layer", metavar="NAME", help="of --nodes: the layer that samples them (default: the last)")
     parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the classes of all pixels as PNG")
