@@ -190,7 +190,7 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE; of detectors in COCO's format")
     parser.add_argument("--pictures", metavar="FOLDER", help="write every image with what was found to FOLDER")
     parser.add_argument(
-        "--nodes", metavar="FOLDER", help="write every image with the nodes that a layer samples for a point to FOLDER"
+        "--nodes", metavar="FOLDER", help="write every image with the nodes sampled for a point to FOLDER"
     )
     parser.add_argument(
         "--at",

@@ -171,7 +171,7 @@ class _Watch:
             return
         side = message.filters.kernel_size[0]
         if walks is None:
-            walks = x.new_zeros(1, *x.shape[2:], side * side, 2)
+            walks = x.new_zeros((1, *x.shape[2:], side * side, 2), dtype=torch.float32)
         affinities = None if affinities is None else affinities.squeeze(3)
         weights = None if weights is None else weights.abs().mean(3)
         rate = message.sampling_rate
