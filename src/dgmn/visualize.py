@@ -220,6 +220,7 @@ _FAMILIES = {
 }
 _RECEIVER = (230, 20, 20)
 _FINE = 3  # drawn that many times as large, then reduced: smooth circles
+_Word = tuple[str, tuple[int, int, int] | None]  # with the colour of its disc
 
 
 def node_picture(image: Image.Image, nodes: Sequence[SampledNodes], layer: str | None = None) -> Image.Image:
@@ -248,20 +249,23 @@ def node_picture(image: Image.Image, nodes: Sequence[SampledNodes], layer: str |
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     picture = Image.blend(picture, Image.new("RGB", size, _PAPER), 0.3)  # so that the discs stand out
-    panels = [_node_panel(picture, factor, nodes, family) for family in families or ["positions"]]
+    letters = min(side * 3 // 128, max(size[0], side // 2) // 30)
+    panels = [_node_panel(picture, factor, nodes, family, letters) for family in families or ["positions"]]
     gap = side // 64
     canvas = Image.new("RGB", (sum(p.width + gap for p in panels) - gap, max(p.height for p in panels)), _PAPER)
     for i, panel in enumerate(panels):
         canvas.paste(panel, (i * (panel.width + gap), 0))
     there = sum(int(_drawn(each, image.size).sum()) for each in nodes)
     total = sum(len(each.positions) for each in nodes)
-    parts: list[tuple[str, tuple[int, int, int] | None]] = [("receiving node", _RECEIVER), (f"layer {layer}", None)]
+    words: list[_Word] = [("receiving node", _RECEIVER), (f"layer {layer}", None)]
     if there < total:
-        parts.append((f"{total - there} of {total} nodes lie outside of the image", None))
-    return stacked([canvas, _key(parts, canvas.width, side)])
+        words.append((f"{total - there} of {total} nodes lie outside of the image", None))
+    return stacked([canvas, _key([words], canvas.width, letters)])
 
 
-def _node_panel(picture: Image.Image, factor: float, nodes: Sequence[SampledNodes], family: str) -> Image.Image:
+def _node_panel(
+    picture: Image.Image, factor: float, nodes: Sequence[SampledNodes], family: str, letters: int
+) -> Image.Image:
     """The picture with the nodes of one family, the receiving node on top, and what the discs mean below."""
     first, last, meaning = _FAMILIES[family]
     side = max(picture.size)
@@ -289,14 +293,13 @@ def _node_panel(picture: Image.Image, factor: float, nodes: Sequence[SampledNode
     canvas = canvas.resize(picture.size, Image.Resampling.LANCZOS)
     heads = nodes[0].head is not None
     kind = "head" if heads else "sampling rate"
-    parts: list[tuple[str, tuple[int, int, int] | None]] = []
-    parts.append((meaning if family == "positions" else f"area: {meaning}, up to {largest:.2g}", None))
+    meaning = meaning if family == "positions" else f"area: {meaning}, up to {largest:.2g}"
     numbers = [each.head if heads else each.sampling_rate for each in nodes]
-    parts += [(f"{kind}:", None), *((str(n), shade) for n, shade in zip(numbers, shades, strict=True))]
+    words: list[_Word] = [(f"{kind}:", None), *((str(n), shade) for n, shade in zip(numbers, shades, strict=True))]
     width = max(picture.width, side // 2)
     framed = Image.new("RGB", (width, picture.height), _PAPER)
     framed.paste(canvas, ((width - picture.width) // 2, 0))
-    return stacked([framed, _key(parts, width, side)])
+    return stacked([framed, _key([[(meaning, None)], words], width, letters)])
 
 
 def _drawn(nodes: SampledNodes, size: tuple[float, float]) -> NDArray[np.bool_]:
@@ -311,25 +314,26 @@ def _disc(
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=line, width=_FINE)
 
 
-def _key(parts: Sequence[tuple[str, tuple[int, int, int] | None]], width: int, side: int) -> Image.Image:
-    """Words, each perhaps behind a disc of a colour, in as many rows as they need."""
-    size = side * 3 // 128
+def _key(rows: Sequence[Sequence[_Word]], width: int, size: int) -> Image.Image:
+    """Rows of words in letters of this size, each perhaps behind a disc of its colour; a long row is broken."""
     font = ImageFont.load_default(size=size)
-    x, y, places = size // 2, size // 2, []
-    for text, color in parts:
-        needed = int(font.getlength(text)) + (size * 3 // 2 if color else 0)
-        if x + needed > width and x > size // 2:
-            x, y = size // 2, y + size * 3 // 2
-        places.append((x, y))
-        x += needed + size
-    canvas = Image.new("RGB", (width * _FINE, (y + size * 3 // 2) * _FINE), _PAPER)
+    left, line = size // 2, size * 3 // 2
+    y, placed = size // 2 - line, []
+    for row in rows:
+        x, y = left, y + line
+        for text, color in row:
+            needed = int(font.getlength(text)) + (line if color else 0)
+            if x + needed > width and x > left:
+                x, y = left, y + line
+            placed.append((x, y, text, color))
+            x += needed + size
+    canvas = Image.new("RGB", (width * _FINE, (y + line) * _FINE), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for (_, color), (x, y) in zip(parts, places, strict=True):
+    for x, y, _, color in placed:
         if color:
-            middle = (y + size * 0.62) * _FINE
-            _disc(draw, (x + size / 2) * _FINE, middle, size / 2 * _FINE, color, _INK)
+            _disc(draw, (x + size / 2) * _FINE, (y + size * 0.62) * _FINE, size / 2 * _FINE, color, _INK)
     canvas = canvas.resize((width, canvas.height // _FINE), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
-    for (text, color), (x, y) in zip(parts, places, strict=True):
-        draw.text((x + (size * 3 // 2 if color else 0), y), _fitting(text, font, width - x), _INK, font)
+    for x, y, text, color in placed:
+        draw.text((x + (line if color else 0), y), _fitting(text, font, width - x), _INK, font)
     return canvas

@@ -103,7 +103,7 @@ class DGMNMessage(nn.Module):
         if self.fixed:
             return None, None
         maps = self._filtered(x, walks)
-        # The softmax in float32, also under autocast.
+        # The softmax, and the product of both, in float32, also under autocast.
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         batch, height, width, _ = maps.shape
         weight = maps[..., : _NODES * self.groups].reshape(batch, height, width, self.groups, _NODES)
