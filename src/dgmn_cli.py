@@ -189,6 +189,17 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--score", type=_share, metavar="P", help="detection: least score of what counts (default 0.3)")
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE; of detectors in COCO's format")
     parser.add_argument("--pictures", metavar="FOLDER", help="write every image with what was found to FOLDER")
+    parser.add_argument(
+        "--nodes", metavar="FOLDER", help="write every image with the nodes sampled for a point to FOLDER"
+    )
+    parser.add_argument(
+        "--at",
+        type=_point,
+        action="append",
+        metavar="X,Y",
+        help="of --nodes: for this point of the images in pixels, can be repeated (default: the middle)",
+    )
+    parser.add_argument("--layer", metavar="NAME", help="of --nodes: the layer that samples them (default: the last)")
     parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the classes of all pixels as PNG")
     parser.add_argument("--submission", metavar="FOLDER", help="segmentation: write what Cityscapes' test server takes")
     parser.add_argument(
@@ -201,6 +212,8 @@ def _predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the fastest there is")
     options = parser.parse_args(arguments)
+    if not options.nodes and (options.at or options.layer):
+        parser.error(f"{'--at' if options.at else '--layer'} is for --nodes FOLDER")
     from dgmn.predict import predict
 
     return predict(options)
@@ -384,6 +397,14 @@ def _share(text: str) -> float:
     if not 0 <= share <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
     return share
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be two numbers with a comma, X,Y, got {text!r}") from None
+    return x, y
 
 
 def _names(text: str) -> list[str]:

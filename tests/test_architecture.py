@@ -12,7 +12,7 @@ SRC = Path(__file__).parent.parent / "src"
 PACKAGE = SRC / "dgmn"
 
 # Which floor a part of the package is on; every other module at its top is a face.
-FLOORS = {"errors": 0, "ops": 1, "weights": 1, "layers": 2, "models": 3, "training": 4, "visualize": 5}
+FLOORS = {"errors": 0, "ops": 1, "weights": 1, "layers": 2, "models": 3, "nodes": 3, "training": 4, "visualize": 5}
 TASKS = ("classification", "detection", "segmentation")
 FLOORS |= dict.fromkeys(TASKS, 6)
 FACES = 7

@@ -7,10 +7,13 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from dgmn.classification.transforms import eval_transform
+from dgmn.classification.transforms import eval_transform, seen_part
+from dgmn.errors import InputError
+from dgmn.nodes import Point, SampledNodes, check_point, sampled_nodes
 from dgmn.training.images import load_image
 from dgmn.weights import find, load_checkpoint
 
@@ -36,6 +39,7 @@ class Classifier:
     def __init__(self, network: nn.Module, classes: Sequence[str] | None, image_size: int, crop_pct: float) -> None:
         self.network = network.eval()
         self.classes = classes
+        self.image_size = image_size
         self.transform = eval_transform(image_size, crop_pct)
 
     @classmethod
@@ -77,6 +81,25 @@ class Classifier:
                 names = tuple((self._name(label), score) for label, score in zip(labels, scores, strict=True))
                 yield Prediction(paths[done], names)
                 done += 1
+
+    def nodes(self, image: Image.Image, at: Point, device: str | torch.device = "cpu") -> list[SampledNodes]:
+        """What the network samples for the point `at` of an image; see [`sampled_nodes`][dgmn.nodes.sampled_nodes].
+
+        Raises:
+            InputError: also for a point that the centre crop cuts away.
+        """
+        check_point(at, image.width, image.height)
+        side = self.image_size
+        scale, (left, top) = seen_part(self.transform, image, side)
+        inside = ((at[0] - left) / scale[0], (at[1] - top) / scale[1])
+        if not all(0 <= number < side for number in inside):
+            right, bottom = left + side * scale[0], top + side * scale[1]
+            raise InputError(
+                f"at must lie in the centre of the image that the network sees, x {left:.0f} to {right:.0f} and "
+                f"y {top:.0f} to {bottom:.0f}, got x = {at[0]:g}, y = {at[1]:g}"
+            )
+        found = sampled_nodes(self.network.to(device), self.transform(image)[None].to(device), inside)
+        return [each.placed(scale, (left, top)) for each in found]
 
     def _name(self, label: int) -> str:
         return str(label) if self.classes is None else self.classes[label]

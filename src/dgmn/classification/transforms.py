@@ -2,9 +2,23 @@
 
 from typing import Any
 
+from PIL import Image
 from timm.data import create_transform
 
 
 def eval_transform(image_size: int, crop_pct: float) -> Any:
     """Resize the short side to `image_size / crop_pct` (bicubic), crop the centre, normalise as for ImageNet."""
     return create_transform(image_size, is_training=False, crop_pct=crop_pct, interpolation="bicubic")
+
+
+def seen_part(transform: Any, image: Image.Image, image_size: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where in an image the crop of [`eval_transform`][dgmn.classification.transforms.eval_transform] lies.
+
+    Returns:
+        Pixels of the image in one of the crop, along x and y, and x and y of the crop's left upper corner.
+    """
+    resized = transform.transforms[0](image)
+    scale = (image.width / resized.width, image.height / resized.height)
+    # As torchvision's CenterCrop rounds.
+    left, top = (round((length - image_size) / 2) for length in resized.size)
+    return scale, (left * scale[0], top * scale[1])

@@ -14,6 +14,7 @@ from dgmn.detection.coco import mask_area
 from dgmn.detection.metrics import to_results
 from dgmn.detection.networks import BUILDERS
 from dgmn.models.build import build_named
+from dgmn.nodes import Point, SampledNodes, sampled_nodes
 from dgmn.training.images import load_image
 from dgmn.visualize import boxed, distinct_colors
 from dgmn.weights import find, load_checkpoint
@@ -71,12 +72,15 @@ class DetectionPredictor:
             InputError: the image cannot be read; the message names it.
         """
         picture = image if isinstance(image, Image.Image) else load_image(image)
-        pixels = TF.pil_to_tensor(picture.convert("RGB")).to(device).float() / 255
         with torch.inference_mode():
-            found: Found = self.network.to(device)([pixels])[0]
+            found: Found = self.network.to(device)([_pixels(picture, device)])[0]
         order = found["scores"].argsort(descending=True, stable=True)
         order = order[found["scores"][order] >= threshold]
         return {key: value[order].cpu() for key, value in found.items()}
+
+    def nodes(self, image: Image.Image, at: Point, device: str | torch.device = "cpu") -> list[SampledNodes]:
+        """What the network samples for the point `at` of an image; see [`sampled_nodes`][dgmn.nodes.sampled_nodes]."""
+        return sampled_nodes(self.network.to(device), [_pixels(image, device)], at)
 
     def draw(self, image: Image.Image, found: Found) -> Image.Image:
         """The image with what was found in it."""
@@ -94,6 +98,11 @@ class DetectionPredictor:
     def categories(self) -> list[dict[str, Any]]:
         """As COCO's format has them."""
         return [{"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)]
+
+
+def _pixels(image: Image.Image, device: str | torch.device) -> Tensor:
+    pixels: Tensor = TF.pil_to_tensor(image.convert("RGB")).to(device).float() / 255
+    return pixels
 
 
 def drawn(image: Image.Image, found: Found, names: Sequence[str]) -> Image.Image:

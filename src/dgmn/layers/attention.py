@@ -9,7 +9,7 @@ from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from dgmn.ops import position_scores, sampled_attention
-from dgmn.ops.reference import without_autocast
+from dgmn.ops.reference import attention_weights, sampling_points, without_autocast
 
 # For FX tracing, which cannot look into them. timm's register_notrace_function acts only in the root's own module.
 torch.fx.wrap("sampled_attention")
@@ -146,16 +146,33 @@ class DGMN2Attention(nn.Module):
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
 
+    def predict_walks(self, x: Tensor) -> Tensor:
+        """Δd of the nodes of every position, (B, H, W, heads, K, 2) in pixels as (dy, dx)."""
+        batch, height, width, _ = x.shape
+        share = x.reshape(batch, height, width, self.num_heads, self.head_dim)
+        walks = _predict_walks(share, self.offset.weight, self.offset.bias)
+        return walks.reshape(batch, height, width, self.num_heads, self.kernel_size**2, 2)
+
+    def predict_weights(self, x: Tensor, walks: Tensor) -> Tensor:
+        """The softmax over the nodes of every position, (B, H, W, heads, K), which `forward` never holds."""
+        query, key, _ = self._project(x)
+        points = sampling_points(walks, self.kernel_size, 1)
+        return attention_weights(query, key, *points, self.rel_pos(query, self.backend), self.head_dim**-0.5)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value, (B, H, W, heads, D)."""
+        batch, height, width, _ = x.shape
+        qkv: Tensor = self.qkv(x).reshape(batch, height, width, 3, self.num_heads, self.head_dim)
+        return qkv.unbind(3)
+
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
-        heads = (self.num_heads, self.head_dim)
-        query, key, value = self.qkv(x).reshape(batch, height, width, 3, *heads).unbind(3)
-        walks = _predict_walks(x.reshape(batch, height, width, *heads), self.offset.weight, self.offset.bias)
+        query, key, value = self._project(x)
         x = sampled_attention(
             query,
             key,
             value,
-            walks.reshape(batch, height, width, self.num_heads, self.kernel_size**2, 2),
+            self.predict_walks(x),
             self.rel_pos(query, self.backend),
             kernel_size=self.kernel_size,
             dropout_p=self.attn_drop if self.training else 0.0,

@@ -90,18 +90,28 @@ class DGMNMessage(nn.Module):
         Raises:
             ValueError: the weights are not predicted.
         """
+        weight, affinity = self.predict_parts(x, walks)
+        if weight is None or affinity is None:
+            known = affinity if weight is None else weight
+            if known is None:
+                raise ValueError("predict_weights: this message has neither dynamic weights nor dynamic affinity")
+            return known
+        return weight * affinity
+
+    def predict_parts(self, x: Tensor, walks: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The weights w_j, (B, H, W, G, K), and the affinities A_ij, (B, H, W, 1, K); None what is not predicted."""
         if self.fixed:
-            raise ValueError("predict_weights: this message has neither dynamic weights nor dynamic affinity")
+            return None, None
         maps = self._filtered(x, walks)
-        # The softmax and the product in float32, also under autocast.
+        # The softmax, and the product of both, in float32, also under autocast.
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         batch, height, width, _ = maps.shape
         weight = maps[..., : _NODES * self.groups].reshape(batch, height, width, self.groups, _NODES)
         if not self.dynamic_affinity:
-            return weight.softmax(-1) if self.released else weight
+            return (weight.softmax(-1) if self.released else weight), None
         logits = maps[..., self.affinities_at : self.affinities_at + _NODES]
         affinity = logits.softmax(-1).unsqueeze(3)  # eq. 7
-        return weight * affinity if self.groups else affinity
+        return (weight if self.groups else None), affinity
 
     def _filtered(self, x: Tensor, walks: Tensor | None) -> Tensor:
         if walks is None:

@@ -23,8 +23,8 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
-    """Absolute pixel coordinates of the sampled nodes.
+def node_coordinates(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """Pixel coordinates of the nodes, wherever they lie.
 
     Node ``t = kernel_size * i + j`` of position ``(y, x)`` lies at
     ``(y + i * dilation - pad, x + j * dilation - pad)`` plus its walk (eq. 4), where ``pad`` is the
@@ -34,7 +34,7 @@ def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Te
         offset: walks in pixels as (dy, dx), (B, H, W, heads, K, 2).
 
     Returns:
-        y and x, each (B, H, W, heads, K); -2 where a point does not count.
+        y and x, each (B, H, W, heads, K).
     """
     _, height, width, _, nodes, _ = offset.shape
     tap = torch.arange(nodes, device=offset.device)
@@ -44,10 +44,22 @@ def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Te
     y = torch.arange(height, device=offset.device).view(height, 1, 1, 1) + dy
     x = torch.arange(width, device=offset.device).view(1, width, 1, 1) + dx
     dy_walk, dx_walk = offset.unbind(-1)
-    y, x = y + dy_walk, x + dx_walk
-    # A point counts only if it lies within; so neither an infinite walk nor NaN does.
+    return y + dy_walk, x + dx_walk
+
+
+def counts(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where y and where x lie on the map; a point counts if both do, so neither an infinite walk nor NaN does."""
+    return (y > -1) & (y < height), (x > -1) & (x < width)
+
+
+def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """The coordinates that are read: those of [`node_coordinates`][dgmn.ops.reference.node_coordinates], -2 where a
+    point does not count.
+    """
+    y, x = node_coordinates(offset, kernel_size, dilation)
+    along_y, along_x = counts(y, x, *offset.shape[1:3])
     outside = -2.0
-    return torch.where((y > -1) & (y < height), y, outside), torch.where((x > -1) & (x < width), x, outside)
+    return torch.where(along_y, y, outside), torch.where(along_x, x, outside)
 
 
 def sample_nodes(nodes: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -88,6 +100,30 @@ def sampled_aggregate(value: Tensor, offset: Tensor, weight: Tensor, kernel_size
     return out.reshape(batch, height, width, heads, dim).to(value.dtype)
 
 
+def attention_weights(query: Tensor, key: Tensor, y: Tensor, x: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """The softmax of eq. 8: how much a position attends to each of its nodes.
+
+    Args:
+        query, key: (B, H, W, heads, D).
+        y, x: pixel coordinates of the nodes, (B, H, W, heads or 1, K).
+        bias: (B, H, W, heads, K), or None.
+        scale: of the products.
+
+    Returns:
+        (B, H, W, heads, K) in float32, or float64 if `query` is.
+    """
+    batch, height, width, heads, dim = query.shape
+    dtype = _compute_dtype(query)
+    with without_autocast(query):
+        sampled = sample_nodes(key.to(dtype), y, x)
+        flat_query = query.to(dtype).reshape(batch, height * width, heads, dim)
+        logits = scale * torch.einsum("bnhd,bhdnk->bnhk", flat_query, sampled)
+        logits = logits.view(batch, height, width, heads, y.shape[-1])
+        if bias is not None:
+            logits = logits + bias.to(dtype)
+        return logits.softmax(dim=-1)
+
+
 def sampled_attention(
     query: Tensor,
     key: Tensor,
@@ -104,13 +140,7 @@ def sampled_attention(
     dtype = _compute_dtype(query)
     with without_autocast(query):
         y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
-        sampled = sample_nodes(key.to(dtype), y, x)
-        flat_query = query.to(dtype).reshape(batch, height * width, heads, dim)
-        logits = scale * torch.einsum("bnhd,bhdnk->bnhk", flat_query, sampled)
-        logits = logits.view(batch, height, width, heads, nodes)
-        if bias is not None:
-            logits = logits + bias.to(dtype)
-        weight = logits.softmax(dim=-1)
+        weight = attention_weights(query, key, y, x, bias, scale)
         if dropout_p > 0:
             weight = F.dropout(weight, dropout_p)
         sampled = sample_nodes(value.to(dtype), y, x)

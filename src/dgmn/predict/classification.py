@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dgmn.classification.predict import Classifier, Prediction
+from dgmn.predict.nodes import write_nodes
 from dgmn.predict.outputs import checked_folders, write_json
 from dgmn.tables import format_table, show_progress
 from dgmn.training.images import load_image
@@ -23,7 +24,8 @@ def run(
     else:
         assert checkpoint is not None, "a description belongs to a checkpoint"
         classifier = Classifier.from_description(description, checkpoint)
-    pictures = checked_folders(options, ("pictures",)).get("pictures")
+    folders = checked_folders(options, ("pictures", "nodes"))
+    pictures = folders.get("pictures")
     results = []
     for result in classifier.predict(paths, options.top or 5, options.batch_size, device):
         results.append(result)
@@ -39,6 +41,10 @@ def run(
     if pictures:
         write_pictures(results, pictures)
         print(f"\npictures: {pictures}")
+    if "nodes" in folders:
+        for i, path in enumerate(paths):
+            write_nodes(options, i, path, load_image(path), classifier, device)
+        print(f"\nnodes: {options.nodes}")
 
 
 def results_table(results: Sequence[Prediction]) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from dgmn.detection.predict import DetectionPredictor, Found
 from dgmn.errors import InputError
+from dgmn.predict.nodes import write_nodes
 from dgmn.predict.outputs import checked_folders, write_json
 from dgmn.tables import format_table, show_progress
 from dgmn.training.images import load_image
@@ -26,7 +27,8 @@ def run(
         assert checkpoint is not None, "a description belongs to a checkpoint"
         predictor = DetectionPredictor.from_description(description, checkpoint)
     threshold = 0.3 if options.score is None else options.score
-    pictures = checked_folders(options, ("pictures",)).get("pictures")
+    folders = checked_folders(options, ("pictures", "nodes"))
+    pictures = folders.get("pictures")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     rows = []
@@ -34,6 +36,8 @@ def run(
     for number, path in enumerate(paths, 1):
         try:
             image = load_image(path)
+            if "nodes" in folders:
+                write_nodes(options, number - 1, path, image, predictor, device)
         except InputError as error:  # what was predicted before is kept
             failure = error
             break
@@ -53,8 +57,8 @@ def run(
         content = {"images": images, "categories": predictor.categories(), "annotations": annotations}
         write_json(content, Path(options.json))
         print(f"\nresults in COCO's format: {options.json}")
-    if pictures:
-        print(f"\npictures: {pictures}")
+    for name, folder in folders.items():
+        print(f"\n{name}: {folder}")
     if failure is not None:
         raise failure
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dgmn.errors import InputError
+from dgmn.predict.nodes import write_nodes
 from dgmn.predict.outputs import checked_folders, write_json
 from dgmn.segmentation.cityscapes import CITYSCAPES, submission_name, to_label_ids
 from dgmn.segmentation.inference import PAPER_SCALES
@@ -40,7 +41,7 @@ def run(
             raise InputError("--submission is for models of the 19 classes of Cityscapes")
         for path in paths:
             submission_name(path)  # before the first hour
-    folders = checked_folders(options, ("pictures", "labels", "submission"))
+    folders = checked_folders(options, ("pictures", "labels", "submission", "nodes"))
     shares: list[Any] = []
     failure = None
     for done, path in enumerate(paths):
@@ -49,6 +50,8 @@ def run(
             show_progress(done + seen / of, len(paths), "images", quiet=len(paths) == 1 and of <= 4)
 
         try:
+            if "nodes" in folders:
+                write_nodes(options, done, path, load_image(path), predictor, device)
             labels = predictor.predict(path, device, windows)
         except InputError as error:  # what was predicted before is kept
             failure = error

@@ -119,6 +119,32 @@ def count_windows(height: int, width: int, inference: Inference) -> int:
     return total
 
 
+def window_around(
+    at: tuple[float, float], image: Tensor, inference: Inference
+) -> tuple[tuple[int, int], tuple[int, int], Tensor]:
+    """What the network gets of an image, of all windows the one that has a point most in its middle.
+
+    Args:
+        at: x and y in pixels of the image.
+        image: (3, H, W).
+        inference: how the image is predicted; of `scales` and `flip` only the image at its own size counts.
+
+    Returns:
+        Row and column where the window begins, its height and width, and the image that it is a part of, (3, h, w).
+    """
+    height, width = image.shape[-2:]
+    inference = _for_size(height, width, inference)
+    tall, wide = size = scaled_size(height, width, 1.0, inference.fit)
+    scaled = image if size == (height, width) else _resize_image(image, size)
+    if inference.mode == "whole":
+        return (0, 0), size, scaled
+    crop = (min(inference.crop, tall), min(inference.crop, wide))
+    middle = (at[1] * tall / height - crop[0] / 2, at[0] * wide / width - crop[1] / 2)
+    origins = (_origins(n, side, inference.stride, (0, n)) for n, side in zip(size, crop, strict=True))
+    top, left = (min(o, key=lambda o: abs(o - m)) for o, m in zip(origins, middle, strict=True))
+    return (top, left), crop, scaled
+
+
 def _parts(
     network: Callable[[Tensor], Tensor], image: Tensor, inference: Inference
 ) -> Iterator[tuple[_Part, _Part, Tensor]]:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
 from dgmn.models.build import build_named
+from dgmn.nodes import Point, SampledNodes, check_point, sampled_nodes
 from dgmn.segmentation.cityscapes import CITYSCAPES
-from dgmn.segmentation.inference import Inference, count_windows, predict_labels
+from dgmn.segmentation.inference import Inference, count_windows, predict_labels, window_around
 from dgmn.segmentation.networks import BUILDERS
 from dgmn.segmentation.transforms import normalise
 from dgmn.training.images import load_image
@@ -77,7 +79,7 @@ class SegmentationPredictor:
             InputError: the image cannot be read; the message names it.
         """
         network = self.network.to(device)
-        image = normalise()(tv_tensors.Image(TF.pil_to_tensor(load_image(path)))).as_subclass(Tensor).to(device)
+        image = _pixels(load_image(path), device)
         height, width = image.shape[-2:]
         total, done = count_windows(height, width, self.inference), 0
 
@@ -91,3 +93,23 @@ class SegmentationPredictor:
 
         with torch.inference_mode():
             return predict_labels(watched, image, self.inference).numpy()
+
+    def nodes(self, image: Image.Image, at: Point, device: str | torch.device = "cpu") -> list[SampledNodes]:
+        """What the network samples for the point `at` of an image; see [`sampled_nodes`][dgmn.nodes.sampled_nodes].
+
+        At the image's own size, or that of `inference.fit`. Where the network gets windows of it, in the window that
+        has the point most in its middle.
+        """
+        check_point(at, image.width, image.height)
+        pixels = _pixels(image, device)
+        (top, left), (height, width), scaled = window_around(at, pixels, self.inference)
+        scale = (image.width / scaled.shape[-1], image.height / scaled.shape[-2])
+        part = scaled[None, :, top : top + height, left : left + width]
+        found = sampled_nodes(self.network.to(device), part, (at[0] / scale[0] - left, at[1] / scale[1] - top))
+        return [each.placed(scale, (left * scale[0], top * scale[1])) for each in found]
+
+
+def _pixels(image: Image.Image, device: str | torch.device) -> Tensor:
+    pixels = tv_tensors.Image(TF.pil_to_tensor(image.convert("RGB")))
+    out: Tensor = normalise()(pixels).as_subclass(Tensor).to(device)
+    return out

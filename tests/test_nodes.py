@@ -1,0 +1,369 @@
+"""The nodes that networks sample for a point of an image, and the pictures of them."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from dgmn.classification.predict import Classifier
+from dgmn.detection import mask_rcnn, retinanet
+from dgmn.detection.predict import DetectionPredictor
+from dgmn.errors import InputError
+from dgmn.layers import DGMN, DGMN2Attention
+from dgmn.nodes import sampled_nodes
+from dgmn.segmentation import Inference, semantic_fpn
+from dgmn.segmentation.predict import SegmentationPredictor
+from dgmn.visualize import node_picture
+from dgmn_cli import run
+
+GRID = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)], dtype=torch.float32)
+ROW, COLUMN = 3, 5  # of the receiving position in the tests of single modules
+
+
+class Rows(nn.Module):
+    """The attention of DGMN2 on maps with the channels first."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_without_walks_the_nodes_are_the_grid():
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), DGMN(8, (1, 3), groups=0)).train()
+    image = torch.randn(1, 3, 28, 36)
+    found = sampled_nodes(network, image, (5 * 4 + 0.1, 3 * 4 + 3.9))
+    assert [(each.layer, each.sampling_rate, each.head) for each in found] == [("1", 1, None), ("1", 3, None)]
+    maps = network[0](image)
+    for each, message in zip(found, network[1].messages, strict=True):
+        assert each.receiver == (22, 14)
+        assert torch.equal(each.positions, torch.tensor((22.0, 14.0)) + 4 * each.sampling_rate * GRID)
+        expected = message.predict_weights(maps, message.predict_walks(maps))[0, 3, 5, 0]
+        torch.testing.assert_close(each.affinities, expected)
+        assert each.affinities.sum() == pytest.approx(1)
+        assert each.weights is None
+        assert each.inside.all()
+    assert network[1].messages[0].training
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+
+
+def test_walks_move_the_nodes_by_pixels_of_the_map():
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), DGMN(8, (2,)))
+    walks = network[1].messages[0].walks
+    with torch.no_grad():  # of node k, (dy, dx) = (0.5, -k)
+        walks.bias.copy_(torch.tensor([(0.5, -k) for k in range(9)]).flatten())
+    (each,) = sampled_nodes(network, torch.randn(1, 3, 28, 36), (1.5, 13))
+    moved = torch.tensor([(2.0, 14.0)]) + 4 * (2 * GRID + torch.tensor([(-k, 0.5) for k in range(9)]))
+    assert torch.equal(each.positions, moved)
+    # On the map's 9 x 7 pixels it counts what lies less than a pixel outside.
+    x, y = (moved / 4 - 0.5).T
+    assert torch.equal(each.inside, (x > -1) & (x < 9) & (y > -1) & (y < 7))
+    assert 0 < each.inside.sum() < 9
+    assert each.affinities.sum() == pytest.approx(1)
+    assert each.weights.shape == (9,)
+    assert (each.weights >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "affinities", "weights"),
+    [
+        ({}, True, True),
+        ({"groups": 0}, True, False),
+        ({"dynamic_affinity": False}, False, True),
+        ({"groups": 0, "dynamic_affinity": False}, False, False),
+        ({"dynamic_sampling": False}, True, True),
+        ({"form": "released"}, True, True),
+    ],
+)
+def test_what_a_module_predicts(options, affinities, weights):
+    module = DGMN(8, (1, 2, 3, 4), **options)
+    x = torch.randn(1, 8, 6, 7)
+    found = sampled_nodes(module, x, (3, 3))
+    assert [each.sampling_rate for each in found] == [1, 2, 3, 4]
+    for each, message in zip(found, module.messages, strict=True):
+        assert (each.affinities is not None, each.weights is not None) == (affinities, weights)
+        if affinities or weights:
+            product = message.predict_weights(x, message.predict_walks(x))[0, 3, 3]
+            expected = (each.affinities if affinities else 1) * (each.weights if weights else 1)
+            torch.testing.assert_close(product.abs().mean(0), expected)
+
+
+def test_the_last_step_counts():
+    once, twice = DGMN(8, (1, 2)), DGMN(8, (1, 2), steps=2)
+    for message in once.messages:
+        nn.init.normal_(message.walks.weight, std=0.3)
+    twice.load_state_dict(once.state_dict())
+    x = torch.randn(1, 8, 6, 7).to(memory_format=torch.channels_last)
+    state = once(x).detach()
+    for a, b in zip(sampled_nodes(once, state, (3, 3)), sampled_nodes(twice, x, (3, 3)), strict=True):
+        for name in ("positions", "affinities", "weights"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name))
+
+
+def test_every_layer_of_a_backbone():
+    network = timm.create_model("dgmn2_nano", features_only=True)
+    found = sampled_nodes(network, torch.randn(1, 3, 64, 96), (50, 40))
+    layers = [each.layer for each in found]
+    depths, heads = (2, 2, 2, 1), (1, 2, 4, 6)
+    assert len(found) == sum(n * k for n, k in zip(depths, heads, strict=True))
+    assert layers == sorted(layers)
+    for each in found:
+        assert isinstance(network.get_submodule(each.layer), DGMN2Attention)
+        stage = int(each.layer.split("stages.")[1][0])
+        stride = 4 * 2**stage
+        assert each.head < heads[stage]
+        center = ((50 // stride + 0.5) * stride, (40 // stride + 0.5) * stride)
+        assert each.receiver == center
+        assert torch.equal(each.positions, torch.tensor(center) + stride * GRID)
+        assert each.affinities.sum() == pytest.approx(1)
+        assert each.affinities.std() > 0
+        assert each.weights is None
+
+
+def test_the_attention_sums_its_values_with_these_weights():
+    """The same nodes and weights, summed by hand, are the layer's output."""
+    attention = DGMN2Attention(8, 2, (7, 7))
+    with torch.no_grad():
+        attention.offset.weight.normal_()
+        attention.offset.bias.normal_()
+    x = torch.randn(1, 8, 7, 7)
+    found = sampled_nodes(Rows(attention), x, (5.5, 3.5))
+    with torch.no_grad():
+        maps = attention.qkv(x.permute(0, 2, 3, 1))[0, ..., 16:].reshape(7, 7, 2, 4)
+        out = torch.zeros(2, 4)
+        for each in found:
+            for (column, row), weight in zip((each.positions - 0.5).tolist(), each.affinities, strict=True):
+                for i, j in itertools.product(*(range(math.floor(p), math.floor(p) + 2) for p in (row, column))):
+                    if 0 <= i < 7 and 0 <= j < 7:
+                        out[each.head] += weight * (1 - abs(row - i)) * (1 - abs(column - j)) * maps[i, j, each.head]
+        expected = attention(x.permute(0, 2, 3, 1))[0, 3, 5]
+        torch.testing.assert_close(attention.proj(out.flatten()), expected)
+
+
+def dgmn_module():
+    module = DGMN(8, (2,), groups=2)
+    message = module.messages[0]
+    return module, message.walks.bias
+
+
+def attention_module():
+    # In the other form the logits depend on the mirrored position, too.
+    attention = DGMN2Attention(8, 1, (9, 11), rel_pos="aligned")
+    return Rows(attention), attention.offset.bias
+
+
+@pytest.mark.parametrize("build", [dgmn_module, attention_module])
+def test_only_the_nodes_have_influence(build):
+    module, walks = build()
+    with torch.no_grad():
+        walks.uniform_(-1.4, 1.4)  # the same everywhere: no walk depends on the input
+    x = torch.randn(1, 8, 9, 11)
+    (each,) = sampled_nodes(module, x, (COLUMN + 0.5, ROW + 0.5))
+    read = {(ROW, COLUMN)}
+    for column, row in (each.positions - 0.5).tolist():
+        pixels = itertools.product(*((math.floor(p), math.floor(p) + 1) for p in (row, column)))
+        read |= {(i, j) for i, j in pixels if 0 <= i < 9 and 0 <= j < 11}
+    assert 10 < len(read) < 60
+
+    @torch.no_grad()
+    def received(x):
+        return module(x)[0, :, ROW, COLUMN]
+
+    others = torch.ones(9, 11, dtype=torch.bool)
+    others[tuple(zip(*read, strict=True))] = False
+    changed = torch.where(others, torch.randn_like(x), x)
+    torch.testing.assert_close(received(changed), received(x), rtol=0, atol=1e-6)
+    for i, j in read:
+        changed = x.clone()
+        changed[..., i, j] += 3 * torch.randn(8)
+        assert (received(changed) - received(x)).abs().max() > 1e-4, (i, j)
+
+
+@pytest.mark.parametrize(("build", "options"), [(retinanet, {}), (mask_rcnn, {"detections_per_img": 1})])
+def test_detectors_resize_and_pad(build, options):
+    network = build("dgmn2_nano", 3, min_size=128, max_size=256, **options)
+    image = torch.rand(3, 60, 100)  # becomes 128 x 213, padded to 128 x 224
+    found = sampled_nodes(network, [image], (80, 31))
+    last = [each for each in found if each.layer.endswith("stages.3.blocks.0.attn")]
+    assert len(last) == 6
+    along_x, along_y = 32 * 100 / 213, 32 * 60 / 128
+    for each in last:
+        center = (5.5 * along_x, 2.5 * along_y)
+        assert each.receiver == pytest.approx(center)
+        torch.testing.assert_close(each.positions, torch.tensor(center) + torch.tensor((along_x, along_y)) * GRID)
+    assert found[0].receiver == pytest.approx(((0.5 + 42) * along_x / 8, (0.5 + 16) * along_y / 8))
+
+
+def test_classifiers_crop():
+    classifier = Classifier(timm.create_model("dgmn2_nano", num_classes=2), None, 64, 0.8)
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[40:43, 60:63] = 255
+    image = Image.fromarray(pixels)  # becomes 133 x 80, of which the network sees 64 x 64
+    found = classifier.nodes(image, (61.5, 41.5))
+    first = found[0]
+    # The receiving position is where the network sees the spot.
+    seen = classifier.transform(image).mean(0)
+    row, column = divmod(int(seen.argmax()), 64)
+    corner = (round((133 - 64) / 2) / 133 * 100, 8 / 80 * 60)
+    expected = (corner[0] + (column // 4 + 0.5) * 4 * 100 / 133, corner[1] + (row // 4 + 0.5) * 4 * 60 / 80)
+    assert first.receiver == pytest.approx(expected)
+    assert abs(first.receiver[0] - 61.5) <= 2
+    assert abs(first.receiver[1] - 41.5) <= 2
+    step = first.positions[5] - first.positions[4]
+    assert step.tolist() == pytest.approx((4 * 100 / 133, 0), abs=1e-4)
+    with pytest.raises(InputError, match=r"at must lie in the centre.*x 26 to 74 and y 6 to 54, got x = 20, y = 30"):
+        classifier.nodes(image, (20, 30))
+
+
+def test_segmenters_see_windows():
+    network = semantic_fpn("dgmn2_nano", 2)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 200, 3), dtype=np.uint8))
+    whole, slide, fitted = (
+        SegmentationPredictor(network, ("a", "b"), ((0, 0, 0), (255, 0, 0)), inference).nodes(image, (130, 30))
+        for inference in (Inference(), Inference("slide", crop=64, stride=32), Inference(fit=(120, 400)))
+    )
+    assert whole[0].receiver == pytest.approx((130, 30), abs=2)
+    # Windows begin at 0, 32, 64, 96, 128 and 136; that from 96 on has 130 most in its middle.
+    assert slide[0].receiver == pytest.approx((96 + (8 + 0.5) * 4, 30))
+    assert fitted[0].receiver == pytest.approx((131, 31))
+    assert (fitted[0].positions[5] - fitted[0].positions[4]).tolist() == pytest.approx((2, 0))
+
+
+@pytest.mark.parametrize(
+    ("images", "at", "message"),
+    [
+        (torch.zeros(1, 8, 5, 6), (6, 0), r"at must lie in the image, 0 <= x < 6 and 0 <= y < 5, got x = 6, y = 0"),
+        (torch.zeros(1, 8, 5, 6), (0, -0.5), r"at must lie in the image"),
+        (torch.zeros(1, 8, 5, 6), (float("nan"), 1), r"at must lie in the image"),
+        (torch.zeros(1, 8, 5, 6), (1, 2, 3), r"at must be two numbers, x and y, got \(1, 2, 3\)"),
+        (torch.zeros(2, 8, 5, 6), (1, 2), r"images must be one image, .* got \(2, 8, 5, 6\)"),
+        (torch.zeros(8, 5, 6), (1, 2), r"images must be one image"),
+        ([torch.zeros(3, 5, 6)] * 2, (1, 2), r"images must be one image"),
+    ],
+)
+def test_mistakes(images, at, message):
+    with pytest.raises(InputError, match=message):
+        sampled_nodes(DGMN(8), images, at)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [nn.Conv2d(8, 8, 1), DGMN(8, groups=0, dynamic_affinity=False, dynamic_sampling=False)],
+)
+def test_networks_that_sample_nothing(network):
+    with pytest.raises(InputError, match=r"model: .* has no layer that samples nodes"):
+        sampled_nodes(network, torch.zeros(1, 8, 5, 6), (0, 0))
+
+
+def near(picture, color, tolerance=60):
+    return (np.abs(np.asarray(picture).astype(int) - color).sum(-1) < tolerance).nonzero()
+
+
+@pytest.mark.parametrize(("options", "panels"), [({}, 2), ({"groups": 0}, 1), ({"dynamic_affinity": False}, 1)])
+def test_picture(options, panels):
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), DGMN(8, (1, 4), **options))
+    image = Image.new("RGB", (80, 60), (100, 100, 100))
+    found = sampled_nodes(network, torch.randn(1, 3, 60, 80), (50, 30))
+    picture = node_picture(image, found)
+    assert picture.width == 640 * panels + 10 * (panels - 1)
+    for panel in range(panels):
+        rows, columns = near(picture.crop((650 * panel, 0, 650 * panel + 640, 480)), (230, 20, 20))
+        assert (columns.mean(), rows.mean()) == pytest.approx((8 * 50, 8 * 30), abs=1.5)
+    below = np.asarray(picture)[480:]
+    assert (below.min(-1) < 100).any(), "there is a legend"
+    affinities = len(near(picture.crop((0, 0, 640, 480)), (255, 226, 80))[0]) > 100
+    weights = len(near(picture.crop((picture.width - 640, 0, picture.width, 480)), (165, 215, 255))[0]) > 100
+    assert (affinities, weights) == ("dynamic_affinity" not in options, "groups" not in options)
+
+
+def test_picture_of_a_layer():
+    network = timm.create_model("dgmn2_nano", num_classes=0)
+    found = sampled_nodes(network, torch.randn(1, 3, 64, 64), (60, 60))
+    image = Image.new("RGB", (64, 64))
+    assert node_picture(image, found).tobytes() != node_picture(image, found, "stages.0.blocks.1.attn").tobytes()
+    # All nodes outside, or of no number.
+    lost = [each.placed((1, 1), (float("nan"), 1000)) for each in found[-1:]]
+    assert node_picture(image, lost).width == 640
+    with pytest.raises(
+        InputError, match=r"layer must be one that samples nodes, stages.0.blocks.0.attn, .* got 'head'"
+    ):
+        node_picture(image, found, "head")
+    with pytest.raises(InputError, match="there is none"):
+        node_picture(image, [])
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def checkpoint(task, folder):
+    """As a run leaves it, of an untrained network."""
+    description = {"task": task, "num_classes": 2, "model_args": {}, "classes": ["cat", "dog"]}
+    if task == "classification":
+        network = timm.create_model("dgmn2_nano", num_classes=2)
+        description |= {"model": "dgmn2_nano", "image_size": 64, "crop_pct": 0.875}
+    elif task == "segmentation":
+        network = semantic_fpn("dgmn2_nano", 2)
+        description |= {"model": "semantic_fpn", "backbone": "dgmn2_nano", "inference": {}}
+        description["colors"] = [[0, 0, 0], [255, 0, 0]]
+    else:
+        sizes = {"min_size": 96, "max_size": 160}
+        network = retinanet("dgmn2_nano", 2, **sizes)
+        description |= {"model": "retinanet", "backbone": "dgmn2_nano", "category_ids": [1, 2], "model_args": sizes}
+    state = {f"model.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": state, "dgmn": description}, folder / "run.ckpt")
+    return str(folder / "run.ckpt")
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
+def test_command(task, photo, tmp_path, capsys):
+    arguments = ["predict", str(photo), "--ckpt_path", checkpoint(task, tmp_path), "--device", "cpu"]
+    assert run([*arguments, "--nodes", str(tmp_path / "out")]) == 0
+    assert f"nodes: {tmp_path / 'out'}" in capsys.readouterr().out
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["00000_photo_48_32.png"]
+    prefix = {"classification": "", "segmentation": "backbone.model.", "detection": "backbone.body.model."}[task]
+    layer = f"{prefix}stages.0.blocks.1.attn"
+    points = ["--at", "40,30.5", "--at", "60,20", "--layer", layer]
+    assert run([*arguments, "--nodes", str(tmp_path / "more"), *points]) == 0
+    names = {file.name for file in (tmp_path / "more").iterdir()}
+    assert names == {"00000_photo_40_30.5.png", "00000_photo_60_20.png"}
+    with Image.open(tmp_path / "more/00000_photo_60_20.png") as picture:
+        rows, columns = near(picture.crop((0, 0, 640, 420)), (230, 20, 20))
+        assert (columns.mean() * 96 / 640, rows.mean() * 96 / 640) == pytest.approx((60, 20), abs=2.5)
+    capsys.readouterr()
+    assert run([*arguments, "--nodes", str(tmp_path / "out"), "--at", "96,10"]) == 2
+    error = capsys.readouterr().err
+    assert f"{photo}: at must lie in the image, 0 <= x < 96 and 0 <= y < 64, got x = 96, y = 10" in error
+    assert run([*arguments, "--nodes", str(tmp_path / "out"), "--layer", "stem"]) == 2
+    assert layer in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at", "3,4"], "--at is for --nodes FOLDER"),
+        (["--layer", "3"], "--layer is for --nodes FOLDER"),
+        (["--nodes", "out", "--at", "3"], "must be two numbers with a comma, X,Y, got '3'"),
+        (["--nodes", "out", "--at", "3,b"], "must be two numbers with a comma, X,Y, got '3,b'"),
+    ],
+)
+def test_mistakes_of_the_command(options, message, photo, capsys):
+    with pytest.raises(SystemExit):
+        run(["predict", str(photo), "--ckpt_path", "run.ckpt", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_detection_predictor_takes_any_image(photo):
+    predictor = DetectionPredictor(retinanet("dgmn2_nano", 2, min_size=64, max_size=96), ("a", "b"), (1, 2))
+    with Image.open(photo) as image:
+        assert predictor.nodes(image.convert("L"), (3, 3))[0].receiver == pytest.approx((2, 2))
