@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,6 +110,16 @@ _BASELINE_MASK = Row("Mask R-CNN", _inside("none"), ("37.8", "34.4"))
 _C5 = "+ DGMN (C5)"
 _R101, _X101 = "dgmn_resnet101", "dgmn_resnext101_32x8d"
 
+_NOTES = (
+    "Parameters and GMACs are counted here; those with a sign are what a row adds to the first one. Scores are the "
+    "paper's: none was measured here. GMACs are billions of multiply-adds of convolutions and matrix products, what "
+    "the paper calls FLOPs; bilinear sampling and norms are not counted.",
+)
+_TRAINED = (
+    "Parameters are those that are trained: the stem, the first stage and the batch norms of the pretrained network "
+    "are frozen. So counted, ResNet-50 with DGMN in C4 and C5 and ResNet-101 have the 51.1 M and 63.1 M of the paper."
+)
+
 TABLES: Mapping[int, PaperTable] = {
     2: PaperTable(
         "Modules compared on Cityscapes val",
@@ -154,6 +165,12 @@ TABLES: Mapping[int, PaperTable] = {
             Row("+ Deformable (C5)", _inside("deformable"), ("39.9", "34.9")),
             Row(_C5, _inside("dgmn"), ("40.2", "36.0")),
         ),
+        notes=(
+            _TRAINED,
+            "Deformable Message Passing has neither dynamic weights nor affinities: each of its four messages is a "
+            "deformable convolution of all 1024 channels with weights of its own (eq. 1).",
+            "Deformable (C5) replaces the 3 x 3 convolutions; the other modules come after them.",
+        ),
     ),
     5: PaperTable(
         "DGMN in several backbones, on COCO test-dev",
@@ -167,7 +184,7 @@ TABLES: Mapping[int, PaperTable] = {
             Row("Mask R-CNN, ResNeXt-101", _inside("none"), ("42.6", "38.3"), backbone=_X101),
             Row(_C5, _inside("dgmn"), ("44.3", "39.5"), backbone=_X101),
         ),
-        notes=("The paper's costs are those of section 5.3, of whole networks.",),
+        notes=(_TRAINED, "The paper's costs are those of section 5.3; it does not tell the image of its GFLOPs."),
     ),
     13: PaperTable(
         "Strategies of training and evaluation on Cityscapes val",
@@ -217,6 +234,7 @@ TABLES: Mapping[int, PaperTable] = {
             Row("+ DA+DW+DS, rates 1 4 8, G = 4", _inside("dgmn", sampling_rates=[1, 4, 8]), ("39.8", "35.9")),
             Row("+ DA+DW+DS, rates 1 4 8 12, G = 4", _inside("dgmn"), ("40.2", "36.0")),
         ),
+        notes=(_TRAINED,),
     ),
     16: PaperTable(
         "DGMN in stronger backbones, on COCO val",
@@ -227,6 +245,7 @@ TABLES: Mapping[int, PaperTable] = {
             Row("Mask R-CNN, ResNeXt-101", _inside("none"), ("42.2", "37.8"), backbone=_X101),
             Row(_C5, _inside("dgmn"), ("43.7", "38.7"), backbone=_X101),
         ),
+        notes=(_TRAINED,),
     ),
 }
 """By their numbers in the paper. The scores are the paper's, none was measured here."""
@@ -243,34 +262,34 @@ def show_table(options: argparse.Namespace) -> int:
     """Prints the rows' parameters and multiply-adds beside the paper's, and how to train each."""
     number: int = options.table
     table = TABLES[number]
-    builders: Mapping[str, Any] = {**SEGMENTERS, **DETECTORS}
+    told = any(row.cost for row in table.rows)
     rows: list[tuple[str, ...]] = []
-    first = None
-    added = table.builder == "dilated_fcn"
+    first = (0.0, 0.0)
     for row in table.rows:
-        backbone = row.backbone or table.backbone
-        with torch.device("meta"):  # shapes are all that counts
-            cost = count(build_named(builders, table.builder, backbone, table.classes, dict(row.args)), table.size)
-        params, macs = cost.trained_params / 1e6, cost.macs / 1e9
-        first = first or (params, macs)
-        own = (f"{params - first[0]:+.2f}", f"{macs - first[1]:+.2f}") if added else (f"{params:.1f}", f"{macs:.1f}")
-        if added and not rows:
-            own = (f"{params:.2f}", f"{macs:.2f}")
-        form = "{:+}" if added else "{}"
-        paper = tuple(form.format(value) for value in row.cost) if row.cost else ("", "")
-        rows.append((row.name, own[0], paper[0], own[1], paper[1], *row.scores))
+        cost = _cost(table, row)
+        sign = "+" if first[0] else ""
+        own = [f"{value - base:{sign}.2f}" for value, base in zip(cost, first, strict=True)]
+        paper = [f"{value:{sign}g}" for value in row.cost] if row.cost else ["", ""]
+        pairs = [text for pair in zip(own, paper, strict=True) for text in pair] if told else own
+        rows.append((row.name, *pairs, *row.scores))
+        if table.builder == "dilated_fcn" and not first[0]:  # for which the paper tells what is added
+            first = cost
     height, width = table.size
     print(f"Table {number}. {table.title}\nOne image of {height} x {width}, {table.classes} classes\n")
-    header = ("row", "params (M)", "paper", "GMACs", "paper", *(f"paper's {name}" for name in table.metrics))
-    print(format_table(header, rows))
-    print(
-        "\nParameters and GMACs are counted here, those with a sign are beyond the first row. Scores are the paper's:\n"
-        "none was measured here. GMACs are billions of multiply-adds of convolutions and matrix products, what the\n"
-        "paper calls FLOPs; bilinear sampling and norms are not counted."
-    )
-    for note in table.notes:
-        print(f"\n{note}")
+    costs = ("params (M)", "paper's", "GMACs", "paper's") if told else ("params (M)", "GMACs")
+    print(format_table(("row", *costs, *(f"paper's {name}" for name in table.metrics)), rows))
+    for note in (*_NOTES, *table.notes):
+        print(f"\n{textwrap.fill(note, 118)}")
     print(f"\nEach row is trained by: dgmn fit -c {table.recipe} --data.root FOLDER, with")
     for row in table.rows:
         print(f"  {row.name.strip()}\n    {options_of(table, row)}")
     return 0
+
+
+def _cost(table: PaperTable, row: Row) -> tuple[float, float]:
+    """Trained parameters in millions, and multiply-adds in billions."""
+    builders: Mapping[str, Any] = {**SEGMENTERS, **DETECTORS}
+    with torch.device("meta"):  # shapes are all that counts
+        network = build_named(builders, table.builder, row.backbone or table.backbone, table.classes, dict(row.args))
+        cost = count(network, table.size)
+    return cost.trained_params / 1e6, cost.macs / 1e9

@@ -116,7 +116,7 @@ def test_weights_of_the_plain_network(at, frozen_norms, plain_file):
     x = torch.randn(2, 3, 64, 96)
     torch.testing.assert_close(model(x), plain(x))
 
-    maps = create(features_only=True, feature_cls="getter", out_indices=(-2, -1), **options).eval()
+    maps = create(features_only=True, **options).eval()
     report = dgmn.load_checkpoint(maps, file, allow_unknown=True)
     assert all(".module." in name for name in report.fresh)
     assert f"{len(report.fresh)} of added modules, which the file lacks, start anew" in str(report)

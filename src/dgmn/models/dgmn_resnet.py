@@ -145,8 +145,14 @@ def _filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    options: dict[str, Any] = {"pretrained_filter_fn": _filter, "block": Bottleneck, **kwargs}
-    return cast(nn.Module, build_model_with_cfg(DGMNResNet, variant, pretrained, **options))
+    # The getter keeps the names of the weights.
+    feature_cfg = {"feature_cls": "getter"}
+    return cast(
+        nn.Module,
+        build_model_with_cfg(
+            DGMNResNet, variant, pretrained, pretrained_filter_fn=_filter, feature_cfg=feature_cfg, **kwargs
+        ),
+    )
 
 
 def _plain(name: str) -> dict[str, Any]:
@@ -164,17 +170,17 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def dgmn_resnet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 with DGMN; `pretrained` fills all but the modules."""
-    return _create("dgmn_resnet50", pretrained, **{"layers": (3, 4, 6, 3), **kwargs})
+    return _create("dgmn_resnet50", pretrained, **{"block": Bottleneck, "layers": (3, 4, 6, 3), **kwargs})
 
 
 @register_model
 def dgmn_resnet101(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-101 with DGMN; `pretrained` fills all but the modules."""
-    return _create("dgmn_resnet101", pretrained, **{"layers": (3, 4, 23, 3), **kwargs})
+    return _create("dgmn_resnet101", pretrained, **{"block": Bottleneck, "layers": (3, 4, 23, 3), **kwargs})
 
 
 @register_model
 def dgmn_resnext101_32x8d(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNeXt-101 (32 x 8d) with DGMN; `pretrained` fills all but the modules."""
-    args: dict[str, Any] = {"layers": (3, 4, 23, 3), "cardinality": 32, "base_width": 8}
+    args: dict[str, Any] = {"block": Bottleneck, "layers": (3, 4, 23, 3), "cardinality": 32, "base_width": 8}
     return _create("dgmn_resnext101_32x8d", pretrained, **{**args, **kwargs})
