@@ -4,6 +4,7 @@ Prints a line per measurement, PASS or FAIL where there is a target, and writes 
 """
 
 import argparse
+import copy
 import csv
 import math
 import statistics
@@ -168,6 +169,27 @@ def check_layer() -> None:
     want = torch.autograd.grad(eager.sum(), x)[0]
     error = ((got - want).norm() / want.norm()).item()
     report("layer", "DGMN2Attention", "compiled, gradient's relative error", error, error <= 1e-4)
+    check_module()
+
+
+def check_module() -> None:
+    """DGMN with walks gives on the GPU what its reference gives there in float64, with gradients."""
+    from dgmn.layers import DGMN
+
+    for options in ({}, {"groups": 0}, {"groups": 0, "dynamic_affinity": False}, {"fusion": "concat"}):
+        module = DGMN(512, (1, 6, 12), **options).cuda()
+        for message in module.messages:
+            torch.nn.init.normal_(message.walks.weight, std=0.01)
+        wide = copy.deepcopy(module).double()
+        for message in wide.messages:
+            message.backend = "reference"
+        x = torch.randn(1, 512, 49, 49, device="cuda", requires_grad=True)
+        twin = x.detach().double().requires_grad_()
+        got, want = module(x), wide(twin)
+        gradients = (torch.autograd.grad(out.square().mean(), leaf)[0] for out, leaf in ((got, x), (want, twin)))
+        case = ", ".join(f"{key} {value}" for key, value in options.items()) or "all dynamic"
+        # Convolutions of 4,608 products come before: looser than the kernel's own limit.
+        report_errors("module", case, ("out", "gradient"), *zip((got, want), gradients, strict=True), 1e-4)
 
 
 def training_step(name: str, batch: int) -> Callable[[], object]:
