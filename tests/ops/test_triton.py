@@ -1,10 +1,12 @@
 """The Triton kernels against the reference: on a GPU, or on the CPU in Triton's interpreter (TRITON_INTERPRET=1)."""
 
+import copy
 import os
 
 import pytest
 import torch
 
+from dgmn.layers import DGMN
 from dgmn.ops import functional, reference, sampled_aggregate, sampled_attention, triton_kernels
 
 pytest.importorskip("triton")
@@ -290,3 +292,28 @@ def test_a_backend_that_cannot_run_says_why():
         sampled_attention(*(x.double() for x in inputs), kernel_size=2, backend="triton")
     chosen = functional._chosen("auto", inputs[2])
     assert chosen == ("triton" if DEVICE == "cuda" else "native" if functional.native.LIBRARY else "reference")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"groups": 0}, {"groups": 0, "dynamic_affinity": False}, {"dynamic_sampling": False}],
+    ids=["all", "affinities", "fixed", "grid"],
+)
+def test_the_dgmn_module(options):
+    """Forward and backward on the kernels, against the same module on the reference in float64."""
+    module = DGMN(8, (1, 2), **{"groups": 2, **options}).to(DEVICE)
+    for message in module.messages:
+        message.backend = "triton"
+        if message.walks is not None:
+            torch.nn.init.normal_(message.walks.weight, std=0.2)
+    wide = copy.deepcopy(module).double()
+    for message in wide.messages:
+        message.backend = "reference"
+    x = torch.randn(1, 8, 4, 5, device=DEVICE, requires_grad=True)
+    twin = x.detach().double().requires_grad_()
+    out, want = module(x), wide(twin)
+    check(out, want)
+    got = torch.autograd.grad(out.square().mean(), [x, *module.parameters()])
+    wanted = torch.autograd.grad(want.square().mean(), [twin, *wide.parameters()])
+    for gradient, other in zip(got, wanted, strict=True):
+        check(gradient, other, tolerance=1e-4)  # behind predictors of 72 products in float32
