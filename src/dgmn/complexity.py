@@ -63,7 +63,9 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
         for parameter in trained:  # the counter fails where a module is given a part of a trained parameter
             parameter.requires_grad_(False)
         mapping = {torch.ops.torchvision.deform_conv2d: _deform_conv2d}
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        # The counter knows attention as products, not the kernels that a device has for it.
+        attention = sdpa_kernel(SDPBackend.MATH)
+        with torch.no_grad(), attention, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             (_Dense(model) if hasattr(model, "backbone") and hasattr(model, "transform") else model).eval()(image)
     finally:
         model.train(was_training)
@@ -95,8 +97,7 @@ class _Dense(nn.Module):
             fused = [module for module in self.model.modules() if isinstance(module, FusedMultiScaleAttention)]
             for module in fused:  # sums of sampled points are not counted, as in the original
                 module.fused = False
-            with sdpa_kernel(SDPBackend.MATH):  # the counter does not know a device's own kernels
-                self.model.predict(images)
+            self.model.predict(images)
             for module in fused:
                 module.fused = True
             return
@@ -108,10 +109,8 @@ class _Dense(nn.Module):
         if hasattr(heads, "stages"):
             proposals, boxes = heads.features.detach()[None], images.new_empty(1, len(heads.features), 4)
             regions = images.new_empty(len(heads.features), channels, 7, 7)
-            # The counter knows attention as products, not the kernels that a CPU has for it in evaluation.
-            with sdpa_kernel(SDPBackend.MATH):
-                for stage in heads.stages.train():
-                    proposals, _, boxes = stage(proposals, regions, boxes)
+            for stage in heads.stages.train():
+                proposals, _, boxes = stage(proposals, regions, boxes)
             return
         self.model.rpn.head(features)
         heads.box_predictor(heads.box_head(images.new_empty(1000, channels, 7, 7)))

@@ -106,7 +106,7 @@ def check_point(at: Point, width: int, height: int) -> None:
     Raises:
         InputError: it does not.
     """
-    if len(at) != 2:
+    if not isinstance(at, Sequence) or len(at) != 2 or not all(isinstance(number, int | float) for number in at):
         raise InputError(f"at must be two numbers, x and y, got {at!r}")
     if not (0 <= at[0] < width and 0 <= at[1] < height):
         wanted = f"0 <= x < {width} and 0 <= y < {height}"
@@ -115,10 +115,12 @@ def check_point(at: Point, width: int, height: int) -> None:
 
 def _size(images: Any) -> tuple[int, int]:
     """Height and width of the one image."""
-    batch = isinstance(images, Tensor)
+    wanted = "images must be one image, (1, C, H, W) or a list of one (C, H, W)"
+    if not isinstance(images, Tensor | list | tuple) or not all(isinstance(image, Tensor) for image in images):
+        raise InputError(f"{wanted}, got {type(images).__name__}")
     if len(images) != 1 or any(image.ndim != 3 for image in images):
-        shapes = tuple(images.shape) if batch else [tuple(image.shape) for image in images]
-        raise InputError(f"images must be one image, (1, C, H, W) or a list of one (C, H, W), got {shapes}")
+        shapes = tuple(images.shape) if isinstance(images, Tensor) else [tuple(image.shape) for image in images]
+        raise InputError(f"{wanted}, got {shapes}")
     height, width = images[0].shape[-2:]
     return height, width
 

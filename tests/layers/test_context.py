@@ -63,7 +63,7 @@ def test_non_local_attends_to_all_positions():
     module = random_module("non_local").block
     x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
     query, key, value = (conv(x).flatten(2) for conv in (module.t, module.p, module.g))
-    affinity = (torch.einsum("bcn,bcm->bnm", query, key) * 8**-0.5).softmax(-1)
+    affinity = (torch.einsum("bcn,bcm->bnm", query, key) * 8**-0.5).softmax(-1)  # timm's scale
     message = torch.einsum("bnm,bcm->bcn", affinity, value).unflatten(2, (3, 4))
     torch.testing.assert_close(module(x), module.norm(module.z(message)) + x)
 
@@ -147,6 +147,23 @@ def test_autocast(name, dtype):
     assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in module.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["non_local", "criss_cross"])
+def test_attention_is_precise_under_autocast(name, dtype):
+    """On many channels and large features the products of queries and keys are beyond what half precision can hold."""
+    module = context_module(name, 512).eval()
+    nn.init.ones_(module.norm.weight if name == "non_local" else module.gamma)
+    x = (40 if name == "non_local" else 90) * torch.randn(1, 512, 5, 6).relu()
+    with torch.no_grad():
+        query = (module.t if name == "non_local" else module.query)(x).flatten(2)
+        assert torch.einsum("bcn,bcm->bnm", query, query).max() > torch.finfo(torch.float16).max
+        expected = module(x)
+        with torch.autocast("cpu", dtype):
+            out = module(x)
+    assert out.isfinite().all()
+    assert (out.float() - expected).norm() / (expected - x).norm() < 0.2
+
+
 @pytest.mark.parametrize("name", ["non_local", "criss_cross", "deformable"])
 def test_compiles(name):
     module, x = random_module(name), torch.randn(1, 8, 6, 7, dtype=torch.float64)
@@ -172,6 +189,16 @@ def test_added_cost_is_that_of_table_2(name, options, params, gmacs, tolerance):
     assert cost.macs / 1e9 == pytest.approx(gmacs, rel=tolerance)
 
 
+def test_the_paper_s_deformable_convolution():
+    """Through 256 channels; Table 2 has 1.31 M and 12.34 G, which leave out offsets and masks."""
+    with torch.device("meta"):
+        module = context_module("deformable", 512, {"inner_channels": 256})
+    cost = count(module, (97, 97), in_chans=512)
+    predicted = sum(p.numel() for p in module.sampled.offset_and_mask.parameters())
+    assert round((cost.params - predicted) / 1e6, 2) == 1.31
+    assert (cost.macs - 27 * 9 * 512 * 97 * 97) / 1e9 == pytest.approx(12.34, rel=0.001)
+
+
 def test_cost_of_a_deformable_convolution():
     """Its products are counted like those of the two convolutions it consists of."""
     with torch.device("meta"):
@@ -194,9 +221,23 @@ def test_cost_of_a_deformable_convolution():
         ("criss_cross", {"reduction": 0}, "module_args: criss_cross .*reduction must be .* at least 1, got 0"),
         ("aspp", {"inner_channels": 0}, "module_args: aspp .*inner_channels must be .* at least 1, got 0"),
         ("global_context", {"reduction": 0}, "module_args: global_context .*reduction must be .* at least 1, got 0"),
+        ("aspp", {"sampling_rates": ()}, "module_args: aspp .*sampling_rates must not be empty"),
         ("non_local", {"inner_channels": -1}, "module_args: non_local .*inner_channels must be .* at least 1, got -1"),
     ],
 )
 def test_mistakes_are_named(name, args, message):
     with pytest.raises(InputError, match=message):
         context_module(name, 8, args)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_channels_are_checked(name):
+    with pytest.raises(InputError, match="channels must be a whole number of at least 1, got 0"):
+        context_module(name, 0)
+
+
+def test_numbers_of_a_deformable_convolution_are_checked():
+    with pytest.raises(ValueError, match=r"kernel_size must be a whole number of at least 1, got \(3, 3\)"):
+        DeformableConv2d(8, 8, (3, 3))
+    with pytest.raises(ValueError, match="out_channels must be a whole number of at least 1, got 0"):
+        DeformableConv2d(8, 0)

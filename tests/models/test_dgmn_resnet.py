@@ -10,9 +10,11 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 import dgmn
+from dgmn.detection import mask_rcnn
 from dgmn.errors import InputError
 from dgmn.layers import DGMN, DeformableConv2d
 from dgmn.models import DGMNResNet, set_multi_grid
+from dgmn.training.start import start_from
 from dgmn.weights import dgmn_resnet_from_official
 
 from golden_vectors import array
@@ -116,12 +118,49 @@ def test_weights_of_the_plain_network(at, frozen_norms, plain_file):
     x = torch.randn(2, 3, 64, 96)
     torch.testing.assert_close(model(x), plain(x))
 
-    maps = create(features_only=True, **options).eval()
-    report = dgmn.load_checkpoint(maps, file, allow_unknown=True)
+    for kind in ({}, {"feature_cls": "list"}, {"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)}):
+        maps = create(features_only=True, **kind, **options).eval()
+        report = dgmn.load_checkpoint(maps, file)
+        assert report.fresh
+        assert all(".module." in name for name in report.fresh)
+        ignored = {name for name in report.ignored if not name.endswith("num_batches_tracked")}
+        assert ignored <= {"fc.weight", "fc.bias"}
+        assert f"{len(report.fresh)} that the file lacks start anew" in str(report)
+        assert report.loaded + len(report.fresh) == len(maps.state_dict())
+        torch.testing.assert_close(maps(x)[-1], plain.forward_features(x))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_and_trained_norms_take_each_other_s_weights(frozen, tmp_path):
+    model = randomized(create(frozen_norms=frozen))
+    torch.save(model.state_dict(), tmp_path / "one.pth")
+    other = create(frozen_norms=not frozen).eval()
+    report = dgmn.load_checkpoint(other, tmp_path / "one.pth")
+    assert all(name.endswith("num_batches_tracked") for name in report.fresh)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(other(x), model(x))
+    detector = mask_rcnn("dgmn_resnet50", 3, backbone_args={**SMALL, "frozen_norms": not frozen}).eval()
+    assert not start_from(detector, tmp_path / "one.pth")
+    torch.testing.assert_close(detector.backbone.body(x)[-1], model.forward_features(x))
+    torch.save(detector.state_dict(), tmp_path / "detector.pth")
+    classifier = create(frozen_norms=frozen).eval()
+    dgmn.load_checkpoint(classifier, tmp_path / "detector.pth", reset_head=True, allow_unknown=True)
+    torch.testing.assert_close(classifier.forward_features(x), model.forward_features(x))
+
+
+def test_a_detector_without_modules_fills_one_with(tmp_path):
+    """All but the modules: head, pyramid and plain backbone."""
+    one, other = (mask_rcnn("dgmn_resnet50", 3, backbone_args={**SMALL, "module": m}) for m in ("none", "dgmn"))
+    torch.save(one.state_dict(), tmp_path / "one.pth")
+    report = dgmn.load_checkpoint(other, tmp_path / "one.pth")
+    assert report.loaded == len(one.state_dict())
     assert all(".module." in name for name in report.fresh)
-    assert f"{len(report.fresh)} of added modules, which the file lacks, start anew" in str(report)
-    assert report.loaded + len(report.fresh) == len(maps.state_dict())
-    torch.testing.assert_close(maps(x)[-1], plain.forward_features(x))
+
+
+def test_a_released_file_is_told_apart(tmp_path):
+    torch.save({"model": {"backbone.body.layer4.0.dw_block.gamma1": torch.ones(1)}}, tmp_path / "released.pth")
+    with pytest.raises(InputError, match=r"a released DGMN are read by .*dgmn_resnet_from_official"):
+        dgmn.load_checkpoint(create(), tmp_path / "released.pth")
 
 
 def test_own_weights_come_back(tmp_path):
@@ -208,6 +247,7 @@ def test_what_is_frozen_stays():
 def test_multi_grid(name, output_stride):
     model = timm.create_model(name, **{**SMALL, "layers": (1, 1, 2, 3)}, output_stride=output_stride)
     set_multi_grid(model, (1, 2, 4))
+    set_multi_grid(model, (1, 2, 4))  # once more changes nothing
     dilation = 32 // output_stride
     for block, factor in zip(model.layer4, (1, 2, 4), strict=True):
         convs = [module for name, module in block.named_children() if getattr(module, "kernel_size", 0) == (3, 3)]
@@ -262,6 +302,9 @@ def test_gradients():
 @pytest.mark.parametrize("module", ["dgmn", "deformable_message_passing", "deformable", "non_local", "criss_cross"])
 def test_autocast(module, dtype):
     model = create(module=module, channels=(8, 8, 16, 32))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("module.norm.weight", "module.gamma")):  # else these are identities
+            nn.init.ones_(parameter)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = model.eval()(x)
@@ -298,8 +341,10 @@ def test_what_timm_offers_works():
         ({"at": "res4", "layers": (1, 1, 1, 1)}, r"at \"res4\" is between two blocks .* which \(1, 1, 1, 1\) lacks"),
         ({"module": "dgnm"}, "module: no 'dgnm'; one of none, dgmn"),
         ({"module_args": {"groups": 5}}, "module_args: dgmn cannot be built for 16 channels .*groups must divide"),
-        ({"module": "deformable", "module_args": {"groups": 5}}, "module_args: deformable takes none, got"),
-        ({"frozen_stages": 5}, "frozen_stages must be in 0..4, got 5"),
+        ({"module": "deformable", "module_args": {"groups": 5}}, "module_args: deformable takes none here, got"),
+        ({"frozen_stages": 5}, "frozen_stages must be a whole number in 0..4, got 5"),
+        ({"frozen_stages": "1"}, "frozen_stages must be a whole number in 0..4, got '1'"),
+        ({"module": ["dgmn"]}, r"module: no \['dgmn'\]; one of none, dgmn"),
         ({"block": timm.models.resnet.BasicBlock}, "block: modules stand in bottlenecks, got BasicBlock"),
     ],
 )
@@ -314,6 +359,7 @@ def test_mistakes_are_named(options, message):
         (lambda: timm.create_model("dgmn2_nano"), (1, 2, 4), "multi_grid: is for timm's ResNets, got DGMN2"),
         (lambda: create(output_stride=8), (1, 2, 4), r"multi_grid: a factor .* each of 2 blocks, got \(1, 2, 4\)"),
         (lambda: create(output_stride=8), (1, 0), r"multi_grid: a factor of at least 1 .*got \(1, 0\)"),
+        (lambda: create(output_stride=8), 4, "multi_grid: a factor of at least 1 for each of 2 blocks, got 4"),
         (create, (1, 2), "multi_grid: the network is not dilated: it needs an output_stride of 8 or 16"),
     ],
 )

@@ -77,6 +77,11 @@ def test_weights(tmp_path, capsys):
     torch.save(model.state_dict(), tmp_path / "own.pth")
     other = dilated_fcn("resnet18", 5, module="dgmn", **SMALL)
     assert dgmn.load_checkpoint(other, tmp_path / "own.pth").loaded == len(model.state_dict())
+    baseline = dilated_fcn("resnet18", 5, **SMALL)
+    torch.save(baseline.state_dict(), tmp_path / "baseline.pth")
+    report = dgmn.load_checkpoint(other, tmp_path / "baseline.pth")
+    assert all(name.startswith("head.module.") for name in report.fresh)
+    assert torch.equal(other.head.conv[0].weight, baseline.head.conv[0].weight)
     other = dilated_fcn("resnet18", 4, module="dgmn", **SMALL)
     with pytest.warns(UserWarning, match="has other classes"):
         assert not start_from(other, tmp_path / "own.pth")
@@ -100,7 +105,13 @@ def test_the_paper_s_baseline():
     [
         ({"module": "dgnm"}, "module: no 'dgnm'; one of none, dgmn"),
         ({"module_args": {"sampling_rates": [1]}}, "module_args: none cannot be built .*sampling_rates"),
-        ({"num_classes": 1}, "num_classes must be in 2..255"),
+        ({"num_classes": 1}, "num_classes must be a whole number in 2..255, .* got 1"),
+        ({"num_classes": 3.5}, "num_classes must be a whole number in 2..255, .* got 3.5"),
+        ({"channels": 0}, "channels must be a whole number of at least 1, got 0"),
+        ({"channels": "x"}, "channels must be a whole number of at least 1, got 'x'"),
+        ({"backbone_args": [1]}, r"backbone_args must be a dict of arguments for resnet18, got \[1\]"),
+        ({"backbone_args": {"output_stride": 16}}, "backbone_args: output_stride is an argument of the network here"),
+        ({"backbone": "resnet18", "multi_grid": 4}, "multi_grid: a factor of at least 1 for each of 2 blocks, got 4"),
         ({"backbone": "dgmn2_nano", "multi_grid": (1, 2)}, "multi_grid: is for timm's ResNets, got DGMN2"),
         ({"backbone": "resnet18", "multi_grid": (1, 2, 4)}, "multi_grid: a factor of at least 1 for each of 2 blocks"),
         ({"backbone": "resnet18", "multi_grid": (1, 2), "output_stride": 32}, "multi_grid: the network is not dilated"),

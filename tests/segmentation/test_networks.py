@@ -174,8 +174,8 @@ def test_backbone_arguments_and_weight_decay():
     ("call", "message"),
     [
         (lambda: semantic_fpn("dgmn3"), r"backbone: timm knows no 'dgmn3'; for instance dgmn2_"),
-        (lambda: semantic_fpn("dgmn2_nano", 1), r"num_classes must be in 2..255, .* got 1"),
-        (lambda: semantic_fpn("dgmn2_nano", 256), r"num_classes must be in 2..255, .* got 256"),
+        (lambda: semantic_fpn("dgmn2_nano", 1), r"num_classes must be a whole number in 2..255, .* got 1"),
+        (lambda: semantic_fpn("dgmn2_nano", 256), r"num_classes must be a whole number in 2..255, .* got 256"),
         (lambda: setr_pup("pvt_v2_b0"), r"backbone pvt_v2_b0: gives no four maps with .*output_stride.*"),
         (lambda: setr_mla("dgmn2_nano", upsampling="square"), r'upsampling must be "official" or "undistorted", got'),
         (lambda: semantic_fpn("dgmn2_nano", backbone_args={"wings": 2}), r"backbone dgmn2_nano: .*wings"),

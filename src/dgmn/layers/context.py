@@ -17,13 +17,21 @@ from dgmn.layers.dgmn import DGMN, check_number
 from dgmn.ops.reference import without_autocast
 
 
+def _precise(conv: nn.Conv2d, x: Tensor, *geometry: Any) -> Tensor:
+    """A convolution in at least float32, of this stride, padding and dilation."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    bias = None if conv.bias is None else conv.bias.to(dtype)
+    return nn.functional.conv2d(x.to(dtype), conv.weight.to(dtype), bias, *geometry)
+
+
 class DeformableConv2d(DeformConv2d):
     """A deformable convolution, version 2, that predicts its own offsets and masks from its input.
 
     Starts on the regular grid with masks of a half. Offsets are in float32 also under autocast.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as of `nn.Conv2d`.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as of `nn.Conv2d`, but whole
+            numbers only: kernel, stride and so on are square.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, H', W').
@@ -42,6 +50,9 @@ class DeformableConv2d(DeformConv2d):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
+        numbers = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
+        for name, number in {**numbers, "stride": stride, "dilation": dilation, "groups": groups}.items():
+            check_number(name, number)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.nodes = kernel_size * kernel_size
         self.offset_and_mask = nn.Conv2d(in_channels, 3 * self.nodes, kernel_size, stride, padding, dilation)
@@ -49,14 +60,12 @@ class DeformableConv2d(DeformConv2d):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        predictor, geometry = self.offset_and_mask, (self.stride, self.padding, self.dilation)
+        geometry = (self.stride, self.padding, self.dilation)
         with without_autocast(x):
-            weight, bias = predictor.weight.to(dtype), None if predictor.bias is None else predictor.bias.to(dtype)
-            predicted: Tensor = nn.functional.conv2d(x.to(dtype), weight, bias, *geometry)
+            predicted = _precise(self.offset_and_mask, x, *geometry)
             offset, mask = predicted[:, : 2 * self.nodes], predicted[:, 2 * self.nodes :]
-            weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-            out: Tensor = deform_conv2d(x.to(dtype), offset, weight, bias, *geometry, mask.sigmoid())
+            weight, bias = (None if p is None else p.to(predicted.dtype) for p in (self.weight, self.bias))
+            out: Tensor = deform_conv2d(x.to(predicted.dtype), offset, weight, bias, *geometry, mask.sigmoid())
         return out.to(x.dtype)
 
 
@@ -79,6 +88,7 @@ class CrissCross(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 8, recurrence: int = 2) -> None:
         super().__init__()
+        check_number("channels", channels)
         check_number("reduction", reduction)
         check_number("recurrence", recurrence)
         inner = max(1, channels // reduction)
@@ -92,14 +102,33 @@ class CrissCross(nn.Module):
         height = x.shape[-2]
         itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # is in its row already
         for _ in range(self.recurrence):
-            query, key, value = self.query(x), self.key(x), self.value(x)
-            column = torch.einsum("bchw,bcgw->bhwg", query, key).masked_fill(itself, float("-inf"))
-            row = torch.einsum("bchw,bchv->bhwv", query, key)
-            affinity = torch.cat((column, row), -1).softmax(-1).to(value.dtype)
+            value = self.value(x)
+            with without_autocast(x):  # nothing divides these sums of products: half precision could not hold them
+                query, key = (_precise(conv, x) for conv in (self.query, self.key))
+                column = torch.einsum("bchw,bcgw->bhwg", query, key).masked_fill(itself, float("-inf"))
+                row = torch.einsum("bchw,bchv->bhwv", query, key)
+                affinity = torch.cat((column, row), -1).softmax(-1).to(value.dtype)
             column, row = affinity[..., :height], affinity[..., height:]
             message = torch.einsum("bhwg,bcgw->bchw", column, value) + torch.einsum("bhwv,bchv->bchw", row, value)
             x = x + self.gamma * message
         return x
+
+
+class NonLocal(NonLocalAttn):
+    """timm's non-local block, with PyTorch's attention: the affinities are in float32, and on most devices not stored.
+
+    Shape:
+        (B, C, H, W) to (B, C, H, W).
+
+    Source: see [`non_local`][dgmn.layers.context.non_local].
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (conv(x).flatten(2).transpose(1, 2)[:, None] for conv in (self.t, self.p, self.g))
+        message = nn.functional.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        message = message[:, 0].transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+        out: Tensor = self.norm(self.z(message)) + x
+        return out
 
 
 def non_local(channels: int, inner_channels: int | None = None, convolution: bool = False) -> nn.Module:
@@ -114,7 +143,7 @@ def non_local(channels: int, inner_channels: int | None = None, convolution: boo
     """
     inner_channels = max(1, channels // 2) if inner_channels is None else inner_channels
     check_number("inner_channels", inner_channels)
-    block: nn.Module = NonLocalAttn(channels, rd_channels=inner_channels)
+    block = NonLocal(channels, rd_channels=inner_channels)
     if not convolution:
         return block
     return nn.Sequential(OrderedDict(block=block, convolution=Conv2dNormActivation(channels, channels, 3)))
@@ -152,21 +181,28 @@ def aspp(channels: int, sampling_rates: Sequence[int] = (12, 24, 36), inner_chan
     from torchvision.models.segmentation.deeplabv3 import ASPP
 
     check_number("inner_channels", inner_channels)
+    if not sampling_rates:
+        raise ValueError("sampling_rates must not be empty")
     for rate in sampling_rates:
         check_number("sampling_rates", rate)
     pyramid = ASPP(channels, list(sampling_rates), inner_channels)
     return nn.Sequential(OrderedDict(pyramid=pyramid, expand=Conv2dNormActivation(inner_channels, channels, 1)))
 
 
-def deformable(channels: int) -> nn.Module:
-    """A 3x3 deformable convolution of C to C channels; in a ResNet it takes the place of the 3x3 convolution.
+def deformable(channels: int, inner_channels: int | None = None) -> nn.Module:
+    """A 3x3 deformable convolution; in a ResNet it takes the place of the 3x3 convolution.
 
     Args:
         channels: C.
+        inner_channels: of its output, from which a 1x1 convolution leads back to C; None: C, and no such convolution.
 
     Source: see [`DeformableConv2d`][dgmn.layers.DeformableConv2d].
     """
-    return DeformableConv2d(channels, channels)
+    if inner_channels is None:
+        return DeformableConv2d(channels, channels)
+    check_number("inner_channels", inner_channels)
+    expand = nn.Conv2d(inner_channels, channels, 1)
+    return nn.Sequential(OrderedDict(sampled=DeformableConv2d(channels, inner_channels), expand=expand))
 
 
 def none(channels: int) -> nn.Module:
@@ -199,9 +235,10 @@ def context_module(name: str, channels: int, args: Mapping[str, Any] | None = No
     Raises:
         InputError (a ValueError): no such module, or arguments that it does not take.
     """
-    if name not in MODULES:
+    if not isinstance(name, str) or name not in MODULES:
         raise InputError(f"module: no {name!r}; one of {', '.join(MODULES)}")
     try:
+        check_number("channels", channels)
         return MODULES[name](channels, **(args or {}))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"module_args: {name} cannot be built for {channels} channels with {args}: {error}") from error

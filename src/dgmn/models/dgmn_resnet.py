@@ -33,8 +33,8 @@ class DGMNResNet(ResNet):
         module_args: more arguments for the module, for instance `{"sampling_rates": (1, 4, 8)}`.
         frozen_norms: keep the network's batch norms as its weights have them, statistics and all, as the paper does
             on COCO. Norms inside of the modules are trained.
-        frozen_stages: the stem and so many stages are not trained, nor do their norms change; on COCO it is usually 1.
-            Like `frozen_norms` this is for pretrained weights.
+        frozen_stages: the stem and so many stages are not trained, nor do their norms change, but for modules in them;
+            on COCO it is usually 1. Like `frozen_norms` this is for pretrained weights.
         kwargs: those of `timm.models.resnet.ResNet`.
 
     Raises:
@@ -55,8 +55,8 @@ class DGMNResNet(ResNet):
         frozen_stages: int = 0,
         **kwargs: Any,
     ) -> None:
-        if isinstance(frozen_stages, bool) or not 0 <= frozen_stages <= len(layers):
-            raise InputError(f"frozen_stages must be in 0..{len(layers)}, got {frozen_stages}")
+        if not isinstance(frozen_stages, int) or not 0 <= frozen_stages <= len(layers):
+            raise InputError(f"frozen_stages must be a whole number in 0..{len(layers)}, got {frozen_stages!r}")
         # A branch that a frozen norm multiplies by its initial 0 would never come to life.
         some_frozen = frozen_norms or frozen_stages > 0
         super().__init__(cast(Any, block), tuple(layers), **{"zero_init_last": not some_frozen, **kwargs})
@@ -66,21 +66,20 @@ class DGMNResNet(ResNet):
             freeze(self, ["conv1", "bn1", *(f"layer{i + 1}" for i in range(frozen_stages))])
         if not issubclass(block, Bottleneck):
             raise InputError(f"block: modules stand in bottlenecks, got {block.__name__}")
-        self.added: tuple[str, ...] = ()  # beginnings of the names that a plain network's weights lack
         for name in _blocks(layers, at):
-            found = cast(Bottleneck, self.get_submodule(name))
+            found = cast(Any, self.get_submodule(name))
             if module == "deformable" and at != "res4":
                 if module_args:
-                    raise InputError(f"module_args: deformable takes none, got {dict(module_args)}")
+                    raise InputError(f"module_args: deformable takes none here, got {dict(module_args)}")
                 found.conv2 = _deformable(found.conv2)
-                self.added += (f"{name}.conv2.offset_and_mask.",)
+                found.added = ("conv2.offset_and_mask.",)
                 continue
             # What follows the activation stands in its place, so that the names of all weights stay.
             activation, channels = ("act3", found.conv3) if at == "res4" else ("act2", found.conv2)
             added = context_module(module, channels.out_channels, module_args)
             parts = OrderedDict(act=getattr(found, activation), module=added)
             setattr(found, activation, nn.Sequential(parts))
-            self.added += (f"{name}.{activation}.module.",)
+            found.added = (f"{activation}.module.",)  # beginnings of the names that a plain network's weights lack
 
 
 def _blocks(layers: Sequence[int], at: Place) -> Iterator[str]:
@@ -108,28 +107,29 @@ def _deformable(conv: nn.Conv2d) -> DeformableConv2d:
 
 
 def set_multi_grid(network: nn.Module, grid: Sequence[int] = (1, 2, 4)) -> None:
-    """Multiplies the dilations in the last stage of a dilated ResNet, block by block, in place.
+    """Multiplies the dilation of the last stage of a dilated ResNet, block by block, in place.
 
     Args:
-        network: a ResNet of timm, or its feature maps, with `output_stride` 8 or 16.
+        network: a ResNet of timm with `output_stride` 8 or 16, or its feature maps with `feature_cls="getter"`.
         grid: a factor for each block of the last stage.
 
     Raises:
-        InputError (a ValueError): another network, or another number of blocks.
+        InputError (a ValueError): another network, one that is not dilated, or another number of blocks.
 
     Source: DeepLabv3 (https://arxiv.org/abs/1706.05587), section 3.1.
     """
     network = getattr(network, "model", network)
     if not isinstance(network, ResNet):
         raise InputError(f"multi_grid: is for timm's ResNets, got {type(network).__name__}")
-    blocks = list(cast(nn.Sequential, network.get_submodule(network.feature_info[-1]["module"])))
-    if len(grid) != len(blocks) or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in grid):
-        raise InputError(f"multi_grid: a factor of at least 1 for each of {len(blocks)} blocks, got {tuple(grid)}")
-    # timm's first block of a dilated stage still has the dilation of the stage before.
-    dilation = max(conv.dilation[0] for block in blocks for conv in _convolutions(block))
+    last = network.feature_info[-1]
+    blocks = list(cast(nn.Sequential, network.get_submodule(last["module"])))
+    factors = list(grid) if isinstance(grid, Sequence) else []
+    if len(factors) != len(blocks) or not all(type(n) is int and n >= 1 for n in factors):
+        raise InputError(f"multi_grid: a factor of at least 1 for each of {len(blocks)} blocks, got {grid!r}")
+    dilation = 32 // last["reduction"]  # which timm's first block of the stage does not have yet
     if dilation == 1:
         raise InputError("multi_grid: the network is not dilated: it needs an output_stride of 8 or 16")
-    for block, factor in zip(blocks, grid, strict=True):
+    for block, factor in zip(blocks, factors, strict=True):
         for conv in _convolutions(block):
             conv.dilation = conv.padding = (dilation * factor,) * 2
 

@@ -22,6 +22,10 @@ def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, outpu
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0]}*")[:5] or timm.list_models("dgmn2*")
         raise InputError(f"backbone: timm knows no {name!r}; for instance {', '.join(near)}")
+    if args is not None and not isinstance(args, dict):
+        raise InputError(f"backbone_args must be a dict of arguments for {name}, got {args!r}")
+    if output_stride != 32 and "output_stride" in (args or {}):
+        raise InputError("backbone_args: output_stride is an argument of the network here, not of its backbone")
     options: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1), **(args or {})}
     if output_stride != 32:
         options["output_stride"] = output_stride

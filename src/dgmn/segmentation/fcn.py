@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from dgmn.errors import InputError
 from dgmn.layers import context_module
 from dgmn.models.dgmn_resnet import set_multi_grid
 from dgmn.models.features import feature_maps
@@ -32,6 +33,9 @@ class FCNHead(nn.Module):
         module_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(channels, int) or channels < 1:
+            raise InputError(f"channels must be a whole number of at least 1, got {channels!r}")
+        self.added = ("module.",)  # the beginning of the names that the baseline's weights lack
         self.conv = Conv2dNormActivation(in_channels, channels, 3)
         self.module = context_module(module, channels, module_args)
         self.classifier = nn.Conv2d(channels, num_classes, 1)

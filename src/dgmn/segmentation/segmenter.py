@@ -36,8 +36,11 @@ class Segmenter(nn.Module):
 
 
 def checked_classes(num_classes: int) -> int:
-    if not 2 <= num_classes <= 255:
-        raise InputError(f"num_classes must be in 2..255, as masks have 8 bits and 255 is no class, got {num_classes}")
+    if not isinstance(num_classes, int) or not 2 <= num_classes <= 255:
+        raise InputError(
+            "num_classes must be a whole number in 2..255, as masks have 8 bits and 255 is no class, "
+            f"got {num_classes!r}"
+        )
     return num_classes
 
 

@@ -250,6 +250,9 @@ def _renamed(state_dict: Mapping[str, Tensor], rules: tuple[_Rule, ...], whose: 
     return mapped
 
 
+_COUNT = ".num_batches_tracked"
+
+
 @dataclass(frozen=True)
 class Match:
     """A state dict whose names are the model's, and what was found on the way to it.
@@ -276,8 +279,9 @@ def match_keys(
     Layouts: names of the model itself; of our trained networks (under `model.`); of the official DGMN2
     classifiers, detectors and segmenters. What belongs to parts that the model was built without (the classifier of
     a `features_only` network, its stages after the last one asked for, a detector's heads) is left out and named
-    in `ignored`. What the model adds to a plain network (the beginnings of names in its attribute `added`) may be
-    absent, all of it: then the model's own tensors stand there, named in `fresh`.
+    in `ignored`. What a module of the model adds to a plain network (the beginnings of names in its attribute `added`)
+    may be absent, all of it, and so may the norms' counts of batches, which frozen ones lack: then the model's own
+    tensors stand there, named in `fresh`.
 
     Args:
         state_dict: name to tensor.
@@ -296,22 +300,25 @@ def match_keys(
     expected = {key.removeprefix(wrapper): tensor for key, tensor in expected.items()}
 
     source, origin, elsewhere = _find_network(state_dict, expected)
-    added = tuple(getattr(getattr(model, "model", model) if wrapper else model, "added", ()))
+    added = _added(model, wrapper)
     fresh = [key for key in expected if added and key.startswith(added)]
     if any(key in source for key in fresh):
         fresh = []
+    fresh += [key for key in expected if key.endswith(_COUNT) and key not in source and key not in fresh]
     source |= {key: expected[key] for key in fresh}
     heads = {key for key in expected if reset_head and _is_head(key, model)}
     wanted = {key: source[key] for key in expected if key in source and key not in heads}
     missing = [key for key in expected if key not in source and key not in heads]
     left = [key for key in source if key not in wanted]
     unknown = [key for key in left if key not in heads and not _absent_by_design(key, expected)]
-    if allow_unknown:
-        unknown = []
+    unknown = [] if allow_unknown else [key for key in unknown if not key.endswith(_COUNT)]
     if missing or unknown:
         problems = [f"names missing ({len(missing)}): {_first(missing)}"] if missing else []
         problems += [f"names unknown ({len(unknown)}): {_first(unknown)}"] if unknown else []
-        raise InputError(f"not a checkpoint of this {type(model).__name__} ({origin}); {'; '.join(problems)}")
+        hint = ""
+        if any(".dw_block." in key for key in state_dict):
+            hint = "; the modules of a released DGMN are read by dgmn.weights.dgmn_resnet_from_official"
+        raise InputError(f"not a checkpoint of this {type(model).__name__} ({origin}); {'; '.join(problems)}{hint}")
     wrong = [key for key, tensor in wanted.items() if tensor.shape != expected[key].shape]
     if wrong and check_shapes:
         shapes = [f"{key} is {tuple(wanted[key].shape)}, wanted {tuple(expected[key].shape)}" for key in wrong]
@@ -352,13 +359,20 @@ def _is_head(key: str, model: nn.Module) -> bool:
 
 
 def _absent_by_design(key: str, expected: Mapping[str, Tensor]) -> bool:
-    """Whether the network was built without the part that this name belongs to."""
-    if not any(name.startswith("stem.") for name in expected):
+    """Whether the network, a DGMN2 or a ResNet, was built without the part that this name belongs to."""
+    if not any(name.startswith(("stem.", "conv1.")) for name in expected):
         return False
-    if key.startswith("head."):
-        return not any(name.startswith("head.") for name in expected)
-    stage = re.match(r"stages\.\d+\.", key)
-    return stage is not None and not any(name.startswith(stage[0]) for name in expected)
+    part = re.match(r"(?:head|stages\.\d+|fc|layer\d+)\.", key)
+    return part is not None and not any(name.startswith(part[0]) for name in expected)
+
+
+def _added(model: nn.Module, wrapper: str) -> tuple[str, ...]:
+    """The beginnings of the names that a plain network lacks."""
+    return tuple(
+        f"{name}.{beginning}".removeprefix(".").removeprefix(wrapper)
+        for name, module in model.named_modules()
+        for beginning in getattr(module, "added", ())
+    )
 
 
 def _first(names: Iterable[str], count: int = 5) -> str:

@@ -43,7 +43,8 @@ class LoadReport:
         origin: whose names it has, and where in the file they were.
         loaded: tensors that the network got.
         ignored: names of the file that the network has no place for.
-        fresh: names of the network's modules that a plain network's file lacks; they stay as they were.
+        fresh: names that the file lacks because it is of a plain network, without the modules of this one, or of one
+            with frozen norms; they stay as they were.
     """
 
     path: Path
@@ -58,7 +59,7 @@ class LoadReport:
             parts = sorted({key.split(".")[0] for key in self.ignored})
             text += f"; left out {len(self.ignored)} that this model has no place for ({', '.join(parts)})"
         if self.fresh:
-            text += f"; {len(self.fresh)} of added modules, which the file lacks, start anew"
+            text += f"; {len(self.fresh)} that the file lacks start anew"
         return text
 
 
@@ -130,8 +131,8 @@ def load_checkpoint(
     """Loads an official or own checkpoint into a network, strictly: an unknown or missing name is an error.
 
     Finds by itself where the weights are in the file (plain, `model`, `state_dict`, with `module.` in front) and
-    whose names they have (ours, the official classifiers', detectors' and segmenters'). A plain ResNet's weights fill
-    a `DGMNResNet` but for its modules.
+    whose names they have (ours, the official classifiers', detectors' and segmenters'). Weights without the modules of
+    a `DGMNResNet` or `dilated_fcn` fill all but these.
 
     Args:
         model: the network to fill: a classifier, or a backbone from `timm.create_model(..., features_only=True)`.
