@@ -90,6 +90,17 @@ class DgmnCLI(LightningCLI):
                 f"{self.root} already holds a run: continue it with --ckpt_path last, "
                 "or write the new one elsewhere with --trainer.default_root_dir FOLDER"
             )
+        if options.ckpt_path is not None:
+            self._forget_the_start(options)
+
+    @staticmethod
+    def _forget_the_start(options: Any) -> None:
+        """A checkpoint of a run replaces all weights: those that the run started from may be gone by now."""
+        arguments = options.model.get("init_args") or {}
+        if arguments.get("checkpoint"):
+            arguments["checkpoint"] = None
+        if (arguments.get("model_args") or {}).get("pretrained"):
+            arguments["model_args"] = {k: v for k, v in arguments["model_args"].items() if k != "pretrained"}
 
     @staticmethod
     def _starts_from_weights(options: Any) -> bool:

@@ -110,10 +110,10 @@ _BASELINE_MASK = Row("Mask R-CNN", _inside("none"), ("37.8", "34.4"))
 _C5 = "+ DGMN (C5)"
 _R101, _X101 = "dgmn_resnet101", "dgmn_resnext101_32x8d"
 
-_NOTES = (
-    "Parameters and GMACs are counted here; those with a sign are what a row adds to the first one. Scores are the "
-    "paper's: none was measured here. GMACs are billions of multiply-adds of convolutions and matrix products, what "
-    "the paper calls FLOPs; bilinear sampling and norms are not counted.",
+_NOTE = (
+    "Parameters and GMACs are counted here, for whole networks; with a sign, what a row adds to the first one. Scores "
+    "are the paper's: none was measured here. GMACs are billions of multiply-adds of convolutions and matrix products, "
+    "what the paper calls FLOPs; bilinear sampling and norms are not counted."
 )
 _TRAINED = (
     "Parameters are those that are trained: the stem, the first stage and the batch norms of the pretrained network "
@@ -284,7 +284,7 @@ def show_table(options: argparse.Namespace) -> int:
     print(f"Table {number}. {table.title}\nOne image of {height} x {width}, {table.classes} classes\n")
     costs = ("params (M)", "paper's", "GMACs", "paper's") if told else ("params (M)", "GMACs")
     print(format_table(("row", *costs, *(f"paper's {name}" for name in table.metrics)), rows))
-    for note in (*_NOTES, *table.notes):
+    for note in (_NOTE, *table.notes):
         print(f"\n{textwrap.fill(note, 118)}")
     print(f"\nEach row is trained by: dgmn fit -c {table.recipe} --data.root FOLDER, with")
     for row in table.rows:

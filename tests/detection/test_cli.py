@@ -316,6 +316,12 @@ def test_the_recipe_with_dgmn_in_a_resnet(few_coco_scenes, tmp_path, capsys):
     assert torch.equal(trained[name.format(1)], plain.layer1[0].conv2.weight)
     assert not torch.equal(trained[name.format(4)], plain.layer4[0].conv2.weight)
     assert "model.backbone.body.model.layer3.1.act2.module.beta.0" in trained
+    # A run's own checkpoint has all weights: those that it started from may be gone.
+    (tmp_path / "resnet.pth").unlink()
+    start = ["--model.checkpoint", str(tmp_path / "resnet.pth")]
+    assert run(["validate", *recipe, *options, *start, "--ckpt_path", "best"]) == 0
+    pretrained = ["--model.model_args", json.dumps({**args, "pretrained": True})]
+    assert run(["fit", *recipe, *options, *pretrained, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
     found = tmp_path / "found.json"
     arguments = [str(few_coco_scenes / "val"), "--ckpt_path", str(checkpoint), "--score", "0", "--json", str(found)]
     assert run(["predict", *arguments]) == 0

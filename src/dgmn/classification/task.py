@@ -54,11 +54,13 @@ class ClassificationTask(Task):
             raise InputError(f"model.model: timm knows no {model!r}; for instance {', '.join(near)}")
         if num_classes < 2:
             raise InputError(f"model.num_classes must be at least 2, got {num_classes}")
-        network_args: dict[str, Any] = {"model": model, "num_classes": num_classes, "model_args": model_args or {}}
         try:
-            network = timm.create_model(model, num_classes=num_classes, **network_args["model_args"])
+            network = timm.create_model(model, num_classes=num_classes, **(model_args or {}))
         except (RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"model: {model} cannot be built with {network_args['model_args']}: {error}") from error
+            raise InputError(f"model: {model} cannot be built with {model_args}: {error}") from error
+        # What only starts a training is not needed to build its network again.
+        kept = {k: v for k, v in (model_args or {}).items() if k != "pretrained"}
+        network_args: dict[str, Any] = {"model": model, "num_classes": num_classes, "model_args": kept}
         super().__init__(network, network_args, optimizer, schedule, lr_batch)
         if checkpoint is not None:
             self.filled = start_from(network, checkpoint)

@@ -37,6 +37,15 @@ def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, outpu
     except Exception as error:  # every network of timm has its own way to refuse
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         given = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
+        if isinstance(error, InputError):
+            raise InputError(f"backbone {name}: {error}") from error
+        if pretrained and isinstance(error, OSError):
+            raise InputError(
+                f"backbone {name}: its published weights cannot be fetched ({reason}); without a network, leave "
+                "pretrained out and give a file of its weights as checkpoint"
+            ) from error
+        if isinstance(error, TypeError) and "unexpected keyword argument" in reason:
+            raise InputError(f"backbone {name}: backbone_args {given} do not fit ({reason})") from error
         raise InputError(f"backbone {name}: gives no four maps with {given or 'its defaults'} ({reason})") from error
     if maps.pretrained_cfg.get("fixed_input_size") and not _SIZES & set(options):
         raise InputError(

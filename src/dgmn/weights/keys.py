@@ -325,6 +325,8 @@ def match_keys(
         only_head = all(_is_head(key, model) for key in wrong)
         advice = "; the number of classes differs: reset_head=True leaves the classifier out" if only_head else ""
         raise InputError(f"{len(wrong)} shapes differ: {_first(shapes, 3)}{advice}")
+    # Of a norm that is here, a count that it does not keep is no loss to speak of.
+    left = [key for key in left if not (key.endswith(_COUNT) and key.replace(_COUNT, ".running_mean") in expected)]
     named = {wrapper + key: tensor for key, tensor in wanted.items()}
     return Match(named, origin, tuple(left) + elsewhere, tuple(wrapper + key for key in fresh))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -58,8 +59,10 @@ class LoadReport:
         if self.ignored:
             parts = sorted({key.split(".")[0] for key in self.ignored})
             text += f"; left out {len(self.ignored)} that this model has no place for ({', '.join(parts)})"
-        if self.fresh:
-            text += f"; {len(self.fresh)} that the file lacks start anew"
+        modules = list(dict.fromkeys(re.split(r"\.module\.|\.offset_and_mask\.", key)[0] for key in self.fresh))
+        if modules:
+            more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+            text += f"; {len(self.fresh)} that the file lacks start anew ({', '.join(modules[:3])}{more})"
         return text
 
 
