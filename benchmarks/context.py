@@ -16,7 +16,7 @@ from dgmn.layers import context_module
 from dgmn.segmentation import dilated_fcn
 from dgmn.tables import format_table
 
-ROUNDS = 7
+ROUNDS = 15
 UNIFORM = {"dynamic_sampling": False, "fusion": "concat"}
 # As in Table 2 of the paper; DS with the three rates of Table 14 and the five.
 MODULES = {
