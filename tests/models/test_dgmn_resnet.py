@@ -324,6 +324,13 @@ def test_compiles():
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("module", ["dgmn", "deformable", "non_local"])
+def test_timm_s_device_and_dtype(module):
+    model = create(module=module, dtype=torch.float64).eval()
+    assert model(torch.randn(1, 3, 64, 64, dtype=torch.float64)).dtype == torch.float64
+    assert {p.device.type for p in create(module=module, device="meta").parameters()} == {"meta"}
+
+
 def test_what_timm_offers_works():
     model = create()
     model.reset_classifier(7)

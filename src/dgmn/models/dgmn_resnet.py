@@ -76,7 +76,7 @@ class DGMNResNet(ResNet):
                 continue
             # What follows the activation stands in its place, so that the names of all weights stay.
             activation, channels = ("act3", found.conv3) if at == "res4" else ("act2", found.conv2)
-            added = context_module(module, channels.out_channels, module_args)
+            added = context_module(module, channels.out_channels, module_args).to(channels.weight)
             parts = OrderedDict(act=getattr(found, activation), module=added)
             setattr(found, activation, nn.Sequential(parts))
             found.added = (f"{activation}.module.",)  # beginnings of the names that a plain network's weights lack
@@ -101,7 +101,7 @@ def _deformable(conv: nn.Conv2d) -> DeformableConv2d:
     new = DeformableConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size[0], stride, padding, dilation, conv.groups, bias=False
     )
-    new.to(conv.weight.device, conv.weight.dtype)
+    new.to(conv.weight)
     new.weight = conv.weight
     return new
 
