@@ -79,6 +79,8 @@ def test_weights(tmp_path, capsys):
     assert dgmn.load_checkpoint(other, tmp_path / "own.pth").loaded == len(model.state_dict())
     baseline = dilated_fcn("resnet18", 5, **SMALL)
     torch.save(baseline.state_dict(), tmp_path / "baseline.pth")
+    assert not start_from(other, tmp_path / "baseline.pth")  # the module is new: nothing to evaluate yet
+    assert start_from(other, tmp_path / "own.pth")
     report = dgmn.load_checkpoint(other, tmp_path / "baseline.pth")
     assert all(name.startswith("head.module.") for name in report.fresh)
     assert torch.equal(other.head.conv[0].weight, baseline.head.conv[0].weight)

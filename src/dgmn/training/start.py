@@ -41,8 +41,9 @@ def start_from(network: nn.Module, checkpoint: Path) -> bool:
 
 def _whole(network: nn.Module, checkpoint: Path) -> bool:
     try:
-        say(str(load_checkpoint(network, checkpoint)))
-        return True
+        report = load_checkpoint(network, checkpoint)
+        say(str(report))
+        return all(name.endswith(".num_batches_tracked") for name in report.fresh)  # no weights of modules among them
     except InputError as error:
         if "reset_head=True" not in str(error):
             raise
