@@ -112,6 +112,8 @@ def test_the_paper_s_baseline():
         ({"channels": 0}, "channels must be a whole number of at least 1, got 0"),
         ({"channels": "x"}, "channels must be a whole number of at least 1, got 'x'"),
         ({"backbone_args": [1]}, r"backbone_args must be a dict of arguments for resnet18, got \[1\]"),
+        ({"backbone_args": {"stem": 8}}, "backbone resnet18: backbone_args: it takes no 'stem'"),
+        ({"backbone": "dgmn_resnet50", "backbone_args": {"at": "c3"}}, "backbone dgmn_resnet50: at must be"),
         ({"backbone_args": {"output_stride": 16}}, "backbone_args: output_stride is an argument of the network here"),
         ({"backbone": "resnet18", "multi_grid": 4}, "multi_grid: a factor of at least 1 for each of 2 blocks, got 4"),
         ({"backbone": "dgmn2_nano", "multi_grid": (1, 2)}, "multi_grid: is for timm's ResNets, got DGMN2"),

@@ -44,8 +44,9 @@ def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, outpu
                 f"backbone {name}: its published weights cannot be fetched ({reason}); without a network, leave "
                 "pretrained out and give a file of its weights as checkpoint"
             ) from error
-        if isinstance(error, TypeError) and "unexpected keyword argument" in reason:
-            raise InputError(f"backbone {name}: backbone_args {given} do not fit ({reason})") from error
+        unknown = [key for key in args or () if f"unexpected keyword argument '{key}'" in reason]
+        if unknown:
+            raise InputError(f"backbone {name}: backbone_args: it takes no {unknown[0]!r}") from error
         raise InputError(f"backbone {name}: gives no four maps with {given or 'its defaults'} ({reason})") from error
     if maps.pretrained_cfg.get("fixed_input_size") and not _SIZES & set(options):
         raise InputError(
