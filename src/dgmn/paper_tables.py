@@ -4,7 +4,7 @@ import argparse
 import json
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class PaperTable:
         size: height and width of the image that is counted.
         classes: of the network.
         metrics: the paper's columns.
-        rows: the first one is the baseline.
+        rows: in the paper's order, the first one a baseline.
         notes: what one has to know to read it.
     """
 
@@ -61,7 +61,7 @@ class PaperTable:
     classes: int
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def _fcn(*sampling_rates: int, **args: Any) -> dict[str, Any]:
@@ -69,15 +69,8 @@ def _fcn(*sampling_rates: int, **args: Any) -> dict[str, Any]:
 
 
 def _inside(module: str, at: str = "c5", **args: Any) -> dict[str, Any]:
-    return {
-        "backbone_args": {
-            "frozen_norms": True,
-            "frozen_stages": 1,
-            "module": module,
-            "at": at,
-            **({"module_args": args} if args else {}),
-        }
-    }
+    place = {"frozen_norms": True, "frozen_stages": 1, "module": module, "at": at}
+    return {"backbone_args": {**place, "module_args": args} if args else place}
 
 
 _FIVE = (1, 6, 12, 24, 36)
