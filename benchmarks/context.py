@@ -14,7 +14,7 @@ from torch import nn
 from dgmn.complexity import count
 from dgmn.layers import context_module
 from dgmn.segmentation import dilated_fcn
-from dgmn.tables import format_table
+from dgmn_base.terminal import format_table
 
 ROUNDS = 15
 UNIFORM = {"dynamic_sampling": False, "fusion": "concat"}

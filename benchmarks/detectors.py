@@ -11,7 +11,7 @@ import torchvision
 
 import dgmn
 from dgmn.detection import retinanet
-from dgmn.tables import format_table
+from dgmn_base.terminal import format_table
 
 ROUNDS = 7
 

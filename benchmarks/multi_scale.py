@@ -12,7 +12,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import MultiSc
 
 from dgmn.detection import deformable_detr
 from dgmn.detection.multi_scale import FusedMultiScaleAttention, multi_scale_aggregate
-from dgmn.tables import format_table
+from dgmn_base.terminal import format_table
 
 ROUNDS = 5
 HEADS, DIM, POINTS = 8, 32, 4

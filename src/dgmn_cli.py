@@ -7,6 +7,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from typing_extensions import override
+
+from dgmn_base.errors import InputError, did_you_mean
 
 HELP = """\
 dgmn: dynamic graph message passing networks for classification, detection and segmentation
@@ -91,8 +97,6 @@ def run(arguments: Sequence[str]) -> int:
         print("\ndgmn: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        from dgmn.errors import InputError
-
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 141  # as a process that the signal ends
         if isinstance(error, BrokenPipeError) or not isinstance(error, InputError | OSError):
@@ -132,19 +136,17 @@ def _dispatch(arguments: list[str]) -> int:
     if command in _PURPOSES:
         return _run_training(command, arguments[1:])
     if command not in _COMMANDS:
-        import difflib
-
-        near = [_SYNONYMS[command]] if command in _SYNONYMS else []
-        near += difflib.get_close_matches(command, [*_PURPOSES, *_COMMANDS], n=1)
-        hint = f", did you mean {near[0]}?" if near else f": one of {', '.join([*_PURPOSES, *_COMMANDS])}"
-        print(f"dgmn: error: no command {command!r}{hint}", file=sys.stderr)
-        return 2
+        known = [*_PURPOSES, *_COMMANDS]
+        hint = f", did you mean {_SYNONYMS[command]}?" if command in _SYNONYMS else ""
+        raise InputError(f"no command {command!r}" + (hint or did_you_mean(command, known, f": {', '.join(known)}")))
     return _COMMANDS[command](arguments[1:])
 
 
 def _run_training(command: str, arguments: list[str]) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
         purpose, ckpt_path, example = _PURPOSES[command]
+        from dgmn_base.recipes import recipe_names
+
         recipes = "\n".join(f"  {name}" for name in recipe_names())
         print(
             RUN_HELP.format(command=command, purpose=purpose, recipes=recipes, ckpt_path=ckpt_path, example=example),
@@ -152,25 +154,28 @@ def _run_training(command: str, arguments: list[str]) -> int:
         )
         return 0
     if not any(a.startswith(("-c", "--config", "--help-all")) for a in arguments):
-        print(
-            f"dgmn: error: give a recipe: dgmn {command} -c RECIPE; dgmn {command} --help lists them", file=sys.stderr
-        )
-        return 2
+        raise InputError(f"give a recipe: dgmn {command} -c RECIPE; dgmn {command} --help lists them")
+    from dgmn_base.options import checked_arguments
+
+    arguments = checked_arguments(command, arguments)
     from dgmn.cli import run_training
 
     return run_training(command, ["--help" if a == "--help-all" else a for a in arguments])
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with dgmn, as -c takes them."""
-    from pathlib import Path
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, and suggests the option that was meant."""
 
-    package = Path(__file__).parent / "dgmn"
-    return sorted(path.relative_to(package).as_posix() for path in package.glob("recipes/**/*.yaml"))
+    @override
+    def error(self, message: str) -> NoReturn:
+        wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        if wrong.startswith("--"):
+            message = f"{wrong}: no such option{did_you_mean(wrong, self._option_string_actions)}"
+        self.exit(2, f"dgmn: error: {message} ({self.prog} --help explains all)\n")
 
 
 def _predict(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "dgmn predict",
         description="What is in images: their class, the objects in them, or the class of every pixel.",
         epilog="Example: dgmn predict photos/*.jpg --ckpt_path runs/finetune/checkpoints/best.ckpt --pictures out",
@@ -208,19 +213,48 @@ def _predict(arguments: list[str]) -> int:
         help="segmentation: average six scales and their mirror images, as the paper",
     )
     parser.add_argument(
-        "--batch_size", type=_positive, default=16, metavar="N", help="classification: images at a time"
+        "--batch_size", type=_positive, metavar="N", help="images at a time (default: classification 16, others 1)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the fastest there is")
     options = parser.parse_args(arguments)
     if not options.nodes and (options.at or options.layer):
         parser.error(f"{'--at' if options.at else '--layer'} is for --nodes FOLDER")
+    _check_predict(options)
     from dgmn.predict import predict
 
     return predict(options)
 
 
+def _check_predict(options: argparse.Namespace) -> None:
+    """Finds the images, and mistakes that need no network to be found.
+
+    Raises:
+        InputError: one of them; the message names it.
+    """
+    from dgmn_base.files import find_images
+    from dgmn_base.options import check_task
+    from dgmn_base.recipes import find_recipe
+    from dgmn_base.zoo import find
+
+    options.images = find_images(options.images)
+    if not (options.ckpt_path or options.model):
+        raise InputError("give --ckpt_path FILE, a checkpoint of a run, or --model NAME, a published model")
+    if options.ckpt_path and not Path(options.ckpt_path).exists():
+        raise InputError(f"--ckpt_path {options.ckpt_path}: no such file")
+    if options.model:
+        check_task(options, find(options.model).task)
+    if options.config:
+        options.config = find_recipe(options.config)
+    if options.json and Path(options.json).is_dir():
+        raise InputError(f"--json {options.json}: a folder, a file is needed")
+    for name in ("pictures", "nodes", "labels", "submission"):
+        folder = getattr(options, name)
+        if folder and Path(folder).is_file():
+            raise InputError(f"--{name} {folder}: a file, a folder is needed")
+
+
 def _validate_data(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "dgmn validate-data",
         usage="dgmn validate-data -c RECIPE [--data.root FOLDER ...] [--picture FILE]",
         description="Reads a whole dataset before hours are spent on it: names every file with a mistake, counts what "
@@ -233,28 +267,45 @@ def _validate_data(arguments: list[str]) -> int:
     others = [o for o in overrides if o.startswith("-") and not o.startswith("--data.")]
     if others or not options.config:
         parser.error(f"takes only --data options, got {others[0]}" if others else "give a recipe: -c RECIPE")
+    from dgmn_base.options import checked_arguments
+
+    recipes = [part for recipe in options.config for part in ("-c", recipe)]
+    checked_arguments("validate-data", [*recipes, *overrides])
     from dgmn.validate_data import validate_data
 
     return validate_data(options, overrides)
 
 
 def _zoo(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "dgmn zoo", description="Lists the published models, or fetches one: dgmn zoo download dgmn2_tiny"
-    )
+    parser = _Parser("dgmn zoo", description="Lists the published models, or fetches one: dgmn zoo download dgmn2_tiny")
     parser.add_argument("--task", choices=("classification", "detection", "segmentation"), help="only of this task")
     commands = parser.add_subparsers(dest="command", metavar="download")
-    download = commands.add_parser("download", description="Fetches, verifies and converts a published model.")
-    download.add_argument("name", metavar="NAME", help="as dgmn zoo lists it")
-    download.add_argument("--file", help="convert this file, fetched otherwise, instead of downloading")
+    fetch = commands.add_parser("download", description="Fetches, verifies and converts a published model.")
+    fetch.add_argument("name", metavar="NAME", help="as dgmn zoo lists it")
+    fetch.add_argument("--file", help="convert this file, fetched otherwise, instead of downloading")
     options = parser.parse_args(arguments)
-    from dgmn.tables import zoo
+    if options.command != "download":
+        from dgmn_base.zoo import print_zoo
 
-    return zoo(options)
+        print_zoo(options.task)
+        return 0
+    from dgmn_base.zoo import find
+
+    find(options.name)
+    if options.file and not Path(options.file).is_file():
+        raise InputError(f"--file {options.file}: no such file")
+    from dgmn.weights import download
+
+    try:
+        path = download(options.name, options.file)
+    except ImportError as error:
+        raise InputError(str(error)) from error
+    print(f"verified and converted: {path}")
+    return 0
 
 
 def _complexity(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "dgmn complexity", description="Parameters and multiply-adds (GMACs) of networks, beside the paper's."
     )
     parser.add_argument(
@@ -297,7 +348,7 @@ def _complexity(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("dgmn bench", description="Measures time and memory on this machine.")
+    parser = _Parser("dgmn bench", description="Measures time and memory on this machine.")
     commands = parser.add_subparsers(dest="command", metavar="ops|models", required=True)
     ops = commands.add_parser(
         "ops",
@@ -355,7 +406,7 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _quickstart(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "dgmn quickstart",
         description="Trains dgmn2_nano on handwritten digits, or on scenes made of them, tests it and draws "
         "predictions: 2 to 4 minutes on a CPU.",

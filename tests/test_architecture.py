@@ -1,42 +1,57 @@
 """The house rules of imports, read from the source."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SRC = Path(__file__).parent.parent / "src"
-PACKAGE = SRC / "dgmn"
 
-# Which floor a part of the package is on; every other module at its top is a face.
-FLOORS = {"errors": 0, "ops": 1, "weights": 1, "layers": 2, "models": 3, "nodes": 3, "training": 4, "visualize": 5}
-TASKS = ("classification", "detection", "segmentation")
-FLOORS |= dict.fromkeys(TASKS, 6)
-FACES = 7
-
-# Which files may import what, anywhere in them; paths below src/dgmn.
-ONLY_IN = {
-    "lightning": ("training/*", "*/data.py", "*/task.py", "cli.py", "quickstart.py"),
-    "transformers": ("detection/deformable_detr.py",),
-    "gradio": ("app.py",),
-    "ctypes": ("ops/native.py", "bench/measure.py"),
-    "triton": ("ops/triton_kernels.py",),
-    "matplotlib": ("bench/charts.py", "bench/report.py"),
-    "onnx": ("export.py",),
-    "onnxscript": ("export.py",),
-    "onnxruntime": ("export.py",),
+# Which floor a part is on, see CONTRIBUTING.md. A part is a folder or module of the package `dgmn`, or is beside it.
+FLOORS = {
+    "dgmn_base": 0,
+    **dict.fromkeys(("about", "errors", "images", "layout", "ops", "report", "writers"), 1),
+    "weights": 2,
+    "layers": 3,
+    **dict.fromkeys(("models", "nodes"), 4),
+    "training": 5,
+    **dict.fromkeys(("classification", "detection", "pictures", "predictor", "segmentation"), 6),
+    **dict.fromkeys(
+        ("bench", "cli", "complexity", "loading", "paper_tables", "predict", "quickstart", "validate_data"), 7
+    ),
+    "dgmn_cli": 8,
 }
-ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning"}
+TASKS = {"classification", "detection", "segmentation"}
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+# Which files may import what, anywhere in them.
+ONLY_IN = {
+    "lightning": ("dgmn/training/*", "dgmn/*/data.py", "dgmn/*/task.py", "dgmn/cli.py"),
+    "torchmetrics": ("dgmn/*/task.py", "dgmn/detection/coco_metric.py"),
+    "transformers": ("dgmn/detection/deformable_detr.py",),
+    "supervision": ("dgmn/detection/predictor.py",),
+    "ctypes": ("dgmn/ops/native.py", "dgmn/bench/measure.py"),
+    "triton": ("dgmn/ops/triton_kernels.py",),
+    "matplotlib": ("dgmn/bench/charts.py", "dgmn/bench/report.py"),
+    "gradio": (),
+    "onnx": (),
+}
+ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "onnxruntime": "onnx"}
+
+FILES = sorted(SRC.rglob("*.py"))
+
+
+def identify(path):
+    return path.relative_to(SRC).as_posix()
 
 
 def imports(path):
     """Absolute names that a file imports anywhere in it: `from a import b` gives a.b."""
-    package = ("dgmn", *path.relative_to(PACKAGE).parent.parts)
+    package = path.relative_to(SRC).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -47,81 +62,121 @@ def imports(path):
                 yield ".".join((*base, *([node.module] if node.module else []), alias.name))
 
 
-def part(path):
-    """The folder, or the module, at the top of the package that a file belongs to."""
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
-
-
-def parts_imported(path):
-    """The parts of the package that a file imports. `import dgmn` alone only registers the networks."""
+def files_imported(path):
+    """Our files that a file imports: `from dgmn.weights import find` is weights/__init__.py."""
     for name in imports(path):
-        if name.startswith("dgmn."):
-            yield name.split(".")[1]
+        parts = name.split(".")
+        for length in range(len(parts), 0, -1):
+            place = SRC.joinpath(*parts[:length])
+            file = next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()), None)
+            if file is not None:
+                if file != path:
+                    yield file
+                break
 
 
-def identify(path):
-    return path.relative_to(PACKAGE).as_posix()
+def part(path):
+    """The part that a file belongs to, None for `dgmn` itself, which is made of all."""
+    first, *rest = path.relative_to(SRC).with_suffix("").parts
+    if first != "dgmn":
+        return first
+    return None if rest == ["__init__"] else rest[0]
+
+
+def test_every_part_has_its_floor():
+    assert {part(path) for path in FILES} - {None} == set(FLOORS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=identify)
 def test_imports_point_down(path):
     here = part(path)
-    floor = FLOORS.get(here, FACES)
-    for there in parts_imported(path):
-        if there == here:
-            continue
-        below = FLOORS.get(there, FACES)
-        assert below < floor or below == floor == FACES, f"{identify(path)} must not import dgmn.{there}"
+    for file in files_imported(path) if here is not None else ():
+        there = part(file)
+        if there not in (here, None):
+            assert FLOORS[there] <= FLOORS[here], f"{identify(path)} must not import {identify(file)}"
+
+
+def test_imports_form_no_circle():
+    """No file needs itself, by whatever way, and no part: also where it imports late."""
+    graph = {path: set(files_imported(path)) for path in FILES}
+    parts: dict[str, set[str]] = {name: set() for name in FLOORS}
+    for path, files in graph.items():
+        if part(path) is not None:
+            parts[part(path)] |= {part(file) for file in files} - {None, part(path)}
+    for edges in (graph, parts):
+        try:
+            TopologicalSorter(edges).prepare()
+        except CycleError as error:
+            pytest.fail(" -> ".join(identify(x) if isinstance(x, Path) else x for x in error.args[1]))
 
 
 def test_tasks_do_not_import_each_other():
     for path in FILES:
         if part(path) in TASKS:
-            assert set(parts_imported(path)) & set(TASKS) <= {part(path)}, identify(path)
+            assert {part(file) for file in files_imported(path)} & TASKS <= {part(path)}, identify(path)
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").rglob("*.py")), ids=identify)
+@pytest.mark.parametrize("path", sorted((SRC / "dgmn/ops").rglob("*.py")), ids=identify)
 def test_ops_import_torch_only(path):
     allowed = {"torch", "dgmn", *sys.stdlib_module_names}
     if path.name == "triton_kernels.py":
         allowed |= {"triton"}
     assert {name.split(".")[0] for name in imports(path)} <= allowed
-    assert set(parts_imported(path)) <= {"ops"}
+    assert {part(file) for file in files_imported(path)} <= {"ops"}
+
+
+def matches(path, pattern):
+    name = path.relative_to(SRC)
+    return name.match(pattern) and len(name.parts) == pattern.count("/") + 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=identify)
 def test_heavy_packages_stay_in_their_files(path):
-    name = path.relative_to(PACKAGE)
     for imported in imports(path):
         package = imported.split(".")[0]
         patterns = ONLY_IN.get(ALIASES.get(package, package))
         if patterns is not None:
-            # Path.match compares from the right: `training/*` means that folder.
-            allowed = any(name.match(pattern) and len(name.parts) == pattern.count("/") + 1 for pattern in patterns)
-            assert allowed, f"{identify(path)} must not import {package}"
+            assert any(matches(path, p) for p in patterns), f"{identify(path)} must not import {package}"
 
 
-def modules_after(statement, names):
-    """Which of these modules are loaded after a statement, in a fresh interpreter."""
-    code = f"import sys; {statement}; print(*(name for name in {names} if name in sys.modules))"
+def test_the_rules_are_about_files_that_are_there():
+    for patterns in ONLY_IN.values():
+        for pattern in patterns:
+            assert any(matches(path, pattern) for path in FILES), pattern
+
+
+def run_python(code):
     environment = {**os.environ, "PYTHONPATH": str(SRC)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return run.stdout.split()
+    return run.stdout
 
 
-def test_the_command_starts_without_heavy_imports():
-    if not (SRC / "dgmn_cli.py").exists():
-        pytest.skip("there is no command yet")
-    assert modules_after("import dgmn_cli", ["torch", "timm", "lightning", "dgmn"]) == []
+def test_what_answers_at_once_imports_nothing_heavy():
+    light = ["dgmn_cli", *(f"dgmn_base.{path.stem}" for path in (SRC / "dgmn_base").glob("[a-z]*.py"))]
+    heavy = {"torch", "timm", "lightning", "dgmn", "numpy", "PIL"}
+    assert run_python(f"import sys, {', '.join(light)}; print({heavy} & set(sys.modules))") == "set()\n"
 
 
-def test_importing_the_package_imports_no_optional_dependency():
-    optional = ["lightning", "transformers", "gradio", "matplotlib", "onnx", "onnxscript", "onnxruntime"]
-    optional += ["torchmetrics", "jsonargparse", "gdown", "tensorboard"]
-    assert modules_after("import dgmn", [*optional, "dgmn.ops.triton_kernels", "dgmn.bench"]) == []
+STEPS = ("timm", "dgmn", "dgmn.detection", "dgmn.loading", "dgmn.detection.predictor")
 
 
-def test_importing_the_detectors_imports_no_optional_dependency():
-    optional = ["lightning", "transformers", "scipy", "faster_coco_eval"]
-    assert modules_after("import dgmn.detection", optional) == []
+@pytest.fixture(scope="module")
+def added():
+    """The modules that each of `STEPS` adds to those before it, in a fresh interpreter."""
+    code = "import importlib, json, sys\nseen, added = set(), {}\n"
+    code += f"for step in {STEPS}:\n    importlib.import_module(step)\n"
+    code += "    added[step] = sorted(set(sys.modules) - seen)\n    seen = set(sys.modules)\nprint(json.dumps(added))"
+    return json.loads(run_python(code))
+
+
+def test_importing_the_package_brings_nothing_slow_that_timm_does_not(added):
+    """timm imports torchvision, and that torch._dynamo and its own detectors; we add neither these nor their like."""
+    slow = ("torchvision.", "torch._dynamo", "torch._inductor", "PIL.", "numpy.", "dgmn.bench", "dgmn.loading")
+    assert [name for name in added["dgmn"] if name.startswith((*slow, "dgmn.ops.triton_kernels"))] == []
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_networks_and_prediction_need_no_optional_dependency(step, added):
+    optional = {"lightning", "transformers", "gradio", "matplotlib", "onnx", "onnxscript", "onnxruntime", "scipy"}
+    optional |= {"torchmetrics", "jsonargparse", "gdown", "tensorboard", "supervision", "faster_coco_eval"}
+    assert optional & set(added[step]) == set()

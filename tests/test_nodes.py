@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dgmn.classification.predict import Classifier
+from dgmn.about import Preprocessing
+from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.detection import mask_rcnn, retinanet
-from dgmn.detection.predict import DetectionPredictor
+from dgmn.detection.predictor import DetectionPredictor
 from dgmn.errors import InputError
 from dgmn.layers import DGMN, DGMN2Attention
 from dgmn.nodes import sampled_nodes
+from dgmn.pictures import node_picture
 from dgmn.segmentation import Inference, semantic_fpn
-from dgmn.segmentation.predict import SegmentationPredictor
-from dgmn.visualize import node_picture
+from dgmn.segmentation.predictor import SegmentationPredictor
 from dgmn_cli import run
 
 GRID = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)], dtype=torch.float32)
@@ -202,7 +203,8 @@ def test_detectors_resize_and_pad(build, options):
 
 
 def test_classifiers_crop():
-    classifier = Classifier(timm.create_model("dgmn2_nano", num_classes=2), None, 64, 0.8)
+    network = timm.create_model("dgmn2_nano", num_classes=2)
+    classifier = ClassificationPredictor(network, "ab", 64, Preprocessing(crop_pct=0.8))
     pixels = np.zeros((60, 100, 3), np.uint8)
     pixels[40:43, 60:63] = 255
     image = Image.fromarray(pixels)  # becomes 133 x 80, of which the network sees 64 x 64

@@ -10,12 +10,13 @@ import torch
 
 from dgmn.complexity import count
 from dgmn.detection import mask_rcnn
-from dgmn.detection.networks import BUILDERS as DETECTORS
+from dgmn.detection.builders import BUILDERS as DETECTORS
 from dgmn.layers import DGMN
 from dgmn.models.build import build_named
 from dgmn.paper_tables import TABLES, options_of
 from dgmn.segmentation import BUILDERS as SEGMENTERS
-from dgmn_cli import recipe_names, run
+from dgmn_base.recipes import recipe_names
+from dgmn_cli import run
 
 NO_NAME = ("+ Deformable Message Passing", "the same without walks (the paper's cost)")  # have DGMN modules, too
 ROWS = [(number, row) for number, table in TABLES.items() for row in table.rows]

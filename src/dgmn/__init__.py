@@ -1,13 +1,22 @@
-"""Dynamic graph message passing networks: ops, layers, models, training.
+"""Dynamic graph message passing networks: ops, layers, models, training, prediction.
 
-`import dgmn` registers the networks with timm: `timm.create_model("dgmn2_tiny")`.
+`import dgmn` registers the networks with timm: `timm.create_model("dgmn2_tiny")`. `dgmn.load(checkpoint)` gives a
+trained network, ready to predict.
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from dgmn import layers, models, ops, weights
 from dgmn.models.fuse import fuse
 from dgmn.weights import LoadReport, load_checkpoint
+from dgmn_base.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from dgmn.loading import load
 
 __version__ = version("dgmn")
-__all__ = ["LoadReport", "__version__", "fuse", "layers", "load_checkpoint", "models", "ops", "weights"]
+__all__ = ["LoadReport", "__version__", "fuse", "layers", "load", "load_checkpoint", "models", "ops", "weights"]
+
+# Late, because the networks alone need neither pictures nor results.
+__getattr__ = lazy_names(__name__, {"load": "loading"})

@@ -23,12 +23,13 @@ except ImportError as error:
 
 from typing_extensions import override
 
-from dgmn.tables import format_table
+from dgmn.report import say
 from dgmn.training.callbacks import EpochSeed
 from dgmn.training.checkpoint import AtomicCheckpointIO
-from dgmn.training.messages import say
-from dgmn.training.task import Task
-from dgmn_cli import recipe_names
+from dgmn.training.task import Task, describe_run
+from dgmn_base.recipes import find_recipe, with_recipes
+from dgmn_base.runs import checkpoint_of
+from dgmn_base.terminal import format_table
 
 
 class DgmnCLI(LightningCLI):
@@ -71,26 +72,14 @@ class DgmnCLI(LightningCLI):
         if self.subcommand is None:
             return
         options = self.config[self.subcommand]
-        last = self.checkpoints / "last.ckpt"
-        if options.ckpt_path in ("last", "best"):
-            path = self.checkpoints / f"{options.ckpt_path}.ckpt"
-            if path.is_file():
-                options.ckpt_path = str(path)
-            elif self.subcommand == "fit" and options.ckpt_path == "last":
-                say(f"{self.root} has no checkpoint yet: starting from the beginning")
-                options.ckpt_path = None
-            else:
-                raise InputError(f"--ckpt_path {options.ckpt_path}: there is no {path}")
-        elif options.ckpt_path is not None and not Path(options.ckpt_path).is_file():
-            raise InputError(f"--ckpt_path {options.ckpt_path}: no such file")
-        elif self.subcommand != "fit" and options.ckpt_path is None and not self._starts_from_weights(options):
+        asked = options.ckpt_path
+        path = checkpoint_of(self.subcommand, asked, self.root)
+        options.ckpt_path = None if path is None else str(path)
+        if path is None and asked is not None:
+            say(f"{self.root} has no checkpoint yet: starting from the beginning")
+        if path is None and self.subcommand != "fit" and not self._starts_from_weights(options):
             raise InputError(f"dgmn {self.subcommand} needs weights: --ckpt_path best, or --model.checkpoint FILE")
-        elif self.subcommand == "fit" and options.ckpt_path is None and last.exists():
-            raise InputError(
-                f"{self.root} already holds a run: continue it with --ckpt_path last, "
-                "or write the new one elsewhere with --trainer.default_root_dir FOLDER"
-            )
-        if options.ckpt_path is not None:
+        if path is not None:
             self._forget_the_start(options)
 
     @staticmethod
@@ -192,7 +181,7 @@ def run_training(command: str, arguments: Sequence[str]) -> int:
     """Runs `dgmn fit | validate | test` with these arguments."""
     _quieten()
     try:
-        DgmnCLI([command, *_with_recipes(arguments)])
+        DgmnCLI([command, *with_recipes(arguments)])
     except Exception as error:
         raise _explained(error) from error
     return 0
@@ -209,7 +198,7 @@ def describe_recipe(recipe: str) -> dict[str, Any]:
         cli = DgmnCLI({section: content[section] for section in sections}, run=False)
     except Exception as error:
         raise _explained(error) from error
-    return {**cli.model.describe(), **cli.datamodule.describe()}
+    return describe_run(cli.model, cli.datamodule)
 
 
 def make_data(recipes: Sequence[str], overrides: Sequence[str]) -> L.LightningDataModule:
@@ -228,28 +217,6 @@ def make_data(recipes: Sequence[str], overrides: Sequence[str]) -> L.LightningDa
     except Exception as error:
         raise _explained(error) from error
     return data
-
-
-def _with_recipes(arguments: Sequence[str]) -> list[str]:
-    """Finds a recipe that is no file here among those that come with dgmn."""
-    resolved = []
-    for i, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag in ("-c", "--config") and value:
-            argument = f"{flag}={find_recipe(value)}"
-        elif i > 0 and arguments[i - 1] in ("-c", "--config"):
-            argument = str(find_recipe(argument))
-        resolved.append(argument)
-    return resolved
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe file, or one of those that come with dgmn."""
-    package = Path(__file__).parent
-    for path in (Path(name), package / name, package / "recipes" / name):
-        if path.is_file():
-            return path
-    raise InputError(f"-c {name}: no such recipe; those that come with dgmn are {', '.join(recipe_names())}")
 
 
 def _explained(error: Exception) -> Exception:

@@ -7,18 +7,18 @@ from typing import Any, cast
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgmn.detection.multi_scale import FusedMultiScaleAttention
-from dgmn.detection.networks import BUILDERS as DETECTORS
+from dgmn.about import about
+from dgmn.detection.builders import BUILDERS as DETECTORS
 from dgmn.errors import InputError
 from dgmn.layers import RelativePosition
 from dgmn.models.build import build_named
-from dgmn.segmentation.networks import BUILDERS as SEGMENTERS
-from dgmn.tables import format_table
+from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 from dgmn.weights import ZOO, ZooModel
+from dgmn_base.terminal import format_table
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,21 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
     handles = [m.register_forward_hook(add_original) for m in model.modules() if isinstance(m, RelativePosition)]
     parameter = next(model.parameters())
     image = torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
-    was_training = model.training
+    products = about(model).products or model
+    was_training, fast_path = model.training, torch.backends.mha.get_fastpath_enabled()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:  # the counter fails where a module is given a part of a trained parameter
             parameter.requires_grad_(False)
         mapping = {torch.ops.torchvision.deform_conv2d: _deform_conv2d}
-        # The counter knows attention as products, not the kernels that a device has for it.
+        # The counter knows attention as products, not the kernels that PyTorch and a device have for it.
+        torch.backends.mha.set_fastpath_enabled(False)
         attention = sdpa_kernel(SDPBackend.MATH)
+        model.eval()
         with torch.no_grad(), attention, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-            (_Dense(model) if hasattr(model, "backbone") and hasattr(model, "transform") else model).eval()(image)
+            products(image)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         model.train(was_training)
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -83,38 +87,6 @@ def _deform_conv2d(input_shape: Any, weight_shape: Any, *args: Any, out_shape: A
     batch, _, height, width = out_shape
     products: int = batch * height * width * math.prod(weight_shape)
     return 2 * products
-
-
-class _Dense(nn.Module):
-    """A detector on one image, without what is not convolutions or matrix products."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> None:
-        if hasattr(self.model, "predict"):  # none of torchvision's
-            fused = [module for module in self.model.modules() if isinstance(module, FusedMultiScaleAttention)]
-            for module in fused:  # sums of sampled points are not counted, as in the original
-                module.fused = False
-            self.model.predict(images)
-            for module in fused:
-                module.fused = True
-            return
-        features = list(self.model.backbone(images).values())
-        if not hasattr(self.model, "roi_heads"):
-            self.model.head(features)
-            return
-        heads, channels = self.model.roi_heads, self.model.backbone.out_channels
-        if hasattr(heads, "stages"):
-            proposals, boxes = heads.features.detach()[None], images.new_empty(1, len(heads.features), 4)
-            regions = images.new_empty(len(heads.features), channels, 7, 7)
-            for stage in heads.stages.train():
-                proposals, _, boxes = stage(proposals, regions, boxes)
-            return
-        self.model.rpn.head(features)
-        heads.box_predictor(heads.box_head(images.new_empty(1000, channels, 7, 7)))
-        heads.mask_predictor(heads.mask_head(images.new_empty(100, channels, 14, 14)))
 
 
 # What the paper's figures are for: height and width of the image, and classes.

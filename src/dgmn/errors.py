@@ -1,5 +1,5 @@
-"""The error that the command line shows as one line."""
+"""The error that the command line shows as one line, and a helper for its messages."""
 
+from dgmn_base.errors import InputError, did_you_mean
 
-class InputError(ValueError):
-    """Something that the user gave is wrong: the message names it and says what is accepted."""
+__all__ = ["InputError", "did_you_mean"]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from dgmn.complexity import count
-from dgmn.detection.networks import BUILDERS as DETECTORS
+from dgmn.detection.builders import BUILDERS as DETECTORS
 from dgmn.models.build import build_named
-from dgmn.segmentation.networks import BUILDERS as SEGMENTERS
-from dgmn.tables import format_table
+from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
+from dgmn_base.terminal import format_table
 
 
 @dataclass(frozen=True)

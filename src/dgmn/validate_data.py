@@ -6,8 +6,9 @@ from pathlib import Path
 
 from dgmn.cli import make_data
 from dgmn.errors import InputError
-from dgmn.tables import format_table, show_progress
-from dgmn.visualize import contact_sheet, stacked
+from dgmn.images import stacked
+from dgmn.pictures import contact_sheet
+from dgmn_base.terminal import format_table, show_progress
 
 _SHOWN = 30  # problems
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import dgmn
-from dgmn_cli import recipe_names, run
+from dgmn_base.recipes import recipe_names
+from dgmn_cli import run
 
 from digits import RECIPE
 
@@ -52,7 +53,7 @@ def test_predict_tables_json_pictures(
     assert run([*arguments, "--pictures", str(pictures), "--batch_size", "4", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     found = json.loads(result.read_text())
-    assert len(found) == 14 == len(list(pictures.glob("*.png")))
+    assert len(found) == 14 == len(list(pictures.glob("*.jpg")))
     for entry in found:
         assert entry["image"] in out
         assert len(entry["top"]) == 2
@@ -132,7 +133,7 @@ MISTAKES = {
     "no such folder": (["--data.root", "nowhere"], "data.root nowhere"),
     "no data": (["--data.root", "null"], "--data.root FOLDER"),
     "wrong number of classes": (["--model.num_classes", "7"], "give --model.num_classes 3"),
-    "misspelt option": (["--model.modle", "x"], "'modle' is not accepted"),
+    "misspelt option": (["--model.modle", "x"], "--model.modle: no such option, did you mean --model.model"),
     "misspelt section": (["--modle.model", "x"], "--modle.model"),
     "wrong class path": (["--model", "foo.Bar"], "foo.Bar"),
     "unknown network": (["--model.model", "dgmn2_tny"], "dgmn2_tiny"),
@@ -272,7 +273,7 @@ def test_predict_needs_a_whole_recipe(
             ["{image}", "--model", "dgmn2_tiny", "--score", "0"],
             "--score is for detection, this model is",
         ),
-        (["{image}", "--device", "cuda:99"], "--device cuda:99"),
+        (["{image}", "--device", "cuda:99"], "device cuda:99: not available here"),
     ],
 )
 def test_predict_mistakes(

@@ -15,10 +15,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import dgmn
 from dgmn.detection.coco import read_coco
-from dgmn.detection.predict import DetectionPredictor
 from dgmn.weights import read_checkpoint
-from dgmn_cli import recipe_names, run
+from dgmn_base.recipes import recipe_names
+from dgmn_cli import run
 
 
 def recipe(model):
@@ -33,11 +34,6 @@ def metrics(folder, version=0):
 def fit(root, folder, *options, model="retinanet"):
     arguments = ["fit", "-c", recipe(model), "--data.root", str(root), "--trainer.default_root_dir", str(folder)]
     return run([*arguments, "--data.batch_size", "4", "--model.lr_batch", "4", *options])
-
-
-def predictor_of(folder):
-    checkpoint = folder / "checkpoints/last.ckpt"
-    return DetectionPredictor.from_description(read_checkpoint(checkpoint).description, checkpoint)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -121,13 +117,13 @@ def test_predict(trained, few_coco_scenes, tmp_path, capsys):
     assert run(arguments) == 0
     out = capsys.readouterr().out
     content = json.loads((tmp_path / "found.json").read_text())
-    predictor = predictor_of(folder)
+    predictor = dgmn.load(folder / "checkpoints/last.ckpt", device="cpu")
     for path, image in zip(images, content["images"], strict=True):
         assert image["file_name"] == str(path)
-        found = predictor.predict(path, 0.1)
+        found = predictor.predict(path, score=0.1)
         here = [entry for entry in content["annotations"] if entry["image_id"] == image["id"]]
-        assert [entry["score"] for entry in here] == sorted(found["scores"].tolist(), reverse=True)
-        assert [entry["category_id"] - 1 for entry in here] == found["labels"].tolist()
+        assert [entry["score"] for entry in here] == sorted(found.scores.tolist(), reverse=True)
+        assert [entry["category_id"] - 1 for entry in here] == found.labels.tolist()
         assert f"{path}  {len(here):>7}" in out
     assert content["annotations"], "something is found"
     assert min(entry["score"] for entry in content["annotations"]) >= 0.1
@@ -154,7 +150,7 @@ def test_nothing_found(trained, few_coco_scenes, tmp_path, capsys):
 
 def test_captions_do_not_cover_each_other():
     """Forty objects at nearly one place: every box is drawn, and the captions that have room."""
-    from dgmn.detection.predict import drawn
+    from dgmn.detection.predictor import drawn
 
     boxes = torch.tensor([[20.0 + i, 20.0 + i, 70.0 + i, 60.0 + i] for i in range(40)])
     found = {"boxes": boxes, "scores": torch.linspace(0.9, 0.3, 40), "labels": torch.zeros(40, dtype=torch.long)}
@@ -171,11 +167,11 @@ def test_published_models(official_weights, hub_dir, tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(photo)
     name = "retinanet_dgmn2_tiny"
     assert run(["predict", str(photo), "--model", name]) == 2
-    assert f"was not downloaded yet: dgmn zoo download {name}" in capsys.readouterr().err
+    assert f"is not downloaded yet: dgmn zoo download {name}" in capsys.readouterr().err
     assert run(["predict", str(photo), "--model", name, "--ckpt_path", str(tmp_path / "official.pth")]) == 0
     assert run(["zoo", "download", name, "--file", str(tmp_path / "official.pth")]) == 0
-    predictor = DetectionPredictor.from_zoo(name)
-    assert (predictor.classes[0], predictor.classes[-1]) == ("person", "toothbrush")
+    predictor = dgmn.load(name, device="cpu")
+    assert (predictor.names[0], predictor.names[-1]) == ("person", "toothbrush")
     assert (len(predictor.category_ids), predictor.category_ids[-1]) == (80, 90)
 
 
@@ -363,4 +359,4 @@ def test_the_name_of_a_network_alone(few_coco_scenes, hub_dir, capsys):
     image = str(few_coco_scenes / "val/000001.png")
     for name, model in {"sparse_rcnn": "sparse_rcnn_dgmn2_small", "retinanet": "retinanet_dgmn2_tiny"}.items():
         assert run(["predict", image, "--model", name]) == 2
-        assert f"{model} was not downloaded yet" in capsys.readouterr().err
+        assert f"{model} is not downloaded yet" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 
 from dgmn.complexity import count
 from dgmn.detection import deformable_detr, mask_rcnn, retinanet, sparse_rcnn
-from dgmn.detection.networks import BUILDERS
+from dgmn.detection.builders import BUILDERS
 from dgmn.weights import find
 from dgmn_cli import run
 

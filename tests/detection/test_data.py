@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dgmn.detection.data import DetectionData, DetectionDataset, collate, cropped, mirrored
+from dgmn.detection.data import DetectionData, DetectionDataset, collate
+from dgmn.detection.transforms import augmentation, transformed
 from dgmn.errors import InputError
+from dgmn.pictures import boxed, distinct_colors
 from dgmn.training.sampling import GroupedBatches
-from dgmn.visualize import boxed, distinct_colors
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def check(data):
 def test_images_and_targets(root):
     data = DetectionData(root, masks=True, hflip=1.0)
     data.setup("fit")
-    assert data.classes == ("red", "green")
+    assert data.names == ("red", "green")
     assert data.describe() == {"classes": ["red", "green"], "category_ids": [1, 5]}
     for split in ("train", "val"):  # the training images are mirrored
         dataset = data._sets[split]
@@ -80,7 +81,8 @@ def test_images_and_targets(root):
             for box, mask in zip(target["boxes"], target.get("masks", ()), strict=split == "train"):
                 x1, y1, x2, y2 = box.int().tolist()
                 assert mask.sum() == mask[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
-    assert torch.equal(mirrored(*mirrored(image, target))[0], image)
+    mirror = augmentation(hflip=1.0, crop=0.0)
+    assert torch.equal(transformed(mirror, *transformed(mirror, image, target))[0], image)
 
 
 def test_a_part_of_an_image(root):
@@ -111,19 +113,23 @@ def test_a_part_of_an_image(root):
 def test_the_sides_of_a_part():
     """Of an image that is resized to a short side of 400, 500 or 600, sides of 384 to 600."""
     image, target = torch.zeros(3, 480, 960), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}
-    sizes = torch.tensor([cropped(image, target)[0].shape[1:] for _ in range(300)])
+    crop = augmentation(hflip=0.0, crop=1.0)
+    sizes = torch.tensor([transformed(crop, image, target)[0].shape[1:] for _ in range(300)])
     heights, widths = sizes.T
     assert 384 / 600 * 480 <= heights.min() + 1 < 330
     assert 470 < heights.max() <= 480
     assert 384 / 600 * 480 <= widths.min() + 1 < 350
     assert 650 < widths.max() <= 600 / 400 * 480
-    tiny, left = cropped(torch.zeros(3, 1, 1), {"boxes": torch.tensor([[0.0, 0, 1, 1]]), "labels": torch.zeros(1)})
+    one = {"boxes": torch.tensor([[0.0, 0, 1, 1]]), "labels": torch.zeros(1)}
+    tiny, left = transformed(crop, torch.zeros(3, 1, 1), one)
     assert tiny.shape == (3, 1, 1)
     assert len(left["boxes"]) == 1
 
 
 def test_batches(root):
-    images, targets = collate([DetectionDataset(DetectionData(root).read("train"), masks=False)[i] for i in (0, 1)])
+    images, targets = collate(
+        [DetectionDataset(DetectionData(root).layout, "train2017", masks=False)[i] for i in (0, 1)]
+    )
     assert [tuple(x.shape) for x in images] == [(3, 40, 60), (3, 60, 40)]
     assert [target["image_id"] for target in targets] == [10, 11]
     assert "masks" not in targets[0]
@@ -146,18 +152,18 @@ def test_batches_of_one_group(groups, size):
 def test_a_damaged_image(root, capsys):
     path = root / "train2017/2.png"
     path.write_bytes(path.read_bytes()[:100])
-    coco = DetectionData(root).read("train")
+    layout = DetectionData(root).layout
     with pytest.raises(InputError, match=r"train2017/2.png: damaged image"):
-        DetectionDataset(coco, masks=False)[2]
-    assert DetectionDataset(coco, masks=False, skip_bad_images=True)[2] is None
-    _, target = DetectionDataset(coco, masks=False, training=True, skip_bad_images=True)[2]
+        DetectionDataset(layout, "train2017", masks=False)[2]
+    assert DetectionDataset(layout, "train2017", masks=False, skip_bad_images=True)[2] is None
+    _, target = DetectionDataset(layout, "train2017", False, augmentation(0, 0), skip_bad_images=True)[2]
     assert target["image_id"] == 13  # the next one
     assert "left out:" in (err := capsys.readouterr().err)
     assert "train2017/2.png: damaged image" in err
     for file in (root / "train2017").iterdir():
         file.write_bytes(b"")
     with pytest.raises(InputError, match="none of the images can be read"):
-        DetectionDataset(coco, masks=False, training=True, skip_bad_images=True)[0]
+        DetectionDataset(layout, "train2017", False, augmentation(0, 0), skip_bad_images=True)[0]
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -173,7 +179,7 @@ def test_cameras_that_were_turned(root, orientation, upright):
     if not upright:
         size = {"width": stored.width, "height": stored.height}
         change(root, lambda content: content["images"][0].update(size))
-    image, _ = DetectionDataset(DetectionData(root).read("train"), masks=False)[0]
+    image, _ = DetectionDataset(DetectionData(root).layout, "train2017", masks=False)[0]
     expected = stored if not upright and orientation == 6 else shown
     assert np.array_equal((image * 255).byte().permute(1, 2, 0), np.asarray(expected))
 
@@ -258,7 +264,7 @@ def test_categories_of_the_parts_must_agree(root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, r"batch_size and epoch_steps must be at least 1 .* got 0, None and 4"),
+        ({"batch_size": 0}, r"data.batch_size must be at least 1, got 0"),
         ({"hflip": 2}, r"data.hflip must be in 0..1, got 2"),
         ({"crop": -0.5}, r"data.crop must be in 0..1, got -0.5"),
         ({"train": "train2018"}, r"instances_train2018.json: no such file of annotations"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dgmn
-from dgmn.detection import networks
+from dgmn.detection.builders import BUILDERS
 from dgmn.detection.categories import CATEGORIES
 from dgmn.detection.deformable_detr import deformable_detr, predicted
 from dgmn.detection.set_prediction import Objects, number_of_objects
@@ -271,7 +271,7 @@ def test_the_short_side_is_chosen_in_training():
 
 
 def test_the_published_form_by_name():
-    builder = networks.BUILDERS["deformable_detr_refine_two_stage"]
+    builder = BUILDERS["deformable_detr_refine_two_stage"]
     with torch.device("meta"):
         assert len(builder("dgmn2_nano", 3).class_heads) == 7
 

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import deform_conv2d
 
 from dgmn.layers import DGMN, dgmn
-from dgmn.weights.dgmn_keys import dgmn_from_official
+from dgmn.models.official import dgmn_from_official
 
 from golden_vectors import array
 

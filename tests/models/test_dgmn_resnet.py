@@ -14,8 +14,9 @@ from dgmn.detection import mask_rcnn
 from dgmn.errors import InputError
 from dgmn.layers import DGMN, DeformableConv2d
 from dgmn.models import DGMNResNet, set_multi_grid
+from dgmn.models.official import dgmn_resnet_from_official
 from dgmn.training.start import start_from
-from dgmn.weights import dgmn_resnet_from_official
+from dgmn.weights import read_checkpoint
 
 from golden_vectors import array
 
@@ -140,7 +141,7 @@ def test_frozen_and_trained_norms_take_each_other_s_weights(frozen, tmp_path):
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(other(x), model(x))
     detector = mask_rcnn("dgmn_resnet50", 3, backbone_args={**SMALL, "frozen_norms": not frozen}).eval()
-    assert not start_from(detector, tmp_path / "one.pth")
+    assert not start_from(detector, read_checkpoint(tmp_path / "one.pth"))
     torch.testing.assert_close(detector.backbone.body(x)[-1], model.forward_features(x))
     torch.save(detector.state_dict(), tmp_path / "detector.pth")
     classifier = create(frozen_norms=frozen).eval()

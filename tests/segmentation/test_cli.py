@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dgmn.segmentation import Inference, SegmentationPredictor
+import dgmn
+from dgmn.segmentation import Inference
 from dgmn.segmentation.cityscapes import CITYSCAPES_IDS
 from dgmn.weights import read_checkpoint
-from dgmn_cli import recipe_names, run
+from dgmn_base.recipes import recipe_names
+from dgmn_cli import run
 
 from scenes import RECIPE
 
@@ -103,10 +105,10 @@ def test_predict(trained, few_scenes, tmp_path, capsys):
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith(str(images))]) == 7
     shares = json.loads((tmp_path / "s.json").read_text())
     assert all(sum(entry["shares"].values()) == pytest.approx(1, abs=1e-4) for entry in shares)
-    predictor = SegmentationPredictor.from_description(read_checkpoint(checkpoint).description, checkpoint)
+    predictor = dgmn.load(checkpoint, device="cpu")
     for i, path in enumerate(sorted(images.rglob("*.png"))):
         with Image.open(tmp_path / f"l/{i:05d}_{path.stem}.png") as labels:
-            assert np.array_equal(np.asarray(labels), predictor.predict(path))
+            assert np.array_equal(np.asarray(labels), predictor.predict(path).labels)
             assert np.asarray(labels.convert("RGB"))[0, 0].tolist() == list(predictor.colors[np.asarray(labels)[0, 0]])
         with Image.open(tmp_path / f"p/{i:05d}_{path.stem}.jpg") as picture:
             assert picture.height > 64  # the legend is below
@@ -114,16 +116,18 @@ def test_predict(trained, few_scenes, tmp_path, capsys):
 
 def test_large_images_are_predicted_by_windows(trained, tmp_path):
     checkpoint = trained / "checkpoints/last.ckpt"
-    predictor = SegmentationPredictor.from_description(read_checkpoint(checkpoint).description, checkpoint)
+    predictor = dgmn.load(checkpoint, device="cpu")
     sizes, told = set(), []
     predictor.network.register_forward_pre_hook(lambda module, args: sizes.add(tuple(args[0].shape[-2:])))
     path = tmp_path / "large.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (2100, 2050, 3), dtype=np.uint8)).save(path)
     assert predictor.inference.mode == "whole"
-    labels = predictor.predict(path, progress=lambda done, total: told.append((done, total)))
+    labels = predictor.predict(path, progress=told.append).labels
     assert labels.shape == (2100, 2050)
     assert sizes == {(769, 769)}
-    assert told[-1][0] == told[-1][1] > 4
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert len(told) > 4
 
 
 def test_published_models_and_the_test_server(official_weights, hub_dir, tmp_path, capsys):
@@ -133,14 +137,13 @@ def test_published_models_and_the_test_server(official_weights, hub_dir, tmp_pat
     name = "semantic_fpn_dgmn2_tiny"
     arguments = ["predict", str(photo), "--model", name, "--submission", str(tmp_path / "results")]
     assert run(arguments) == 2
-    assert f"was not downloaded yet: dgmn zoo download {name}" in capsys.readouterr().err
+    assert f"is not downloaded yet: dgmn zoo download {name}" in capsys.readouterr().err
     assert run(["zoo", "download", name, "--file", str(tmp_path / "official.pth")]) == 0
     assert run(arguments) == 0
     with Image.open(tmp_path / "results/berlin_000000_000019_pred_labelIds.png") as result:
         assert (result.size, result.mode) == ((128, 64), "L")
         assert set(np.unique(np.asarray(result)).tolist()) <= set(CITYSCAPES_IDS.ids)
-    predictor = SegmentationPredictor.from_zoo(name)
-    assert predictor.inference == Inference("slide")
+    assert dgmn.load(name, device="cpu").inference == Inference("slide")
 
 
 def test_starting_from_other_weights(trained, few_scenes, official_weights, tmp_path, capsys):
@@ -175,13 +178,17 @@ def test_nothing_random_is_evaluated(trained, few_scenes, official_weights, tmp_
     assert run(["validate", *arguments, *whole]) == 0
 
 
-def test_what_was_predicted_before_a_damaged_image_is_kept(trained, scenes, tmp_path, capsys):
+def test_a_damaged_image_loses_no_result(trained, scenes, tmp_path, capsys):
     images = sorted((scenes / "leftImg8bit/val").rglob("*.png"))
     images[4].write_bytes(b"no image")
     arguments = ["predict", str(scenes / "leftImg8bit/val"), "--ckpt_path", str(trained / "checkpoints/last.ckpt")]
     assert run([*arguments, "--json", str(tmp_path / "shares.json")]) == 2
-    assert f"{images[4]}: not an image" in capsys.readouterr().err
-    assert len(json.loads((tmp_path / "shares.json").read_text())) == 4
+    captured = capsys.readouterr()
+    assert f"{images[4]}: not an image" in captured.err
+    assert len([line for line in captured.out.splitlines() if line.startswith(str(scenes))]) == 6
+    found = [entry["image"] for entry in json.loads((tmp_path / "shares.json").read_text())]
+    assert found == [str(path) for path in images if path != images[4]]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["shares.json"]
     (tmp_path / "file").touch()
     assert run([*arguments, "--labels", str(tmp_path / "file")]) == 2
     assert "a file, a folder is needed" in capsys.readouterr().err
@@ -213,12 +220,12 @@ def test_a_damaged_image_in_training_is_named(scenes, tmp_path, capsys):
 
     for path in (scenes / "leftImg8bit/train").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:400])
-    check = SegmentationData._check
-    SegmentationData._check = lambda self, budget: None
+    check = SegmentationData.check
+    SegmentationData.check = lambda self: None
     try:
         assert fit(scenes, tmp_path) == 2
     finally:
-        SegmentationData._check = check
+        SegmentationData.check = check
     assert "_leftImg8bit.png: damaged image" in capsys.readouterr().err
 
 

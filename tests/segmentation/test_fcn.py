@@ -14,6 +14,7 @@ from dgmn.layers import DGMN
 from dgmn.layers.context import MODULES
 from dgmn.segmentation import PixelLoss, dilated_fcn
 from dgmn.training.start import start_from
+from dgmn.weights import read_checkpoint
 
 SMALL = {"channels": 16, "backbone_args": {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 2)}}
 RATES = {"sampling_rates": (1, 3), "fusion": "concat"}
@@ -72,21 +73,22 @@ def test_weights(tmp_path, capsys):
     plain = timm.create_model("resnet18", num_classes=7, **SMALL["backbone_args"])
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
     model = dilated_fcn("resnet18", 5, module="dgmn", **SMALL)
-    assert not start_from(model, tmp_path / "plain.pth")
+    assert not start_from(model, read_checkpoint(tmp_path / "plain.pth"))
     assert torch.equal(model.backbone.model.layer4[0].conv1.weight, plain.layer4[0].conv1.weight)
     torch.save(model.state_dict(), tmp_path / "own.pth")
     other = dilated_fcn("resnet18", 5, module="dgmn", **SMALL)
     assert dgmn.load_checkpoint(other, tmp_path / "own.pth").loaded == len(model.state_dict())
     baseline = dilated_fcn("resnet18", 5, **SMALL)
     torch.save(baseline.state_dict(), tmp_path / "baseline.pth")
-    assert not start_from(other, tmp_path / "baseline.pth")  # the module is new: nothing to evaluate yet
-    assert start_from(other, tmp_path / "own.pth")
+    # The module is new: there is nothing to evaluate yet.
+    assert not start_from(other, read_checkpoint(tmp_path / "baseline.pth"))
+    assert start_from(other, read_checkpoint(tmp_path / "own.pth"))
     report = dgmn.load_checkpoint(other, tmp_path / "baseline.pth")
     assert all(name.startswith("head.module.") for name in report.fresh)
     assert torch.equal(other.head.conv[0].weight, baseline.head.conv[0].weight)
     other = dilated_fcn("resnet18", 4, module="dgmn", **SMALL)
     with pytest.warns(UserWarning, match="has other classes"):
-        assert not start_from(other, tmp_path / "own.pth")
+        assert not start_from(other, read_checkpoint(tmp_path / "own.pth"))
     assert torch.equal(other.head.module.messages[0].filters.weight, model.head.module.messages[0].filters.weight)
     assert other.head.classifier.weight.shape[0] == 4
 

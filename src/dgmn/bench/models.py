@@ -15,7 +15,7 @@ from dgmn.bench.measure import Job, Work, measure, progress
 from dgmn.bench.original import use_original
 from dgmn.bench.report import Report, Row
 from dgmn.errors import InputError
-from dgmn.tables import format_table
+from dgmn_base.terminal import format_table
 
 SWIN = "swin_tiny_patch4_window7_224"
 MODELS = (

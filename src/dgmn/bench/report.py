@@ -17,7 +17,7 @@ import torch
 import dgmn
 from dgmn.bench.measure import Job, Timing
 from dgmn.errors import InputError
-from dgmn.tables import format_table
+from dgmn_base.terminal import format_table
 
 COLUMNS = (
     *("case", "mode", "contender", "ms", "q25", "q75", "images_per_s", "ratio", "peak_mb"),

@@ -1,20 +1,23 @@
 """Image classification: data, training task, prediction."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dgmn_base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dgmn.classification.data import Augmentation, ClassificationData
+    from dgmn.classification.predictor import ClassificationPredictor
     from dgmn.classification.task import ClassificationTask
 
-__all__ = ["Augmentation", "ClassificationData", "ClassificationTask"]
+__all__ = ["Augmentation", "ClassificationData", "ClassificationPredictor", "ClassificationTask"]
 
-_HOMES = {"Augmentation": "data", "ClassificationData": "data", "ClassificationTask": "task"}
-
-
-def __getattr__(name: str) -> Any:
-    # Late, because lightning takes seconds to import and prediction does not need it.
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Late, because lightning takes seconds to import, and neither networks nor prediction need it.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Augmentation": "data",
+        "ClassificationData": "data",
+        "ClassificationPredictor": "predictor",
+        "ClassificationTask": "task",
+    },
+)

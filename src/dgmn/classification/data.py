@@ -1,7 +1,7 @@
 """Images in one folder per class, or any torchvision dataset."""
 
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Sized
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from typing_extensions import override
 
+from dgmn.about import Preprocessing
 from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
+from dgmn.images import check_images, load_image
+from dgmn.pictures import captioned
+from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
-from dgmn.training.images import EXTENSIONS, check_images, load_image
-from dgmn.training.messages import say
-from dgmn.training.report import DataReport, read_all
-from dgmn.visualize import captioned
+from dgmn_base.files import EXTENSIONS, listing
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Augmentation:
         color_jitter: of brightness, contrast and saturation; only where `auto_augment` is None.
         auto_augment: RandAugment and the like in timm's notation; None for none.
         erasing: probability of random erasing.
-        interpolation: of the crop.
+        interpolation: of the crop; None for the network's own.
         repeats: draw every image this often in a row of an epoch's images (repeated augmentation), which then
             holds 1 / repeats of the set's different images; 1 for none.
     """
@@ -45,10 +46,11 @@ class Augmentation:
     color_jitter: float = 0.4
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
     erasing: float = 0.25
-    interpolation: str = "bicubic"
+    interpolation: str | None = None
     repeats: int = 3
 
-    def transform(self, image_size: int) -> Any:
+    def transform(self, image_size: int, preprocessing: Preprocessing) -> Any:
+        """What happens to an image in training."""
         return create_transform(
             image_size,
             is_training=True,
@@ -57,22 +59,24 @@ class Augmentation:
             hflip=self.hflip,
             color_jitter=self.color_jitter,
             auto_augment=self.auto_augment,
-            interpolation=self.interpolation,
+            interpolation=self.interpolation or preprocessing.interpolation,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
             re_prob=self.erasing,
             re_mode="pixel",
         )
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
-    def __init__(self, dataset: Dataset[Any], transform: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, images: Dataset[Any], transform: Any) -> None:
+        self.images = images
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(cast(Sized, self.dataset))
+        return len(cast(Sized, self.images))
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
+        image, label = self.images[index]
         return self.transform(image.convert("RGB")), int(label)
 
 
@@ -88,7 +92,8 @@ class ClassificationData(ImageData):
         val: validation set, instead of `root`.
         test: test set; the validation set if there is none.
         image_size: side of the images that the network gets.
-        crop_pct: share of the resized image that the centre crop keeps in evaluation; 0.875 is 224 of 256.
+        crop_pct: share of the resized image that the centre crop keeps in evaluation; 0.875 is 224 of 256. None for
+            the network's own.
         augmentation: of the training images.
         batch_size: of each device.
         num_workers: processes of each device that load images.
@@ -101,55 +106,60 @@ class ClassificationData(ImageData):
         val: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
         test: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
         image_size: int = 224,
-        crop_pct: float = 0.875,
+        crop_pct: float | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - the command line shows its defaults
         batch_size: int = 128,
         num_workers: int = 4,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data.batch_size must be at least 1, got {batch_size}")
-        if image_size < 1 or not 0 < crop_pct <= 1:
+        super().__init__(batch_size, num_workers)
+        if image_size < 1 or not (crop_pct is None or 0 < crop_pct <= 1):
             raise InputError(
                 f"data: image_size must be at least 1 and crop_pct in 0..1, not 0, got {image_size} and {crop_pct}"
             )
-        if num_workers < 0 or augmentation.repeats < 1:
-            raise InputError(
-                "data: num_workers must be at least 0 and augmentation.repeats at least 1, "
-                f"got {num_workers} and {augmentation.repeats}"
-            )
+        if augmentation.repeats < 1:
+            raise InputError(f"data.augmentation.repeats must be at least 1, got {augmentation.repeats}")
         self.root = None if root is None else Path(root)
         self.image_size = image_size
         self.crop_pct = crop_pct
         self.augmentation = augmentation
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self._given = (train, val, test)
-        self._sets: dict[str, Dataset[Any] | None] = {"train": train, "val": val, "test": test}
+        self._given = {"train": train, "val": val, "test": val if test is None else test}
+
+    @override
+    def adapted(self, preprocessing: Preprocessing) -> Preprocessing:
+        return preprocessing if self.crop_pct is None else replace(preprocessing, crop_pct=self.crop_pct)
 
     @override
     def setup(self, stage: str) -> None:
-        if (self.root is None) == all(dataset is None for dataset in self._given):
+        if (self.root is None) == all(dataset is None for dataset in self._given.values()):
             raise InputError("data: give either --data.root FOLDER or the datasets --data.train and --data.val")
+        super().setup(stage)
+
+    @override
+    def dataset(self, split: str) -> Dataset[Any]:
+        images: Any = self._given[split] if self.root is None else _image_folder(self.root, split)
+        if images is None:
+            raise InputError(f"data: no {split} set; give --data.{split}")
+        preprocessing = self.preprocessing
+        if split == "train":
+            return _Transformed(images, self.augmentation.transform(self.image_size, preprocessing))
+        return _Transformed(images, eval_transform(self.image_size, preprocessing))
+
+    @override
+    def check(self) -> None:
         if self.root is None:
             return
-        wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
-        for split in wanted:
-            if self._sets[split] is None:
-                self._sets[split] = _image_folder(self.root, split)
-        if stage == "fit":
-            train, val = (cast(ImageFolder, self._sets[split]) for split in ("train", "val"))
-            if train.classes != val.classes:
-                odd = sorted(set(train.classes) ^ set(val.classes))
-                raise InputError(f"data.root {self.root}: train and val have different classes: {', '.join(odd[:5])}")
-            paths = [path for path, _ in train.samples + val.samples]
-            # In a spread order, so that the budget of a large set reaches all classes.
-            order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
-            checked = check_images(paths[i] for i in order)
-            say(
-                f"data: {len(train)} training and {len(val)} validation images of {len(train.classes)} classes; "
-                f"{checked if checked < len(paths) else 'all'} of them decoded without an error"
-            )
+        train, val = (cast(ImageFolder, self._sets[split].images) for split in ("train", "val"))
+        if train.classes != val.classes:
+            odd = sorted(set(train.classes) ^ set(val.classes))
+            raise InputError(f"data.root {self.root}: train and val have different classes: {', '.join(odd[:5])}")
+        paths = [path for path, _ in train.samples + val.samples]
+        # In a spread order, so that the budget of a large set reaches all classes.
+        order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
+        checked = check_images(paths[i] for i in order)
+        say(
+            f"data: {len(train)} training and {len(val)} validation images of {len(train.classes)} classes; "
+            f"{checked if checked < len(paths) else 'all'} of them decoded without an error"
+        )
 
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
         """Reads every image of the training and validation sets.
@@ -180,47 +190,27 @@ class ClassificationData(ImageData):
         return report
 
     @property
-    def classes(self) -> list[str] | None:
+    @override
+    def names(self) -> list[str] | None:
         """Names of the classes in the order of their labels, where the dataset has them."""
-        for dataset in self._sets.values():
-            names = getattr(dataset, "classes", None)
+        for images in (*(dataset.images for dataset in self._sets.values()), *self._given.values()):
+            names = getattr(images, "classes", None)
             if names is not None:
                 return [str(name) for name in names]
         return None
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """What prediction needs to know of the data."""
-        return {"classes": self.classes, "image_size": self.image_size, "crop_pct": self.crop_pct}
-
-    def _set(self, split: str) -> Dataset[Any]:
-        dataset = self._sets[split]
-        if dataset is None and split == "test":
-            dataset = self._sets["val"]
-        if dataset is None:
-            raise InputError(f"data: no {split} set; give --data.{split}")
-        return dataset
+        return {"classes": self.names, "image_size": self.image_size}
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self._trainer()
-        dataset = _Transformed(self._set("train"), self.augmentation.transform(self.image_size))
-        sampler = None
+        dataset, sampler = self._sets["train"], None
         if self.augmentation.repeats > 1:
             ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
             sampler = RepeatAugSampler(dataset, num_repeats=self.augmentation.repeats, **ranks)
         return self.train_loader(dataset, sampler)
-
-    @override
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._evaluated("val")
-
-    @override
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._evaluated("test")
-
-    def _evaluated(self, split: str) -> DataLoader[Any]:
-        transform = eval_transform(self.image_size, self.crop_pct)
-        return self.eval_loader(_Transformed(self._set(split), transform), split)
 
 
 def _image_folder(root: Path, split: str) -> ImageFolder:
@@ -228,10 +218,10 @@ def _image_folder(root: Path, split: str) -> ImageFolder:
     if split == "test" and root.is_dir() and not folder.is_dir():
         folder = root / "val"
     if not folder.is_dir():
-        what = _listing(root) if root.is_dir() else "there is no such folder"
+        what = listing(root) if root.is_dir() else "there is no such folder"
         raise InputError(f"data.root {root}: expected {split}/<class>/*.jpg in it, {what}")
     if not any(entry.is_dir() for entry in folder.iterdir()):
-        raise InputError(f"data.root: {folder} has no folders of classes, {_listing(folder)}")
+        raise InputError(f"data.root: {folder} has no folders of classes, {listing(folder)}")
     try:
         return ImageFolder(folder, loader=load_image)
     except FileNotFoundError as error:  # a class without images
@@ -247,8 +237,3 @@ def _read(sample: tuple[str, int]) -> None:
 
 def _has_images(folder: Path) -> bool:
     return any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))
-
-
-def _listing(folder: Path) -> str:
-    names: Sequence[str] = sorted(path.name for path in folder.iterdir())
-    return f"found {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "it is empty"

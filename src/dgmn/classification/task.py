@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
@@ -13,9 +12,9 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from dgmn.classification.builders import classifier
 from dgmn.errors import InputError
 from dgmn.training.schedules import WarmupCosine
-from dgmn.training.start import start_from
 from dgmn.training.task import ScheduleCallable, Task
 
 
@@ -49,21 +48,8 @@ class ClassificationTask(Task):
         schedule: ScheduleCallable = WarmupCosine,
         lr_batch: int | None = 1024,
     ) -> None:
-        if not timm.is_model(model):
-            near = timm.list_models(f"*{model.split('.')[0]}*")[:5] or timm.list_models("dgmn2*")
-            raise InputError(f"model.model: timm knows no {model!r}; for instance {', '.join(near)}")
-        if num_classes < 2:
-            raise InputError(f"model.num_classes must be at least 2, got {num_classes}")
-        try:
-            network = timm.create_model(model, num_classes=num_classes, **(model_args or {}))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"model: {model} cannot be built with {model_args}: {error}") from error
-        # What only starts a training is not needed to build its network again.
-        kept = {k: v for k, v in (model_args or {}).items() if k != "pretrained"}
-        network_args: dict[str, Any] = {"model": model, "num_classes": num_classes, "model_args": kept}
-        super().__init__(network, network_args, optimizer, schedule, lr_batch)
-        if checkpoint is not None:
-            self.filled = start_from(network, checkpoint)
+        network_args = {"model": model, "num_classes": num_classes, "model_args": model_args}
+        super().__init__(classifier, network_args, checkpoint, optimizer, schedule, lr_batch)
         self.label_smoothing = label_smoothing
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
@@ -82,13 +68,10 @@ class ClassificationTask(Task):
 
     @override
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
-        if data is None:
-            raise InputError("a ClassificationTask is trained with a ClassificationData: trainer.fit(task, data)")
-        if data.classes is not None:
-            self.check_classes(data.classes)
-        if stage == "fit" and self.mixup is not None and data.batch_size % 2:
-            raise InputError(f"data.batch_size must be even for mixup and cutmix, got {data.batch_size}")
+        super().setup(stage)
+        batch_size = self.trainer.datamodule.batch_size
+        if stage == "fit" and self.mixup is not None and batch_size % 2:
+            raise InputError(f"data.batch_size must be even for mixup and cutmix, got {batch_size}")
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -98,9 +81,7 @@ class ClassificationTask(Task):
             loss = F.cross_entropy(self.model(images), targets)
         else:
             loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
+        return self.log_step(loss, len(images))
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

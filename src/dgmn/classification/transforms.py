@@ -5,10 +5,12 @@ from typing import Any
 from PIL import Image
 from timm.data import create_transform
 
+from dgmn.about import Preprocessing
 
-def eval_transform(image_size: int, crop_pct: float) -> Any:
-    """Resize the short side to `image_size / crop_pct` (bicubic), crop the centre, normalise as for ImageNet."""
-    return create_transform(image_size, is_training=False, crop_pct=crop_pct, interpolation="bicubic")
+
+def eval_transform(image_size: int, preprocessing: Preprocessing = Preprocessing()) -> Any:  # noqa: B008 - a frozen value
+    """Resize to `image_size / crop_pct`, crop the centre, normalise."""
+    return create_transform(image_size, is_training=False, **preprocessing.to_values())
 
 
 def seen_part(transform: Any, image: Image.Image, image_size: int) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MLP, box_convert
 
+from dgmn.about import About
 from dgmn.detection.multi_scale import FusedMultiScaleAttention
+from dgmn.detection.official import official_deformable_detr
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.errors import InputError
-from dgmn.models.features import feature_maps
+from dgmn.models.features import feature_maps, normalisation
 
 _LEVELS = 4
 _MAPS = 3  # that come from the backbone
@@ -44,8 +47,6 @@ class DeformableDETR(nn.Module):
         transform: resizes, normalises and pads the images.
         detections_per_img: of an image at most.
     """
-
-    pretrained_cfg: ClassVar = {"classifier": "class_heads"}  # for load_checkpoint
 
     def __init__(
         self, backbone: Any, config: Any, transform: GeneralizedRCNNTransform, detections_per_img: int
@@ -82,6 +83,26 @@ class DeformableDETR(nn.Module):
             nn.init.zeros_(last.bias)
             if i == 0 and not two_stage:
                 last.bias[2:] = -2.0  # points become boxes of an eighth of the image
+
+    def about(self) -> About:
+        return About(
+            images="list",
+            classifier=("class_heads.",),
+            backbone="backbone",
+            official=partial(official_deformable_detr, num_classes=self.transformer.config.num_labels),
+            products=self.products,
+        )
+
+    def products(self, images: Tensor) -> None:
+        """Runs everything but the choice of boxes on a batch; sampled points are summed as in the original."""
+        fused = [module for module in self.modules() if isinstance(module, FusedMultiScaleAttention)]
+        for module in fused:
+            module.fused = False
+        try:
+            self.predict(images)
+        finally:
+            for module in fused:
+                module.fused = True
 
     def levels(self, images: Tensor, valid: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The backbone's maps, each with the mask of its valid positions, (B, h, w), bool."""
@@ -254,8 +275,7 @@ def deformable_detr(
     # As in the original, ours sees no more padding than to the largest image of a batch. Some others of timm's, for
     # instance HRNet, fail where a side is no multiple of 32.
     divisible = 1 if backbone.startswith("dgmn2_") else 32
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, size_divisible=divisible)
+    transform = GeneralizedRCNNTransform(min_size, max_size, **normalisation(maps), size_divisible=divisible)
     return DeformableDETR(maps, config, transform, detections_per_img)
 
 

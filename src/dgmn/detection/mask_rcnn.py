@@ -1,7 +1,7 @@
 """Mask R-CNN on any timm backbone, as the published weights were trained."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,11 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_area, clip_boxes_to_image, roi_align
 
+from dgmn.about import About
 from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, Pyramid, Subsampled
+from dgmn.detection.official import official_mask_rcnn
 from dgmn.errors import InputError
-from dgmn.models.features import feature_maps
+from dgmn.models.features import feature_maps, normalisation
 
 _STRIDES = (4, 8, 16, 32, 64)
 
@@ -247,7 +249,22 @@ class Transform(GeneralizedRCNNTransform):
 class MaskRCNN(GeneralizedRCNN):
     """torchvision's Mask R-CNN with labels from 0, as data has them; its background class stays inside."""
 
-    pretrained_cfg: ClassVar = {"classifier": ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits")}
+    def about(self) -> About:
+        return About(
+            images="list",
+            masks=True,
+            classifier=("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
+            backbone="backbone.body",
+            official=official_mask_rcnn,
+            products=self.products,
+        )
+
+    def products(self, images: Tensor) -> None:
+        """Runs everything but the choice of boxes on a batch (B, 3, H, W): 1000 proposals and 100 detections."""
+        features, channels, heads = self.backbone(images), self.backbone.out_channels, self.roi_heads
+        self.rpn.head(list(features.values()))
+        heads.box_predictor(heads.box_head(images.new_empty(1000, channels, 7, 7)))
+        heads.mask_predictor(heads.mask_head(images.new_empty(100, channels, 14, 14)))
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         if targets is not None:
@@ -313,5 +330,5 @@ def mask_rcnn(
     )
     heads.proposal_matcher = OverlapMatcher(0.5, 0.5, 0.5)
     heads.box_coder = ClampedBoxCoder((10.0, 10.0, 5.0, 5.0))
-    transform = Transform(min_size, max_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    transform = Transform(min_size, max_size, **normalisation(maps))
     return MaskRCNN(pyramid, proposals, heads, transform)

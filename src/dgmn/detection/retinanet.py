@@ -1,6 +1,6 @@
 """RetinaNet on any timm backbone, as the published weights were trained."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,11 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
+from dgmn.about import About
 from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, ExtraLevels, Pyramid
+from dgmn.detection.official import official_retinanet
 from dgmn.errors import InputError
-from dgmn.models.features import feature_maps
+from dgmn.models.features import feature_maps, normalisation
 
 _STRIDES = (8, 16, 32, 64, 128)
 
@@ -19,7 +21,18 @@ _STRIDES = (8, 16, 32, 64, 128)
 class RetinaNet(TorchvisionRetinaNet):
     """torchvision's RetinaNet with the losses and the choice of detections of mmdet."""
 
-    pretrained_cfg: ClassVar = {"classifier": "head.classification_head.cls_logits"}  # for load_checkpoint
+    def about(self) -> About:
+        return About(
+            images="list",
+            classifier=("head.classification_head.cls_logits.",),
+            backbone="backbone.body",
+            official=official_retinanet,
+            products=self.products,
+        )
+
+    def products(self, images: Tensor) -> None:
+        """Runs everything but the choice of boxes on a batch (B, 3, H, W)."""
+        self.head(list(self.backbone(images).values()))
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
@@ -119,6 +132,7 @@ def retinanet(
         num_classes,
         min_size,
         max_size,
+        **normalisation(maps),
         anchor_generator=anchors,
         head=head,
         detections_per_img=detections_per_img,

@@ -12,11 +12,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_area, box_convert, clip_boxes_to_image
 
+from dgmn.about import About
 from dgmn.detection.anchors import Pyramid, Subsampled
 from dgmn.detection.mask_rcnn import AlignedRoIs
+from dgmn.detection.official import official_sparse_rcnn
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.errors import InputError
-from dgmn.models.features import feature_maps
+from dgmn.models.features import feature_maps, normalisation
 
 _BINS = 7  # of a region's side
 _HEADS = 8  # of the attention between proposals
@@ -235,12 +237,23 @@ class SparseHeads(nn.Module):
 class SparseRCNN(GeneralizedRCNN):
     """torchvision's two-stage detector with learned proposals and the heads that refine them."""
 
-    def __init__(
-        self, backbone: nn.Module, rpn: LearnedProposals, roi_heads: SparseHeads, transform: nn.Module
-    ) -> None:
-        super().__init__(backbone, rpn, roi_heads, transform)
-        classifiers = tuple(f"roi_heads.stages.{i}.cls_logits" for i in range(len(roi_heads.stages)))
-        self.pretrained_cfg = {"classifier": classifiers}  # for load_checkpoint
+    def about(self) -> About:
+        return About(
+            images="list",
+            classifier=tuple(f"roi_heads.stages.{i}.cls_logits." for i in range(len(self.roi_heads.stages))),
+            backbone="backbone.body",
+            official=official_sparse_rcnn,
+            products=self.products,
+        )
+
+    def products(self, images: Tensor) -> None:
+        """Runs everything but the pooling of regions on a batch of one image (1, 3, H, W)."""
+        self.backbone(images)
+        heads = self.roi_heads
+        proposals, boxes = heads.features.detach()[None], images.new_empty(1, len(heads.features), 4)
+        regions = images.new_empty(len(heads.features), self.backbone.out_channels, _BINS, _BINS)
+        for stage in heads.stages:
+            proposals, _, boxes = stage(proposals, regions, boxes)
 
 
 def sparse_rcnn(
@@ -290,7 +303,7 @@ def sparse_rcnn(
     maps = feature_maps(backbone, pretrained, backbone_args)
     heads = SparseHeads(channels, num_classes, num_proposals, num_stages, detections_per_img)
     sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
-    transform = GeneralizedRCNNTransform(sizes, max_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    transform = GeneralizedRCNNTransform(sizes, max_size, **normalisation(maps))
     return SparseRCNN(Pyramid(maps, 4, Subsampled(), channels), LearnedProposals(num_proposals), heads, transform)
 
 

@@ -9,12 +9,12 @@ from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from dgmn.ops import position_scores, sampled_attention
-from dgmn.ops.reference import attention_weights, sampling_points, without_autocast
+from dgmn.ops.precision import PreciseLinear, compute_dtype
+from dgmn.ops.reference import attention_weights, sampling_points
 
 # For FX tracing, which cannot look into them. timm's register_notrace_function acts only in the root's own module.
 torch.fx.wrap("sampled_attention")
 torch.fx.wrap("position_scores")
-torch.fx.wrap("_predict_walks")
 
 
 @register_notrace_module
@@ -64,8 +64,7 @@ class RelativePosition(nn.Module):
         rows = length + self.nodes - 1
         if table.shape[0] == rows:
             return table
-        dtype = torch.promote_types(table.dtype, torch.float32)
-        return F.interpolate(table.to(dtype).T[None], size=rows, mode="linear", align_corners=False)[0].T
+        return F.interpolate(table.to(compute_dtype(table)).T[None], size=rows, mode="linear", align_corners=False)[0].T
 
     def forward(self, query: Tensor, backend: str = "auto") -> Tensor:
         batch, height, width, heads, _ = query.shape
@@ -84,13 +83,6 @@ class RelativePosition(nn.Module):
     def extra_repr(self) -> str:
         rows = f"{self.rel_height.shape[0]}+{self.rel_width.shape[0]}"
         return f"rows={rows}, nodes={self.nodes}, rel_pos={self.rel_pos}"
-
-
-def _predict_walks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # In float32 also under autocast: a walk is added to a pixel coordinate.
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    with without_autocast(x):
-        return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 class DGMN2Attention(nn.Module):
@@ -136,7 +128,7 @@ class DGMN2Attention(nn.Module):
         self.backend = "auto"  # of the ops, see dgmn.ops.BACKENDS
         nodes = kernel_size * kernel_size
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
-        self.offset = nn.Linear(self.head_dim, 2 * nodes, **dd)
+        self.offset = PreciseLinear(self.head_dim, 2 * nodes, **dd)  # a walk is added to a pixel coordinate
         self.rel_pos = RelativePosition(self.head_dim, map_size, nodes, rel_pos, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -149,8 +141,7 @@ class DGMN2Attention(nn.Module):
     def predict_walks(self, x: Tensor) -> Tensor:
         """Δd of the nodes of every position, (B, H, W, heads, K, 2) in pixels as (dy, dx)."""
         batch, height, width, _ = x.shape
-        share = x.reshape(batch, height, width, self.num_heads, self.head_dim)
-        walks = _predict_walks(share, self.offset.weight, self.offset.bias)
+        walks: Tensor = self.offset(x.reshape(batch, height, width, self.num_heads, self.head_dim))
         return walks.reshape(batch, height, width, self.num_heads, self.kernel_size**2, 2)
 
     def predict_weights(self, x: Tensor, walks: Tensor) -> Tensor:

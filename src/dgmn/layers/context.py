@@ -14,14 +14,7 @@ from torchvision.ops.deform_conv import deform_conv2d
 
 from dgmn.errors import InputError
 from dgmn.layers.dgmn import DGMN, check_number
-from dgmn.ops.reference import without_autocast
-
-
-def _precise(conv: nn.Conv2d, x: Tensor, *geometry: Any) -> Tensor:
-    """A convolution in at least float32, of this stride, padding and dilation."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    bias = None if conv.bias is None else conv.bias.to(dtype)
-    return nn.functional.conv2d(x.to(dtype), conv.weight.to(dtype), bias, *geometry)
+from dgmn.ops.precision import PreciseConv2d, without_autocast
 
 
 class DeformableConv2d(DeformConv2d):
@@ -55,14 +48,17 @@ class DeformableConv2d(DeformConv2d):
             check_number(name, number)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.nodes = kernel_size * kernel_size
-        self.offset_and_mask = nn.Conv2d(in_channels, 3 * self.nodes, kernel_size, stride, padding, dilation)
+        self.offset_and_mask = PreciseConv2d(in_channels, 3 * self.nodes, kernel_size, stride, padding, dilation)
         for parameter in self.offset_and_mask.parameters():
             nn.init.zeros_(parameter)
 
+    def adds(self) -> tuple[str, ...]:
+        return ("offset_and_mask.",)
+
     def forward(self, x: Tensor) -> Tensor:
         geometry = (self.stride, self.padding, self.dilation)
+        predicted = self.offset_and_mask(x)
         with without_autocast(x):
-            predicted = _precise(self.offset_and_mask, x, *geometry)
             offset, mask = predicted[:, : 2 * self.nodes], predicted[:, 2 * self.nodes :]
             weight, bias = (None if p is None else p.to(predicted.dtype) for p in (self.weight, self.bias))
             out: Tensor = deform_conv2d(x.to(predicted.dtype), offset, weight, bias, *geometry, mask.sigmoid())
@@ -92,8 +88,9 @@ class CrissCross(nn.Module):
         check_number("reduction", reduction)
         check_number("recurrence", recurrence)
         inner = max(1, channels // reduction)
-        self.query = nn.Conv2d(channels, inner, 1)
-        self.key = nn.Conv2d(channels, inner, 1)
+        # Nothing divides the sums of their products: half precision could not hold them.
+        self.query = PreciseConv2d(channels, inner, 1)
+        self.key = PreciseConv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(1))
         self.recurrence = recurrence
@@ -102,9 +99,8 @@ class CrissCross(nn.Module):
         height = x.shape[-2]
         itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # is in its row already
         for _ in range(self.recurrence):
-            value = self.value(x)
-            with without_autocast(x):  # nothing divides these sums of products: half precision could not hold them
-                query, key = (_precise(conv, x) for conv in (self.query, self.key))
+            query, key, value = self.query(x), self.key(x), self.value(x)
+            with without_autocast(x):
                 column = torch.einsum("bchw,bcgw->bhwg", query, key).masked_fill(itself, float("-inf"))
                 row = torch.einsum("bchw,bchv->bhwv", query, key)
                 affinity = torch.cat((column, row), -1).softmax(-1).to(value.dtype)

@@ -9,22 +9,11 @@ from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from dgmn.ops import sampled_aggregate
-from dgmn.ops.reference import without_autocast
+from dgmn.ops.precision import PreciseConv2d, compute_dtype
 
 _SIDE = 3
 _NODES = _SIDE * _SIDE  # K
 _MAX_HEAD = 256  # channels of a head that the CUDA kernels accept
-
-
-def _predict_walks(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """The walks Δd of all nodes (eq. 4): (B, C, H, W) to (B, H, W, K, 2)."""
-    # In float32 also under autocast: a walk is added to a pixel coordinate.
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    with without_autocast(x):
-        bias = None if bias is None else bias.to(dtype)
-        walks = F.conv2d(x.to(dtype), weight.to(dtype), bias, padding=dilation, dilation=dilation)
-    batch, _, height, width = walks.shape
-    return walks.permute(0, 2, 3, 1).reshape(batch, height, width, _NODES, 2)
 
 
 def _parts(channels: int) -> int:
@@ -66,7 +55,9 @@ class DGMNMessage(nn.Module):
         predicted = _NODES * (groups + dynamic_affinity)
         grid: dict[str, Any] = {"kernel_size": _SIDE, "padding": sampling_rate, "dilation": sampling_rate}
         self.sampling_rate = sampling_rate
-        self.walks = nn.Conv2d(channels, 2 * _NODES, **grid, bias=not released, **dd) if dynamic_sampling else None
+        self.walks: PreciseConv2d | None = None
+        if dynamic_sampling:  # a walk is added to a pixel coordinate
+            self.walks = PreciseConv2d(channels, 2 * _NODES, **grid, bias=not released, **dd)
         bias = not released and not self.fixed
         self.filters = nn.Conv2d(channels, predicted or channels, **grid, bias=bias, **dd)
         self.reset_parameters()
@@ -82,7 +73,9 @@ class DGMNMessage(nn.Module):
         """Δd of the nodes of every position, (B, H, W, K, 2) in pixels as (dy, dx); None without dynamic sampling."""
         if self.walks is None:
             return None
-        return _predict_walks(x, self.walks.weight, self.walks.bias, self.sampling_rate)
+        walks: Tensor = self.walks(x)
+        batch, _, height, width = walks.shape
+        return walks.permute(0, 2, 3, 1).reshape(batch, height, width, _NODES, 2)
 
     def predict_weights(self, x: Tensor, walks: Tensor | None) -> Tensor:
         """A_ij w_j of every position, (B, H, W, G, K), or A_ij alone, (B, H, W, 1, K), without dynamic weights.
@@ -104,7 +97,7 @@ class DGMNMessage(nn.Module):
             return None, None
         maps = self._filtered(x, walks)
         # The softmax, and the product of both, in float32, also under autocast.
-        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        maps = maps.to(compute_dtype(maps))
         batch, height, width, _ = maps.shape
         weight = maps[..., : _NODES * self.groups].reshape(batch, height, width, self.groups, _NODES)
         if not self.dynamic_affinity:
@@ -141,8 +134,7 @@ class DGMNMessage(nn.Module):
             kernel_size=1,
             backend=self.backend,
         )
-        dtype = torch.promote_types(sampled.dtype, torch.float32)
-        out = sampled.reshape(batch, height, width, _NODES, outputs).sum(3, dtype=dtype)
+        out = sampled.reshape(batch, height, width, _NODES, outputs).sum(3, dtype=compute_dtype(sampled))
         out = out if bias is None else out + bias
         return out.to(sampled.dtype) if self.fixed else out
 

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from dgmn.errors import InputError
+from dgmn.about import Preprocessing
+from dgmn.errors import InputError, did_you_mean
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -15,7 +16,8 @@ def build_named(
     model: str,
     backbone: str,
     num_classes: int,
-    model_args: dict[str, Any] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Network:
     """One of a task's networks.
 
@@ -25,15 +27,26 @@ def build_named(
         backbone: name for `timm.create_model`.
         num_classes: of the data.
         model_args: more arguments for the network.
+        preprocessing: of the images; None takes what timm knows of the backbone.
 
     Raises:
         InputError (a ValueError): no such network, backbone or argument.
     """
     if model not in builders:
-        raise InputError(f"model: no network {model!r}; one of {', '.join(builders)}")
+        hint = did_you_mean(model, builders, f"; one of {', '.join(builders)}")
+        raise InputError(f"model: no network {model!r}{hint}")
+    args = dict(model_args or {})
+    if preprocessing is not None:
+        args["backbone_args"] = with_preprocessing(args.get("backbone_args"), preprocessing)
     try:
-        return builders[model](backbone, num_classes, **(model_args or {}))
+        return builders[model](backbone, num_classes, **args)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model: {model} cannot be built with {model_args}: {error}") from error
+
+
+def with_preprocessing(args: Mapping[str, Any] | None, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Arguments for `timm.create_model` that give its network this preprocessing."""
+    given = (args or {}).get("pretrained_cfg_overlay") or {}
+    return {**(args or {}), "pretrained_cfg_overlay": {**given, **preprocessing.to_values()}}

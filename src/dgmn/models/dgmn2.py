@@ -7,6 +7,7 @@ features_only=True, output_stride=8)` and so on.
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,9 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from dgmn.about import About, about_timm
 from dgmn.layers import DGMN2Attention, DGMN2Block
+from dgmn.models.official import official_dgmn2
 from dgmn.weights import ZOO, cached_file, match_keys, read_checkpoint
 
 __all__ = ["DGMN2"]
@@ -143,6 +146,9 @@ class DGMN2(nn.Module):
         if self.num_classes == 0:
             return nn.Identity()
         return nn.Linear(self.num_features, self.num_classes, **get_device_dtype(self))
+
+    def about(self) -> About:
+        return replace(about_timm(self), classifier=("head.",), official=official_dgmn2)
 
     def no_weight_decay(self) -> set[str]:
         """Nothing beyond norms and biases: the original recipe decays the position tables too."""

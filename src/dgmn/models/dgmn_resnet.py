@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import timm
@@ -11,8 +12,10 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.utils import freeze
 from torch import Tensor, nn
 
+from dgmn.about import About, about_timm
 from dgmn.errors import InputError
 from dgmn.layers import DeformableConv2d, context_module
+from dgmn.models.official import refuse_released
 from dgmn.weights.keys import match_keys
 
 Place = Literal["c5", "c4_c5", "res4"]
@@ -72,14 +75,24 @@ class DGMNResNet(ResNet):
                 if module_args:
                     raise InputError(f"module_args: deformable takes none here, got {dict(module_args)}")
                 found.conv2 = _deformable(found.conv2)
-                found.added = ("conv2.offset_and_mask.",)
                 continue
             # What follows the activation stands in its place, so that the names of all weights stay.
             activation, channels = ("act3", found.conv3) if at == "res4" else ("act2", found.conv2)
             added = context_module(module, channels.out_channels, module_args).to(channels.weight)
-            parts = OrderedDict(act=getattr(found, activation), module=added)
-            setattr(found, activation, nn.Sequential(parts))
-            found.added = (f"{activation}.module.",)  # beginnings of the names that a plain network's weights lack
+            setattr(found, activation, Inserted(getattr(found, activation), added))
+
+    def about(self) -> About:
+        return replace(about_timm(self), classifier=("fc.",), official=refuse_released)
+
+
+class Inserted(nn.Sequential):
+    """A module behind an activation, whose place in a network it takes."""
+
+    def __init__(self, act: nn.Module, module: nn.Module) -> None:
+        super().__init__(OrderedDict(act=act, module=module))
+
+    def adds(self) -> tuple[str, ...]:
+        return ("module.",)
 
 
 def _blocks(layers: Sequence[int], at: Place) -> Iterator[str]:

@@ -4,7 +4,25 @@ from typing import Any
 
 import timm
 
-from dgmn.errors import InputError
+from dgmn.about import about
+from dgmn.errors import InputError, did_you_mean
+
+
+def check_name(name: str, option: str) -> None:
+    """
+    Raises:
+        InputError: timm knows no network of this name; the message names the option and suggests some.
+    """
+    if not timm.is_model(name):
+        ours = f"; for instance {', '.join(timm.list_models('dgmn2*'))}"
+        hint = did_you_mean(name.split(".")[0], timm.list_models(), ours)
+        raise InputError(f"{option}: timm knows no {name!r}{hint}")
+
+
+def normalisation(maps: Any) -> dict[str, list[float]]:
+    """Mean and standard deviation that a network was trained with, as torchvision's detectors take them."""
+    preprocessing = about(maps).preprocessing
+    return {"image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std)}
 
 
 def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, output_stride: int = 32) -> Any:
@@ -19,9 +37,7 @@ def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, outpu
     Raises:
         InputError (a ValueError): timm does not know it, or it gives no four maps with these arguments.
     """
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:5] or timm.list_models("dgmn2*")
-        raise InputError(f"backbone: timm knows no {name!r}; for instance {', '.join(near)}")
+    check_name(name, "backbone")
     if args is not None and not isinstance(args, dict):
         raise InputError(f"backbone_args must be a dict of arguments for {name}, got {args!r}")
     if output_stride != 32 and "output_stride" in (args or {}):

@@ -4,23 +4,11 @@ Runs on every device and in every floating dtype, is differentiable, and is what
 faster implementations are tested against. Arguments are checked in `functional.py`.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    # Pixel coordinates, logits and softmax lose too much in half precision: in bfloat16 the
-    # coordinate 200.5 rounds to 200. So everything is computed in float32, or in float64 if given.
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Keeps the dtypes that the code asks for; also on devices that know no autocast, such as meta."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+from dgmn.ops.precision import compute_dtype, without_autocast
 
 
 def node_coordinates(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
@@ -91,7 +79,7 @@ def sample_nodes(nodes: Tensor, y: Tensor, x: Tensor) -> Tensor:
 def sampled_aggregate(value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int) -> Tensor:
     batch, height, width, heads, dim = value.shape
     nodes = kernel_size * kernel_size
-    dtype = _compute_dtype(value)
+    dtype = compute_dtype(value)
     with without_autocast(value):
         y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
         sampled = sample_nodes(value.to(dtype), y, x)
@@ -113,7 +101,7 @@ def attention_weights(query: Tensor, key: Tensor, y: Tensor, x: Tensor, bias: Te
         (B, H, W, heads, K) in float32, or float64 if `query` is.
     """
     batch, height, width, heads, dim = query.shape
-    dtype = _compute_dtype(query)
+    dtype = compute_dtype(query)
     with without_autocast(query):
         sampled = sample_nodes(key.to(dtype), y, x)
         flat_query = query.to(dtype).reshape(batch, height * width, heads, dim)
@@ -137,7 +125,7 @@ def sampled_attention(
 ) -> Tensor:
     batch, height, width, heads, dim = query.shape
     nodes = kernel_size * kernel_size
-    dtype = _compute_dtype(query)
+    dtype = compute_dtype(query)
     with without_autocast(query):
         y, x = sampling_points(offset.to(dtype), kernel_size, dilation)
         weight = attention_weights(query, key, y, x, bias, scale)
@@ -151,7 +139,7 @@ def sampled_attention(
 
 def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
     batch, height, width, heads, _ = query.shape
-    dtype = _compute_dtype(query)
+    dtype = compute_dtype(query)
     scores = query.new_zeros((batch, height, width, heads, nodes), dtype=dtype)
     with without_autocast(query):
         query = query.to(dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dgmn.cli import run_training  # says what to install where lightning is missing
 from dgmn.errors import InputError
-from dgmn.tables import format_table
+from dgmn_base.terminal import format_table
 
 
 def quickstart(options: argparse.Namespace) -> int:

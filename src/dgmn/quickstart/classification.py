@@ -4,12 +4,11 @@ import argparse
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from dgmn.classification.predict import Classifier
+from dgmn.loading import load
+from dgmn.pictures import prediction_grid
 from dgmn.quickstart.digits import digits, enlarged
-from dgmn.training.images import find_images
-from dgmn.visualize import prediction_grid
-from dgmn.weights import read_checkpoint
 
 FOLDER = "digits"
 DATA = "Handwritten digits (scikit-learn), train/<digit>/*.png, val, test,"
@@ -33,16 +32,17 @@ def write(folder: Path) -> None:
 
 def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]]:
     """Predicts the test images and draws some, the wrong ones first."""
-    description = read_checkpoint(checkpoint).description
-    assert description is not None, "a run of ours describes its network"
-    classifier = Classifier.from_description(description, checkpoint)
-    results = list(classifier.predict(find_images([data / "test"]), top=1, batch_size=64))
-    wrong = [r for r in results if r.top[0][0] != r.path.parent.name]
-    right = [r for r in results if r.top[0][0] == r.path.parent.name]
+    results = list(load(checkpoint, device="cpu").predict(data / "test", top=1, batch_size=64))
+    wrong = [r for r in results if r.top[0][0] != _truth(r)]
+    right = [r for r in results if r.top[0][0] == _truth(r)]
     shown = (wrong + right[:: max(1, len(right) // 40)])[:40]
-    grid = prediction_grid([r.path for r in shown], [r.top[0] for r in shown], [r.path.parent.name for r in shown])
-    grid.save(picture)
+    prediction_grid([r.image for r in shown], [r.top[0] for r in shown], [_truth(r) for r in shown]).save(picture)
     return [("test images, never trained on", len(results)), ("top-1", f"{len(right) / len(results):.1%}")]
+
+
+def _truth(result: Any) -> str:
+    name: str = result.source.parent.name
+    return name
 
 
 def next_commands(data: Path, checkpoint: Path) -> list[str]:

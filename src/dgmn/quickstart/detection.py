@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dgmn.about import about
 from dgmn.detection.coco import encode_mask
-from dgmn.detection.metrics import average_precision, to_results
-from dgmn.detection.predict import DetectionPredictor
+from dgmn.detection.metrics import average_precision
+from dgmn.loading import load
+from dgmn.pictures import contact_sheet
 from dgmn.quickstart.digits import Scenes
-from dgmn.training.images import load_image
-from dgmn.visualize import contact_sheet
-from dgmn.weights import read_checkpoint
 
 FOLDER = "scenes"
 DATA = "Scenes of handwritten digits on photographs (scikit-learn), with boxes and masks as in COCO,"
@@ -67,26 +66,21 @@ def _annotation(digit: int, mask: Any) -> dict[str, Any]:
 
 def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]]:
     """Predicts the test scenes and draws some."""
-    description = read_checkpoint(checkpoint).description
-    assert description is not None, "a run of ours describes its network"
-    predictor = DetectionPredictor.from_description(description, checkpoint)
-    file = data / "annotations" / "instances_test.json"
-    truth = json.loads(file.read_text())
+    truth = json.loads((data / "annotations" / "instances_test.json").read_text())
+    predictor = load(checkpoint, device="cpu")
     results: list[dict[str, Any]] = []
     pictures: list[Image.Image] = []
-    for image in truth["images"]:
-        shown = load_image(data / "test" / image["file_name"])
-        found = predictor.predict(shown)
-        results += to_results(image["id"], found, predictor.category_ids)
+    files = [data / "test" / image["file_name"] for image in truth["images"]]
+    for image, found in zip(truth["images"], predictor.predict(files, score=0.05), strict=True):
+        results += found.to_coco(image["id"])
         if len(pictures) < 12:
-            likely = {key: value[found["scores"] >= 0.5] for key, value in found.items()}
-            pictures.append(predictor.draw(shown, likely))
+            pictures.append(found.above(0.5).draw())
     contact_sheet(pictures).save(picture)
-    rows: list[tuple[str, object]] = [("test scenes, of digits never trained on", len(truth["images"]))]
-    for kind, name in {"bbox": "box", "segm": "mask"}.items():
-        if kind == "bbox" or description["model"] == "mask_rcnn":
-            scores, _ = average_precision(truth, results, kind)
-            rows += [(f"{name} AP", f"{scores['AP']:.1%}"), (f"{name} AP50", f"{scores['AP50']:.1%}")]
+    rows: list[tuple[str, object]] = [("test scenes, of digits never trained on", len(files))]
+    kinds = {"bbox": "box", "segm": "mask"} if about(predictor.network).masks else {"bbox": "box"}
+    for kind, name in kinds.items():
+        scores, _ = average_precision(truth, results, kind)
+        rows += [(f"{name} AP", f"{scores['AP']:.1%}"), (f"{name} AP50", f"{scores['AP50']:.1%}")]
     return rows
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from PIL import Image
 
+from dgmn.images import stacked
+from dgmn.loading import load
+from dgmn.pictures import comparison, distinct_colors, legend
 from dgmn.quickstart.digits import Scenes
-from dgmn.segmentation.cityscapes import find_samples
-from dgmn.segmentation.labels import named, read_mask
+from dgmn.segmentation.labels import named
+from dgmn.segmentation.layouts import Cityscapes
 from dgmn.segmentation.metrics import scores
-from dgmn.segmentation.predict import SegmentationPredictor
-from dgmn.training.images import load_image
-from dgmn.visualize import comparison, distinct_colors, legend, stacked
-from dgmn.weights import read_checkpoint
 
 FOLDER = "scenes"
 DATA = "Scenes of handwritten digits on photographs (scikit-learn), leftImg8bit and gtFine as in Cityscapes,"
@@ -55,21 +55,18 @@ def write(folder: Path, counts: Mapping[str, int] = MappingProxyType(_COUNTS)) -
 
 def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]]:
     """Predicts the test scenes and draws some."""
-    description = read_checkpoint(checkpoint).description
-    assert description is not None, "a run of ours describes its network"
-    predictor = SegmentationPredictor.from_description(description, checkpoint)
-    samples = find_samples(data, "test", "gtFine")
+    layout = Cityscapes(data)
+    samples = layout.samples("test")
     count = len(CLASSES.names)
     confusion = np.zeros((count, count), np.int64)
-    rows = []
-    for i, (path, mask_path) in enumerate(samples):
-        truth, labels = read_mask(mask_path, CLASSES), predictor.predict(path)
-        np.add.at(confusion, (truth.ravel(), labels.ravel()), 1)
-        if i < 6:
-            rows.append(comparison(load_image(path), truth, labels, CLASSES.colors, width=256))
+    rows: list[Image.Image] = []
+    results = load(checkpoint, device="cpu").predict([sample.image for sample in samples])
+    for sample, result in zip(samples, results, strict=True):
+        truth = layout.read_mask(sample.mask)
+        np.add.at(confusion, (truth.ravel(), result.labels.ravel()), 1)
+        if len(rows) < 6:
+            rows.append(comparison(result.image, truth, result.labels, CLASSES.colors, width=256))
     stacked([*rows, legend(CLASSES.names, CLASSES.colors, rows[0].width)]).save(picture)
-    import torch
-
     result = scores(torch.from_numpy(confusion))
     return [
         ("test scenes, of digits never trained on", len(samples)),

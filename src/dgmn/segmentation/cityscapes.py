@@ -1,4 +1,4 @@
-"""Cityscapes: its 19 classes, its folders, and what its test server takes."""
+"""Cityscapes: its 19 classes, and what its test server takes."""
 
 import re
 from pathlib import Path
@@ -38,34 +38,6 @@ CITYSCAPES = named(_NAMES, _COLORS)
 
 CITYSCAPES_IDS = Classes(_NAMES, _COLORS, _IDS, tuple(i for i in range(34) if i not in _IDS))
 """As `_labelIds` masks have them."""
-
-
-def find_samples(root: Path, split: str, labels: str) -> list[tuple[Path, Path]]:
-    """The images of a split and their masks, which need not exist.
-
-    Args:
-        root: folder with `leftImg8bit` and `gtFine` or `gtCoarse`, as they unpack.
-        split: "train", "val", "test", "train_extra", or several, "train+val".
-        labels: "gtFine" or "gtCoarse".
-
-    Raises:
-        InputError: no such split, or no image in it.
-    """
-    samples = []
-    for part in split.split("+"):
-        folder = root / "leftImg8bit" / part
-        images = sorted(path for path in folder.glob("*/*_leftImg8bit.*") if path.suffix.lower() in (".png", ".jpg"))
-        if not images:
-            there = ", ".join(sorted(p.name for p in (root / "leftImg8bit").iterdir())) or "nothing"
-            raise InputError(f"{folder}: expected <city>/*_leftImg8bit.png, found none; leftImg8bit has {there}")
-        samples += [(image, _mask_of(image, root / labels / part / image.parent.name, labels)) for image in images]
-    return samples
-
-
-def _mask_of(image: Path, folder: Path, labels: str) -> Path:
-    stem = f"{image.stem.removesuffix('_leftImg8bit')}_{labels}"
-    train_ids, ids = (folder / f"{stem}_{kind}.png" for kind in ("labelTrainIds", "labelIds"))
-    return ids if ids.is_file() and not train_ids.is_file() else train_ids
 
 
 def submission_name(image: Path) -> str:

@@ -1,35 +1,29 @@
-"""Images and masks: Cityscapes as it unpacks, or any folders of them."""
+"""Images and masks, as they lie in one of the layouts."""
 
-import string
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
 
 from dgmn.errors import InputError
-from dgmn.segmentation.cityscapes import CITYSCAPES, CITYSCAPES_IDS, find_samples
-from dgmn.segmentation.labels import Classes, read_classes, read_mask
+from dgmn.layout import find_layout
+from dgmn.pictures import legend, overlay
+from dgmn.report import DataReport, read_all, say
+from dgmn.segmentation.layouts import LAYOUTS, Layout
 from dgmn.segmentation.losses import IGNORED
 from dgmn.segmentation.transforms import Augmentation, normalise
 from dgmn.training.data import ImageData
-from dgmn.training.images import EXTENSIONS, load_image
-from dgmn.training.messages import say
-from dgmn.training.report import DataReport, read_all
-from dgmn.visualize import legend, overlay
-
-Sample = tuple[Path, Path]  # image, mask
 
 
 @dataclass(frozen=True)
@@ -51,46 +45,21 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
     """Images (3, H, W) with masks (H, W), uint8, whose values are classes and 255.
 
     Args:
-        samples: files of images and masks.
-        classes: what the values of the masks mean.
-        transform: of both together.
-        palette: see [`read_mask`][dgmn.segmentation.labels.read_mask].
+        layout: that reads them.
+        split: the part of it.
+        transform: of an image and its mask together.
     """
 
-    def __init__(
-        self, samples: list[Sample], classes: Classes, transform: Callable[..., Any], palette: bool = False
-    ) -> None:
-        self.samples = samples
-        self.classes = classes
+    def __init__(self, layout: Layout, split: str, transform: Callable[..., Any]) -> None:
+        self.layout = layout
+        self.samples = layout.samples(split)
         self.transform = transform
-        self.palette = palette
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def read(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """An image and its mask as they are.
-
-        Raises:
-            InputError: one of them cannot be read, or their sizes differ.
-        """
-        path, mask_path = sample
-        classes = self.classes
-        if classes is CITYSCAPES and mask_path.stem.endswith("_labelIds"):
-            classes = CITYSCAPES_IDS
-        mask = read_mask(mask_path, classes, self.palette)
-        try:
-            image = TF.pil_to_tensor(load_image(path))
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: missing image") from error
-        if image.shape[1:] != mask.shape:
-            sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels, its image {image.shape[2]} x {image.shape[1]}"
-            turned = " (turned upright as its EXIF entry says)" if image.shape[:0:-1] == mask.shape else ""
-            raise InputError(f"{mask_path}: {sizes}{turned}: they must be equal")
-        return image, torch.from_numpy(mask)
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.read(self.samples[index])
+        image, mask = self.layout.read(self.samples[index])
         image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
 
@@ -115,6 +84,8 @@ class SegmentationData(ImageData):
         num_workers: processes of each device that load images.
     """
 
+    eval_batch_size: ClassVar[int | None] = 1
+
     def __init__(
         self,
         root: Path | str,
@@ -128,105 +99,45 @@ class SegmentationData(ImageData):
         batch_size: int = 8,
         num_workers: int = 4,
     ) -> None:
-        super().__init__()
-        if labels not in ("gtFine", "gtCoarse"):
-            raise InputError(f'data.labels must be "gtFine" or "gtCoarse", got {labels!r}')
-        if batch_size < 1 or num_workers < 0 or (epoch_steps is not None and epoch_steps < 1):
-            raise InputError(
-                "data: batch_size and epoch_steps must be at least 1 and num_workers at least 0, "
-                f"got {batch_size}, {epoch_steps} and {num_workers}"
-            )
-        for option, pattern, needed in (("images", images, ()), ("masks", masks, ("name",))):
-            _check_pattern(option, pattern, needed)
+        super().__init__(batch_size, num_workers, epoch_steps)
         self.root = Path(root)
         self.splits = splits
-        self.images = images
-        self.masks = masks
-        self.labels = labels
-        self.palette_masks = palette_masks
         self.augmentation = augmentation
-        self.epoch_steps = epoch_steps
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self._sets: dict[str, MaskDataset] = {}
-        self._classes: Classes | None = None
+        self._options = {"images": images, "masks": masks, "labels": labels, "palette_masks": palette_masks}
 
-    # -------------------------------------------------------------------------------------------------- the set
-
-    @property
-    def is_cityscapes(self) -> bool:
-        return (self.root / "leftImg8bit").is_dir()
-
-    @property
-    def classes(self) -> Classes:
+    @cached_property
+    def layout(self) -> Layout:
         """Of the dataset.
 
         Raises:
             InputError: there is no such folder, or no file of classes in it.
         """
-        if self._classes is None:
-            if not self.root.is_dir():
-                raise InputError(f"data.root {self.root}: there is no such folder")
-            files = [self.root / "classes.json", self.root / "classes.txt"]
-            found = next((file for file in files if file.is_file()), None)
-            if found is None and not self.is_cityscapes:
-                there = ", ".join(sorted(p.name for p in self.root.iterdir())[:6]) or "nothing"
-                raise InputError(
-                    f"data.root {self.root}: expected classes.txt with one name a line (the first is 0 in the masks), "
-                    f"or Cityscapes' leftImg8bit; found {there}"
-                )
-            self._classes = CITYSCAPES if found is None else read_classes(found)
-        return self._classes
+        return find_layout(LAYOUTS, self.root, self._options)
 
-    def samples(self, split: str) -> list[Sample]:
-        """The images of a split and their masks, which need not exist.
-
-        Raises:
-            InputError: no image in it.
-        """
-        if self.is_cityscapes:
-            return find_samples(self.root, split, self.labels)
-        samples = []
-        for part in split.split("+"):
-            folder = self.root / self.images.format(split=part)
-            files = sorted(path for path in folder.rglob("*") if _is_image(path))
-            if not files:
-                what = "is empty" if folder.is_dir() else "there is no such folder"
-                raise InputError(f"data: no images for {part!r} in {folder}: {what}")
-            for file in files:
-                name = file.relative_to(folder).with_suffix("").as_posix()
-                samples.append((file, self.root / self.masks.format(split=part, name=name)))
-            masks = [mask for _, mask in samples]
-            shared = next((b for a, b in pairwise(masks) if a == b), None)
-            if shared is not None:
-                raise InputError(f"{shared}: the mask of two images, which differ in their ending only")
-        return samples
-
-    def _dataset(self, split: str, transform: Callable[..., Any]) -> MaskDataset:
-        classes = self.classes  # first: it tells whether there is such a folder at all
-        return MaskDataset(self.samples(split), classes, transform, self.palette_masks)
+    @property
+    @override
+    def names(self) -> tuple[str, ...]:
+        return self.layout.classes.names
 
     @override
-    def setup(self, stage: str) -> None:
-        wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
-        for name in wanted:
-            transform = self.augmentation.transform() if name == "train" else normalise()
-            self._sets[name] = self._dataset(getattr(self.splits, name), transform)
-        if stage == "fit":
-            self._check(budget=256 * 2**20)
+    def dataset(self, split: str) -> MaskDataset:
+        preprocessing = self.preprocessing
+        transform = self.augmentation.transform(preprocessing) if split == "train" else normalise(preprocessing)
+        return MaskDataset(self.layout, getattr(self.splits, split), transform)
 
-    def _check(self, budget: int) -> None:
-        """Finds mistakes before hours are spent: all files must be there, some are decoded."""
+    @override
+    def check(self, budget: int = 256 * 2**20) -> None:
+        """Sees that all files are there, and reads `budget` bytes of them."""
         samples = [(dataset, sample) for dataset in self._sets.values() for sample in dataset.samples]
-        for _, (_, mask) in samples:
-            if not mask.is_file():
-                raise InputError(f"{mask}: missing mask")
+        for _, sample in samples:
+            if not sample.mask.is_file():
+                raise InputError(f"{sample.mask}: missing mask")
         checked, pixels = 0, np.zeros(256, np.int64)
         for i in torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist():
             dataset, sample = samples[i]
-            pixels += np.bincount(dataset.read(sample)[1].numpy().ravel(), minlength=256)
+            pixels += np.bincount(dataset.layout.read(sample)[1].numpy().ravel(), minlength=256)
             checked += 1
-            budget -= sum(path.stat().st_size for path in sample)
+            budget -= sample.image.stat().st_size + sample.mask.stat().st_size
             if budget <= 0:
                 break
         problem = _nothing_to_learn(pixels)
@@ -236,7 +147,7 @@ class SegmentationData(ImageData):
             warnings.warn(f"of {checked} images read: {problem}", stacklevel=2)
         train, val = (len(self._sets[name]) for name in ("train", "val"))
         say(
-            f"data: {train} training and {val} validation images of {len(self.classes.names)} classes; "
+            f"data: {train} training and {val} validation images of {len(self.names)} classes; "
             f"{checked if checked < len(samples) else 'all'} of them read without an error"
         )
 
@@ -246,7 +157,7 @@ class SegmentationData(ImageData):
         Args:
             progress: is told the split, how many images it has, and how many of them are read.
         """
-        names = self.classes.names
+        names, colors = self.names, self.layout.classes.colors
         splits = ["train", "val"]
         if self.splits.test not in (self.splits.train, self.splits.val):
             splits.append("test")
@@ -255,20 +166,20 @@ class SegmentationData(ImageData):
         columns: list[list[object]] = []
         for split in splits:
             try:
-                dataset = self._dataset(getattr(self.splits, split), normalise())
+                samples = self.layout.samples(getattr(self.splits, split))
             except InputError as error:
                 report.problems.append(str(error))
                 columns += [["-"] * (len(names) + 1)] * 2
                 continue
             pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-            tell = partial(progress, split, len(dataset))
-            spread = dataset.samples[:: max(1, len(dataset) // 8)]
-            for sample, (image, mask) in read_all(dataset.samples, dataset.read, report.problems, tell):
+            tell = partial(progress, split, len(samples))
+            spread = samples[:: max(1, len(samples) // 8)]
+            for sample, (image, mask) in read_all(samples, self.layout.read, report.problems, tell):
                 counts = np.bincount(mask.numpy().ravel(), minlength=256)
                 pixels += counts
                 images += counts > 0
                 if len(report.samples) < 8 and sample in spread:
-                    report.samples.append(overlay(TF.to_pil_image(image), mask.numpy(), self.classes.colors))
+                    report.samples.append(overlay(TF.to_pil_image(image), mask.numpy(), colors))
             order = [*range(len(names)), IGNORED]
             columns += [[int(images[i]) for i in order], [f"{pixels[i] / max(pixels.sum(), 1):.2%}" for i in order]]
             never = [names[i] for i in range(len(names)) if pixels[i] == 0]
@@ -277,47 +188,13 @@ class SegmentationData(ImageData):
             problem = _nothing_to_learn(pixels)
             if problem is not None:
                 report.problems.append(f"{split}: {problem}")
-        report.legend = partial(legend, names, self.classes.colors)
+        report.legend = partial(legend, names, colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """What prediction needs to know of the data, as plain values."""
-        return {"classes": list(self.classes.names), "colors": [list(color) for color in self.classes.colors]}
-
-    # -------------------------------------------------------------------------------------------------- loaders
-
-    @override
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.train_loader(self._sets["train"], steps=self.epoch_steps)
-
-    @override
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self.eval_loader(self._sets["val"], "val", batch_size=1)
-
-    @override
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self.eval_loader(self._sets["test"], "test", batch_size=1)
-
-
-def _is_image(path: Path) -> bool:
-    # Hidden files are what file managers leave beside images.
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-
-
-def _check_pattern(option: str, pattern: str, needed: tuple[str, ...]) -> None:
-    try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
-    except ValueError:
-        fields = {"?"}
-    accepted = {"split", *needed}
-    if not fields <= accepted or not set(needed) <= fields:
-        example = {"images": "images/{split}", "masks": "masks/{split}/{name}.png"}[option]
-        must = f" and must hold {{{needed[0]}}}" if needed else ""
-        raise InputError(
-            f"data.{option} may hold {', '.join(f'{{{name}}}' for name in sorted(accepted))}{must}, "
-            f'for instance "{example}", got {pattern!r}'
-        )
+        return {"classes": list(self.names), "colors": [list(color) for color in self.layout.classes.colors]}
 
 
 def _nothing_to_learn(pixels: NDArray[np.int64]) -> str | None:

@@ -35,10 +35,12 @@ class FCNHead(nn.Module):
         super().__init__()
         if not isinstance(channels, int) or channels < 1:
             raise InputError(f"channels must be a whole number of at least 1, got {channels!r}")
-        self.added = ("module.",)  # the beginning of the names that the baseline's weights lack
         self.conv = Conv2dNormActivation(in_channels, channels, 3)
         self.module = context_module(module, channels, module_args)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def adds(self) -> tuple[str, ...]:
+        return ("module.",)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         logits: Tensor = self.classifier(self.module(self.conv(maps[-1])))

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dgmn.errors import InputError
+from dgmn.images import MAX_PIXELS
+from dgmn.pictures import distinct_colors
 from dgmn.segmentation.losses import IGNORED
-from dgmn.training.images import MAX_PIXELS
-from dgmn.visualize import distinct_colors
 
 Color = tuple[int, int, int]
 
@@ -60,6 +60,12 @@ class Classes:
 def named(names: Sequence[str], colors: Sequence[Color] | None = None) -> Classes:
     """Classes whose number in masks is their place in the list."""
     return Classes(tuple(names), tuple(colors or distinct_colors(len(names))), tuple(range(len(names))))
+
+
+def find_classes(root: Path) -> Classes | None:
+    """The classes that `classes.json` or `classes.txt` of a dataset's folder lists, None where there is neither."""
+    files = [root / "classes.json", root / "classes.txt"]
+    return next((read_classes(file) for file in files if file.is_file()), None)
 
 
 def read_classes(path: Path) -> Classes:

@@ -1,12 +1,13 @@
 """What all segmentation networks share."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgmn.about import About
 from dgmn.errors import InputError
+from dgmn.segmentation.official import official_segmenter
 
 
 class Segmenter(nn.Module):
@@ -14,13 +15,11 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: gives a list of maps (B, C_i, H_i, W_i), the finest first.
-        head: takes that list, gives logits (B, classes, h, w).
+        head: takes that list, gives logits (B, classes, h, w), the last of it from its `classifier`.
 
     Shape:
         (B, 3, H, W), normalised, to logits (B, classes, H, W).
     """
-
-    pretrained_cfg: ClassVar = {"classifier": "head.classifier"}  # what `load_checkpoint(reset_head=True)` leaves out
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -30,9 +29,8 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return resize(self.head(self.backbone(images)), images.shape[-2:])
 
-    def no_weight_decay(self) -> set[str]:
-        names = getattr(getattr(self.backbone, "model", self.backbone), "no_weight_decay", None)
-        return set(names()) if callable(names) else set()
+    def about(self) -> About:
+        return About(classifier=("head.classifier.",), backbone="backbone", official=official_segmenter)
 
 
 def checked_classes(num_classes: int) -> int:

@@ -1,31 +1,27 @@
 """Training and evaluation of segmenters."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
-from dgmn.errors import InputError
 from dgmn.models.build import build_named
+from dgmn.pictures import comparison
+from dgmn.segmentation.builders import BUILDERS
 from dgmn.segmentation.inference import Inference, predict_labels
 from dgmn.segmentation.losses import IGNORED, PixelLoss
 from dgmn.segmentation.metrics import scores
-from dgmn.segmentation.networks import BUILDERS
 from dgmn.segmentation.transforms import denormalise
 from dgmn.training.schedules import Polynomial
-from dgmn.training.start import start_from
 from dgmn.training.task import ScheduleCallable, Table, Task
-from dgmn.visualize import comparison, stacked
-
-_PICTURED = 4  # images of a validation that are drawn
 
 
 class SegmentationTask(Task):
@@ -59,46 +55,27 @@ class SegmentationTask(Task):
         schedule: ScheduleCallable = Polynomial,
         lr_batch: int | None = 8,
     ) -> None:
-        network = build_named(BUILDERS, model, backbone, num_classes, model_args)
-        network_args: dict[str, Any] = {
-            "model": model,
-            "backbone": backbone,
-            "num_classes": num_classes,
-            # What only starts a training is not needed to build its network again.
-            "model_args": {k: v for k, v in (model_args or {}).items() if k != "pretrained"},
-        }
-        super().__init__(network, network_args, optimizer, schedule, lr_batch)
-        self.filled = checkpoint is not None and start_from(network, checkpoint)
+        network_args = {"model": model, "backbone": backbone, "num_classes": num_classes, "model_args": model_args}
+        super().__init__(partial(build_named, BUILDERS), network_args, checkpoint, optimizer, schedule, lr_batch)
         self.loss = loss
         self.inference = inference
         self.val_confusion: Metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
         self.test_confusion: Metric = self.val_confusion.clone()
         self._rows: list[tuple[object, ...]] = []
-        self._pictures: list[Image.Image] = []
-
-    @override
-    def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
-        if data is None:
-            raise InputError("a SegmentationTask is trained with a SegmentationData: trainer.fit(task, data)")
-        self.check_classes(data.classes.names)
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, masks = batch
-        loss = self.loss(self.model(images), masks)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
+        return self.log_step(self.loss(self.model(images), masks), len(images))
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         labels = self._evaluate(batch, self.val_confusion)
-        if batch_idx < _PICTURED and self.trainer.is_global_zero:
-            image = denormalise(batch[0][0])
-            colors = self.trainer.datamodule.classes.colors
-            truth = batch[1][0].cpu().numpy()
-            self._pictures.append(comparison(image, truth, labels.cpu().numpy().astype(np.uint8), colors))
+        if self.wants_picture():
+            data = self.trainer.datamodule
+            image = denormalise(batch[0][0], data.preprocessing)
+            truth, predicted = batch[1][0].cpu().numpy(), labels.cpu().numpy().astype(np.uint8)
+            self.keep_picture(comparison(image, truth, predicted, data.layout.classes.colors))
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -111,27 +88,15 @@ class SegmentationTask(Task):
         return labels
 
     @override
-    def on_validation_epoch_end(self) -> None:
-        self._report(self.val_confusion, "val")
-        if self._pictures and self.trainer.state.fn == "fit":
-            folder = Path(self.trainer.default_root_dir) / "pictures"
-            folder.mkdir(parents=True, exist_ok=True)
-            stacked(self._pictures).save(folder / f"epoch_{self.current_epoch:04d}.jpg", quality=90)
-        self._pictures.clear()
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._report(self.test_confusion, "test")
-
-    def _report(self, confusion: Metric, split: str) -> None:
+    def report(self, split: str) -> None:
+        confusion = self.val_confusion if split == "val" else self.test_confusion
         result = scores(confusion.compute())  # summed over all processes
         confusion.reset()
         self.log(f"{split}/miou", result.miou, prog_bar=True, sync_dist=True)
         self.log(f"{split}/accuracy", result.accuracy, sync_dist=True)
-        names = self.trainer.datamodule.classes.names
         self._rows = [
             (name, *("-" if value != value else f"{value:.2%}" for value in values))
-            for name, *values in zip(names, result.iou, result.recall, strict=True)
+            for name, *values in zip(self.trainer.datamodule.names, result.iou, result.recall, strict=True)
         ]
 
     @override

@@ -10,11 +10,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from dgmn.about import Preprocessing
 from dgmn.errors import InputError
 from dgmn.segmentation.inference import scaled_size
 from dgmn.segmentation.losses import IGNORED
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -51,29 +50,29 @@ class Augmentation:
                 f"data.augmentation: max_share and hflip must be in 0..1, got {self.max_share} and {self.hflip}"
             )
 
-    def transform(self) -> v2.Transform:
+    def transform(self, preprocessing: Preprocessing = Preprocessing()) -> v2.Transform:  # noqa: B008 - a frozen value
+        """What happens to an image and its mask in training, together."""
         return v2.Compose(
             [
                 RandomScale(self.scale, self.fit),
                 ClassCrop(self.crop, self.max_share),
                 v2.RandomHorizontalFlip(self.hflip),
                 *([PhotometricDistortion()] if self.distortion else []),
-                normalise(),
+                normalise(preprocessing),
                 PadTo(self.crop),  # with the mean colour, as it is normalised
             ]
         )
 
 
-def normalise() -> v2.Transform:
-    """8-bit images to floats with ImageNet's mean and deviation."""
-    return v2.Compose(
-        [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.Normalize(_MEAN, _STD)]
-    )
+def normalise(preprocessing: Preprocessing = Preprocessing()) -> v2.Transform:  # noqa: B008 - a frozen value
+    """8-bit images to floats, with a network's mean and deviation."""
+    to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
+    return v2.Compose([to_float, v2.Normalize(preprocessing.mean, preprocessing.std)])
 
 
-def denormalise(image: Tensor) -> Image.Image:
+def denormalise(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
     """The picture that a normalised image (3, H, W) was."""
-    mean, std = (image.new_tensor(x).view(3, 1, 1) for x in (_MEAN, _STD))
+    mean, std = (image.new_tensor(x).view(3, 1, 1) for x in (preprocessing.mean, preprocessing.std))
     picture: Image.Image = TF.to_pil_image((image.float() * std + mean).clamp(0, 1).cpu())
     return picture
 

@@ -1,6 +1,8 @@
-"""What all tasks share: optimiser and schedule, callbacks, checkpoints, reading images."""
+"""What all tasks share of Lightning: task, data, optimiser and schedule, callbacks, checkpoints."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dgmn_base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dgmn.training.callbacks import DropPathSchedule
@@ -9,19 +11,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DropPathSchedule", "MultiStep", "Polynomial", "Task", "WarmupCosine"]
 
-_HOMES = {
-    "DropPathSchedule": "callbacks",
-    "MultiStep": "schedules",
-    "Polynomial": "schedules",
-    "Task": "task",
-    "WarmupCosine": "schedules",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Late, because lightning takes seconds to import and prediction does not need it.
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Late, because lightning takes seconds to import, and neither networks nor prediction need it.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "DropPathSchedule": "callbacks",
+        "MultiStep": "schedules",
+        "Polynomial": "schedules",
+        "Task": "task",
+        "WarmupCosine": "schedules",
+    },
+)

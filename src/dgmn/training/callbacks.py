@@ -9,7 +9,7 @@ import torch
 from timm.layers import DropPath
 from typing_extensions import override
 
-from dgmn.training.messages import say
+from dgmn.report import say
 
 
 class DropPathSchedule(L.Callback):

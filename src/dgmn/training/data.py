@@ -1,28 +1,102 @@
 """The LightningDataModule that all tasks extend: loaders for several processes, and for runs that are resumed."""
 
 import sys
-from collections.abc import Hashable, Sequence, Sized
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Sequence, Sized
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+from typing_extensions import override
 
+from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
 from dgmn.training.callbacks import epoch_seed, run_seed
 from dgmn.training.sampling import GroupedBatches, StepSampler
 
 
 class ImageData(L.LightningDataModule):
-    """Makes the loaders of a task's datasets.
+    """Makes the loaders of a task's datasets; tasks say what the datasets are.
 
-    Attributes:
-        batch_size: of each device.
+    Args:
+        batch_size: images of one device in a training step.
         num_workers: processes of each device that load images.
+        epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
+
+    Raises:
+        InputError (a ValueError): a number that is too small.
     """
 
-    batch_size: int
-    num_workers: int
+    collate: ClassVar[Callable[..., Any] | None] = None
+    """Makes a batch of samples; None is PyTorch's own way."""
+    eval_batch_size: ClassVar[int | None] = None
+    """Images that are evaluated at a time; None for those of a training step."""
+
+    def __init__(self, batch_size: int, num_workers: int, epoch_steps: int | None = None) -> None:
+        super().__init__()
+        numbers = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "epoch_steps": (epoch_steps, 1)}
+        for name, (number, least) in numbers.items():
+            if number is not None and number < least:
+                raise InputError(f"data.{name} must be at least {least}, got {number}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.epoch_steps = epoch_steps
+        self._sets: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------------------------------ what tasks say
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The classes, in the order of the network's outputs; None where the data does not tell."""
+        raise NotImplementedError
+
+    def dataset(self, split: str) -> Dataset[Any]:
+        """The images of "train", "val" or "test", as the network gets them.
+
+        Raises:
+            InputError: there are none; the message says what was expected.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Finds mistakes in the training and validation sets before hours are spent on them."""
+
+    def describe(self) -> dict[str, Any]:
+        """What prediction needs to know of the data, as plain values."""
+        raise NotImplementedError
+
+    def adapted(self, preprocessing: Preprocessing) -> Preprocessing:
+        """A network's preprocessing, but for what the data changes of it."""
+        return preprocessing
+
+    # -------------------------------------------------------------------------------------------------- loaders
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of the network that is trained or evaluated; ImageNet's where there is none."""
+        task = None if self.trainer is None else self.trainer.lightning_module
+        network = getattr(task, "model", None)
+        return self.adapted(about(network).preprocessing if isinstance(network, nn.Module) else Preprocessing())
+
+    @override
+    def setup(self, stage: str) -> None:
+        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
+            self._sets[split] = self.dataset(split)
+        if stage == "fit":
+            self.check()
+
+    @override
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.train_loader(self._sets["train"], steps=self.epoch_steps)
+
+    @override
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.eval_loader(self._sets["val"], "val")
+
+    @override
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.eval_loader(self._sets["test"], "test")
 
     def train_loader(
         self,
@@ -30,7 +104,6 @@ class ImageData(L.LightningDataModule):
         sampler: Sampler[int] | None = None,
         steps: int | None = None,
         groups: Sequence[Hashable] | None = None,
-        **options: Any,
     ) -> DataLoader[Any]:
         """Shuffled batches.
 
@@ -39,7 +112,6 @@ class ImageData(L.LightningDataModule):
             sampler: chooses the images of an epoch for this process; None shuffles.
             steps: of an epoch; None passes through the set once.
             groups: of every image; a batch has images of one group.
-            options: for the DataLoader.
         """
         trainer = self._trainer()
         seed = run_seed(trainer)
@@ -58,35 +130,26 @@ class ImageData(L.LightningDataModule):
                 f"data.batch_size {self.batch_size}: an epoch of one device has only {len(cast(Sized, sampler))} images"
             )
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
+        options: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": True}
         if groups is not None:
-            options["batch_sampler"] = GroupedBatches(sampler, groups, self.batch_size)
-        else:
-            options |= {"batch_size": self.batch_size, "sampler": sampler, "drop_last": True}
+            options = {"batch_sampler": GroupedBatches(sampler, groups, self.batch_size)}
         return self._loader(dataset, generator=generator, **options)
 
-    def eval_loader(
-        self, dataset: Dataset[Any], split: str, batch_size: int | None = None, **options: Any
-    ) -> DataLoader[Any]:
-        """Every image once, shared out among the processes.
-
-        Args:
-            dataset: images of this task.
-            split: its name, for messages.
-            batch_size: None for that of the training.
-            options: for the DataLoader.
-        """
+    def eval_loader(self, dataset: Dataset[Any], split: str) -> DataLoader[Any]:
+        """Every image of a split once, shared out among the processes."""
         trainer = self._trainer()
         size = len(cast(Sized, dataset))
         if size < trainer.world_size:
             raise InputError(f"data: {size} {split} images are too few for {trainer.world_size} processes")
         # A DistributedSampler would repeat some to give all processes equally many.
         mine = Subset(dataset, range(trainer.global_rank, size, trainer.world_size))
-        return self._loader(mine, batch_size=batch_size or self.batch_size, **options)
+        return self._loader(mine, batch_size=self.eval_batch_size or self.batch_size)
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             num_workers=self.num_workers,
+            collate_fn=type(self).collate,
             pin_memory=torch.cuda.is_available(),
             # Workers start anew in every epoch: forking takes no time, what Python 3.14 does by default takes seconds.
             multiprocessing_context="fork" if self.num_workers > 0 and sys.platform == "linux" else None,

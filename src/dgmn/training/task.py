@@ -2,34 +2,43 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
 from timm.optim import param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from dgmn.about import about
 from dgmn.errors import InputError
-from dgmn.training.messages import say
-from dgmn.training.schedules import WarmupCosine
+from dgmn.images import stacked
+from dgmn.report import say
+from dgmn.training.start import start_from
+from dgmn.weights import read_checkpoint
 
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header and rows
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
 
+_PICTURED = 4  # predictions of a validation that are drawn
+
 
 class Task(L.LightningModule):
-    """Trains `self.model`; tasks add the steps.
+    """Builds a network, fills it with the weights to start from, and trains it; tasks add the steps.
 
     Args:
-        model: the network.
-        network_args: plain values that build the network again; they stand in the checkpoints.
-        optimizer: makes the optimiser from parameter groups. Norms, biases and what the network's
-            `no_weight_decay` names are not decayed.
+        build: makes the network from `network_args` and the preprocessing of the weights to start from.
+        network_args: plain values that build the network again, among them `num_classes` and `model_args`; they stand
+            in the checkpoints.
+        checkpoint: weights to start from, official or own.
+        optimizer: makes the optimiser from parameter groups. Norms, biases and what the network itself names are not
+            decayed.
         schedule: makes the schedule from the optimiser and the number of steps; called after every step.
         lr_batch: total batch (of all devices and accumulated steps) that the learning rate belongs to; with
             another one it is scaled linearly. None leaves it as it is.
@@ -37,6 +46,7 @@ class Task(L.LightningModule):
     Attributes:
         name: of the task, for the checkpoints.
         monitor: the metric that chooses the best checkpoint, and "max" or "min".
+        model: the network.
         filled: whether all weights came from a file, so that the network can be evaluated as it is.
         lr_multipliers: of the learning rate of the parameters whose names contain the key; the longest key that fits
             counts.
@@ -47,24 +57,40 @@ class Task(L.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        build: Callable[..., nn.Module],
         network_args: dict[str, Any],
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
-        schedule: ScheduleCallable = WarmupCosine,
-        lr_batch: int | None = None,
+        checkpoint: Path | None,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable,
+        lr_batch: int | None,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.network_args = network_args
+        weights = None if checkpoint is None else read_checkpoint(checkpoint)
+        self.model = build(**network_args, preprocessing=None if weights is None else weights.preprocessing)
+        # What only starts a training is not needed to build its network again.
+        kept = {k: v for k, v in (network_args["model_args"] or {}).items() if k != "pretrained"}
+        self.network_args = {**network_args, "model_args": kept}
+        if weights is not None:
+            self.filled = start_from(self.model, weights)
+        else:  # timm's weights fill a classifier, or the backbone of other networks
+            self.filled = not about(self.model).backbone
         self.optimizer = optimizer
         self.schedule = schedule
         self.lr_batch = lr_batch
-        self.filled = True
         self.lr_multipliers: Mapping[str, float] = {}
+        self._pictures: list[Image.Image] = []
+
+    @override
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        if data is None:
+            raise InputError(f"a {type(self).__name__} needs the data of its task: trainer.fit(task, data)")
+        if data.names is not None:
+            self.check_classes(data.names)
 
     @override
     def configure_optimizers(self) -> Any:
-        groups = param_groups_weight_decay(self.model, no_weight_decay_list=_no_weight_decay(self.model))
+        groups = param_groups_weight_decay(self.model, no_weight_decay_list=about(self.model).undecayed)
         for group in groups:
             if group["weight_decay"]:
                 del group["weight_decay"]  # so that the optimiser's own applies
@@ -121,6 +147,38 @@ class Task(L.LightningModule):
                 f"give --model.num_classes {len(names)}"
             )
 
+    def log_step(self, loss: Tensor, batch_size: int, parts: Mapping[str, Tensor] = MappingProxyType({})) -> Tensor:
+        """Logs the loss of a training step, the parts that it is the sum of, and the learning rate; gives the loss."""
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch_size)
+        for name, value in parts.items():
+            self.log(f"train/{name}", value, batch_size=batch_size)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def wants_picture(self) -> bool:
+        """Whether one more picture of this validation is kept."""
+        return len(self._pictures) < _PICTURED and bool(self.trainer.is_global_zero)
+
+    def keep_picture(self, picture: Image.Image) -> None:
+        """Shows a prediction in the run's folder, below the others of this validation."""
+        self._pictures.append(picture)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self.report("val")
+        if self._pictures and self.trainer.state.fn == TrainerFn.FITTING:
+            folder = Path(self.trainer.default_root_dir) / "pictures"
+            folder.mkdir(parents=True, exist_ok=True)
+            stacked(self._pictures).save(folder / f"epoch_{self.current_epoch:04d}.jpg", quality=90)
+        self._pictures.clear()
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.report("test")
+
+    def report(self, split: str) -> None:
+        """Logs the metrics of a whole evaluation of "val" or "test", where the steps do not log them."""
+
     def tables(self) -> list[Table]:
         """What the last evaluation tells beyond its metrics, for instance the score of every class."""
         return []
@@ -132,11 +190,7 @@ class Task(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What prediction and resuming need, as plain values.
-        checkpoint["dgmn"] = {
-            "total_batch": self._total_batch(),
-            **self.describe(),
-            **self.trainer.datamodule.describe(),
-        }
+        checkpoint["dgmn"] = {"total_batch": self._total_batch(), **describe_run(self, self.trainer.datamodule)}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -145,9 +199,19 @@ class Task(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             # Its schedule, its number of steps and its learning rate belong to this batch.
             expected["total_batch"] = self._total_batch()
-        for key, here in expected.items():
-            if stored.get(key) is not None and here is not None and stored[key] != here:
-                raise InputError(f"the checkpoint was trained with {key} {stored[key]}, but here it is {here}")
+        normalisation = about(self.model).preprocessing.to_values()
+        was = stored.get("preprocessing") or {}
+        pairs = [(key, stored.get(key), here) for key, here in expected.items()]
+        pairs += [(key, was.get(key), normalisation[key]) for key in ("mean", "std")]
+        for key, then, here in pairs:
+            if then is not None and here is not None and then != here:
+                raise InputError(f"the checkpoint was trained with {key} {then}, but here it is {here}")
+
+
+def describe_run(task: Task, data: Any) -> dict[str, Any]:
+    """What a checkpoint of a task and its data says of itself, as plain values."""
+    preprocessing = data.adapted(about(task.model).preprocessing).to_values()
+    return {**task.describe(), "preprocessing": preprocessing, **data.describe()}
 
 
 def multiplied(
@@ -176,8 +240,3 @@ def multiplied(
             split.setdefault((factor, i), empty)["params"].append(parameter)
     # The first group's learning rate is the one that is logged.
     return [split[place] for place in sorted(split, key=lambda place: (place[0] != 1.0, place[1]))]
-
-
-def _no_weight_decay(model: nn.Module) -> tuple[str, ...]:
-    names = getattr(model, "no_weight_decay", None)
-    return tuple(names()) if callable(names) else ()

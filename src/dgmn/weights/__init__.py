@@ -1,18 +1,19 @@
-"""Published and own weights: the zoo, the maps from official names to ours, and a strict loader."""
+"""Published and own weights: the zoo, a strict loader, and the matching of names."""
 
-from dgmn.weights.dgmn_keys import dgmn_from_official, dgmn_resnet_from_official
-from dgmn.weights.keys import match_keys
-from dgmn.weights.load import LoadReport, load_checkpoint, read_checkpoint
-from dgmn.weights.zoo import ZOO, ZooModel, cached_file, download, find
+from dgmn.weights.keys import OtherClassesError, match_keys
+from dgmn.weights.load import Checkpoint, LoadReport, load_checkpoint, read_checkpoint
+from dgmn.weights.zoo import cached_file, download, downloaded_file
+from dgmn_base.zoo import ZOO, ZooModel, find
 
 __all__ = [
     "ZOO",
+    "Checkpoint",
     "LoadReport",
+    "OtherClassesError",
     "ZooModel",
     "cached_file",
-    "dgmn_from_official",
-    "dgmn_resnet_from_official",
     "download",
+    "downloaded_file",
     "find",
     "load_checkpoint",
     "match_keys",

@@ -2,7 +2,6 @@
 
 import argparse
 import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
 from dgmn.weights.keys import match_keys
 
@@ -25,14 +25,22 @@ class Checkpoint:
     """The weights in a file.
 
     Attributes:
+        path: the file.
         state_dict: name to tensor.
         entry: what they were under in the file, "" for nothing.
         description: what a training run of ours wrote of the network, None in other files.
     """
 
+    path: Path
     state_dict: dict[str, Tensor]
     entry: str
     description: dict[str, Any] | None
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """Of the images that a training run of ours trained the weights with; None where the file does not say."""
+        values = (self.description or {}).get("preprocessing")
+        return Preprocessing.from_values(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class LoadReport:
         ignored: names of the file that the network has no place for.
         fresh: names that the file lacks because it is of a plain network, without the modules of this one, or of one
             with frozen norms; they stay as they were.
+        modules: beginnings of those of them that belong to modules.
+        complete: whether every weight of the network is from the file.
     """
 
     path: Path
@@ -53,16 +63,17 @@ class LoadReport:
     loaded: int
     ignored: tuple[str, ...]
     fresh: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    complete: bool = True
 
     def __str__(self) -> str:
         text = f"loaded {self.loaded} tensors from {self.path} ({self.origin})"
         if self.ignored:
             parts = sorted({key.split(".")[0] for key in self.ignored})
             text += f"; left out {len(self.ignored)} that this model has no place for ({', '.join(parts)})"
-        modules = list(dict.fromkeys(re.split(r"\.module\.|\.offset_and_mask\.", key)[0] for key in self.fresh))
-        if modules:
-            more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
-            text += f"; {len(self.fresh)} that the file lacks start anew ({', '.join(modules[:3])}{more})"
+        if self.modules:
+            more = f" and {len(self.modules) - 3} more" if len(self.modules) > 3 else ""
+            text += f"; {len(self.fresh)} that the file lacks start anew ({', '.join(self.modules[:3])}{more})"
         return text
 
 
@@ -95,7 +106,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     for wrapper in _WRAPPERS:
         if all(key.startswith(wrapper) for key in state_dict):
             state_dict = {key.removeprefix(wrapper): value for key, value in state_dict.items()}
-    return Checkpoint(state_dict, entry, description if isinstance(description, dict) else None)
+    return Checkpoint(path, state_dict, entry, description if isinstance(description, dict) else None)
 
 
 def _read_file(path: Path) -> Any:
@@ -129,7 +140,7 @@ def _code_in(path: Path) -> list[str]:
 
 
 def load_checkpoint(
-    model: nn.Module, path: str | PathLike[str], *, reset_head: bool = False, allow_unknown: bool = False
+    model: nn.Module, path: str | PathLike[str] | Checkpoint, *, reset_head: bool = False, allow_unknown: bool = False
 ) -> LoadReport:
     """Loads an official or own checkpoint into a network, strictly: an unknown or missing name is an error.
 
@@ -140,7 +151,8 @@ def load_checkpoint(
     Args:
         model: the network to fill: a classifier, or a backbone from `timm.create_model(..., features_only=True)`.
             Unchanged if an error is raised.
-        path: `.safetensors`, or a PyTorch checkpoint (read with `weights_only=True`, never executed).
+        path: `.safetensors`, or a PyTorch checkpoint (read with `weights_only=True`, never executed); or what
+            [`read_checkpoint`][dgmn.weights.read_checkpoint] read there.
         reset_head: leave the classifier as it is, to train it on other classes.
         allow_unknown: leave out what the network has no place for; the report names it. What the network needs must be
             in the file all the same.
@@ -151,16 +163,20 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: no such file.
         InputError (a ValueError): not a checkpoint, or one of another model; the message lists the names or shapes.
+            `dgmn.weights.OtherClassesError` if it is of this model with another number of classes.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     try:
         match = match_keys(checkpoint.state_dict, model, reset_head=reset_head, allow_unknown=allow_unknown)
     except InputError as error:
-        raise InputError(f"checkpoint {path}: {error}") from error
+        raise type(error)(f"checkpoint {checkpoint.path}: {error}") from error
     model.load_state_dict(match.state_dict, strict=not reset_head)
     origin = match.origin + (f" in {checkpoint.entry!r}" if checkpoint.entry else "")
     loaded = len(match.state_dict) - len(match.fresh)
-    return LoadReport(Path(path), origin, loaded, match.ignored, match.fresh)
+    added = [part for part in about(model).added if any(name.startswith(part) for name in match.fresh)]
+    modules = tuple(part.removesuffix(".").removesuffix(".module") for part in added)
+    complete = not (modules or reset_head)
+    return LoadReport(checkpoint.path, origin, loaded, match.ignored, match.fresh, modules, complete)
 
 
 def _first_line(error: Exception) -> str:

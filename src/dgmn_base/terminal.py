@@ -1,11 +1,7 @@
-"""Tables for the terminal, and the one of the published models."""
+"""Tables and progress for the terminal."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-
-from dgmn.errors import InputError
-from dgmn.weights import ZOO, download
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -25,7 +21,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 
 
 def show_progress(done: float, total: float, what: str, quiet: bool = False) -> None:
-    """One line on the error output that is written again and again; nothing where nobody sees it."""
+    """Writes one line on the error output again and again; nothing where it is no terminal."""
     if quiet or not sys.stderr.isatty():
         return
     filled = round(30 * done / max(total, 1))
@@ -40,31 +36,3 @@ def show_progress(done: float, total: float, what: str, quiet: bool = False) -> 
 
 def _is_number(text: str) -> bool:
     return text.strip("%-+ ").replace(".", "", 1).replace(",", "").isdigit() or text in ("", "-")
-
-
-_METRICS = {
-    "classification": ("top1",),
-    "detection": ("box_ap", "mask_ap"),
-    "segmentation": ("miou", "miou_ms_flip"),
-}
-
-
-def zoo(options: argparse.Namespace) -> int:
-    if options.command == "download":
-        try:
-            path = download(options.name, options.file)
-        except ImportError as error:
-            raise InputError(str(error)) from error
-        print(f"verified and converted: {path}")
-        return 0
-    for task, metrics in _METRICS.items():
-        if options.task in (None, task):
-            rows = [
-                (m.name, m.method, m.dataset, m.schedule, *(m.metrics.get(metric, "-") for metric in metrics))
-                for m in ZOO
-                if m.task == task
-            ]
-            print(format_table(("name", "method", "dataset", "schedule", *metrics), rows), end="\n\n")
-    print("The metrics are the paper's, not measured here.")
-    print("Fetch one: dgmn zoo download NAME")
-    return 0

@@ -1,16 +1,30 @@
-"""What `dgmn validate-data` finds in a dataset."""
+"""What a run tells its user, and what `dgmn validate-data` finds in a dataset."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch.distributed as dist
 from PIL import Image
 
 from dgmn.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where launchers say which process this is
+
+
+def say(message: str) -> None:
+    """Prints a line, once for all processes of a run."""
+    if dist.is_available() and dist.is_initialized():
+        rank = dist.get_rank()
+    else:
+        rank = next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)
+    if rank == 0:
+        print(message)
 
 
 @dataclass

@@ -1,65 +1,19 @@
-"""Semantic segmentation networks on any timm backbone: Semantic FPN and the three decoders of SETR."""
+"""The three decoders of SETR on any timm backbone."""
 
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+from torchvision.ops import Conv2dNormActivation
 
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps
-from dgmn.segmentation.fcn import dilated_fcn
 from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize
 
 Upsampling = Literal["official", "undistorted"]
-
-
-class SemanticFPNHead(nn.Module):
-    """Feature pyramid, each level brought to the finest one's size by steps of two, summed, classified.
-
-    Args:
-        in_channels: of the backbone's maps, the finest first.
-        num_classes: outputs.
-        pyramid_channels: of the feature pyramid.
-        channels: of the levels' convolutions.
-        dropout: of whole channels before the classifier, in training.
-
-    Source: Panoptic Feature Pyramid Networks, section 3 (https://arxiv.org/abs/1901.02446), in the form of mmseg.
-    """
-
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        num_classes: int,
-        pyramid_channels: int = 256,
-        channels: int = 128,
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.pyramid = FeaturePyramidNetwork(list(in_channels), pyramid_channels)
-        self.levels = nn.ModuleList()
-        for level in range(len(in_channels)):
-            parts: list[nn.Module] = []
-            for i in range(max(1, level)):
-                parts.append(Conv2dNormActivation(pyramid_channels if i == 0 else channels, channels))
-                if level > 0:
-                    parts.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
-            self.levels.append(nn.Sequential(*parts))
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        pyramid = self.pyramid(OrderedDict((str(i), x) for i, x in enumerate(maps))).values()
-        levels = [level(x) for level, x in zip(self.levels, pyramid, strict=True)]
-        out = levels[0]
-        for x in levels[1:]:
-            out = out + resize(x, out.shape[-2:])
-        logits: Tensor = self.classifier(self.dropout(out))
-        return logits
 
 
 class _SquareHead(nn.Module):
@@ -174,42 +128,6 @@ class SETRMLAHead(_SquareHead):
         return self._squared(logits, self.image_size)
 
 
-def semantic_fpn(
-    backbone: str = "dgmn2_tiny",
-    num_classes: int = 19,
-    *,
-    pyramid_channels: int = 256,
-    channels: int = 128,
-    dropout: float = 0.1,
-    pretrained: bool = False,
-    backbone_args: dict[str, Any] | None = None,
-) -> Segmenter:
-    """Semantic FPN, the paper's lightest segmenter (Table 11).
-
-    Args:
-        backbone: any of timm's networks that gives maps of several strides.
-        num_classes: outputs.
-        pyramid_channels: of the feature pyramid.
-        channels: of the head's convolutions.
-        dropout: of whole channels before the classifier.
-        pretrained: start the backbone from its published weights.
-        backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
-
-    Returns:
-        (B, 3, H, W) to logits (B, num_classes, H, W).
-
-    Raises:
-        InputError (a ValueError): a backbone that timm does not know or that gives no such maps.
-
-    Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760).
-    """
-    maps = feature_maps(backbone, pretrained, backbone_args)
-    head = SemanticFPNHead(
-        maps.feature_info.channels(), checked_classes(num_classes), pyramid_channels, channels, dropout
-    )
-    return Segmenter(maps, head)
-
-
 def setr_naive(
     backbone: str = "dgmn2_tiny",
     num_classes: int = 19,
@@ -308,13 +226,3 @@ def setr_mla(
     maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
     head = SETRMLAHead(maps.feature_info.channels(), checked_classes(num_classes), channels, image_size, upsampling)
     return Segmenter(maps, head)
-
-
-BUILDERS: dict[str, Callable[..., Segmenter]] = {
-    "semantic_fpn": semantic_fpn,
-    "setr_naive": setr_naive,
-    "setr_pup": setr_pup,
-    "setr_mla": setr_mla,
-    "dilated_fcn": dilated_fcn,
-}
-"""The networks by name, as recipes and published models name them."""

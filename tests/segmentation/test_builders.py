@@ -8,11 +8,12 @@ import timm
 import torch
 
 import dgmn
+from dgmn.about import about
 from dgmn.complexity import count
 from dgmn.errors import InputError
 from dgmn.segmentation import BUILDERS, PixelLoss, semantic_fpn, setr_mla, setr_naive, setr_pup
 from dgmn.training.start import start_from
-from dgmn.weights import ZOO
+from dgmn.weights import ZOO, read_checkpoint
 
 from golden_vectors import image
 
@@ -141,7 +142,7 @@ def test_a_classifier_fills_the_backbone(name, tmp_path, capsys):
     classifier = timm.create_model(name, num_classes=10)
     torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
     model = semantic_fpn(name, 5, channels=8, pyramid_channels=8)
-    assert start_from(model, tmp_path / "classifier.pth") is False
+    assert start_from(model, read_checkpoint(tmp_path / "classifier.pth")) is False
     assert "backbone: loaded" in capsys.readouterr().out
     source = classifier.state_dict()
     filled = {key.removeprefix("model."): tensor for key, tensor in model.backbone.state_dict().items()}
@@ -152,7 +153,7 @@ def test_a_classifier_fills_the_backbone(name, tmp_path, capsys):
 def test_a_classifier_of_another_size_is_told(tmp_path):
     torch.save(timm.create_model("dgmn2_nano").state_dict(), tmp_path / "nano.pth")
     with pytest.raises(InputError, match=r"shapes differ|names missing") as problem:
-        start_from(semantic_fpn("dgmn2_tiny", 5), tmp_path / "nano.pth")
+        start_from(semantic_fpn("dgmn2_tiny", 5), read_checkpoint(tmp_path / "nano.pth"))
     assert "Segmenter" not in str(problem.value)
 
 
@@ -167,7 +168,12 @@ def test_backbone_arguments_and_weight_decay():
     model = semantic_fpn("dgmn2_nano", 3, backbone_args={"drop_path_rate": 0.2})
     rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.2)
-    assert model.no_weight_decay() == timm.create_model("dgmn2_nano").no_weight_decay()
+    assert about(model).undecayed == ()
+    # What timm spares in a backbone is spared by its name in the whole network.
+    swin = semantic_fpn("swin_tiny_patch4_window7_224", 3, backbone_args={"img_size": 64})
+    undecayed = about(swin).undecayed
+    assert len(undecayed) == 12
+    assert set(undecayed) == {name for name, _ in swin.named_parameters() if name.endswith("position_bias_table")}
 
 
 @pytest.mark.parametrize(

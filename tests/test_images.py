@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgmn import images
 from dgmn.errors import InputError
-from dgmn.training import images
-from dgmn.training.images import check_images, find_images, load_image
+from dgmn.images import check_images, load_image
+from dgmn_base.files import find_images
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])

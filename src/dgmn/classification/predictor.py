@@ -1,0 +1,148 @@
+"""Prediction with a trained or published classifier. Needs no lightning."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import nn
+from typing_extensions import override
+
+from dgmn.about import Preprocessing
+from dgmn.classification.builders import classifier
+from dgmn.classification.transforms import eval_transform, seen_part
+from dgmn.errors import InputError
+from dgmn.images import AnyImage
+from dgmn.nodes import Point, SampledNodes, sampled_nodes
+from dgmn.pictures import captioned
+from dgmn.predictor import OnError, Predictor, Progress, Result, run
+
+
+class ClassificationResult(Result):
+    """The most probable classes of an image.
+
+    Attributes:
+        top: name and probability of each, the most probable first.
+    """
+
+    def __init__(self, source: AnyImage, image: Image.Image, top: Sequence[tuple[str, float]]) -> None:
+        super().__init__(source, image)
+        self.top = tuple(top)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{probability:6.1%}  {name}" for name, probability in self.top)
+
+    @override
+    def cells(self) -> tuple[str, ...]:
+        return tuple(f"{name} {probability:.1%}" for name, probability in self.top)
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        top = [{"class": name, "probability": round(probability, 6)} for name, probability in self.top]
+        return {"image": self.name, "top": top}
+
+    @override
+    def draw(self) -> Image.Image:
+        """The image with its classes below."""
+        return captioned(self.image, [f"{name}  {probability:.1%}" for name, probability in self.top])
+
+
+class ClassificationPredictor(Predictor):
+    """Names what is in an image.
+
+    Args:
+        network: gives logits (B, classes).
+        names: of the classes.
+        image_size: side of the image that the network gets.
+        preprocessing: of the images.
+        device: to compute on.
+    """
+
+    task: ClassVar[str] = "classification"
+    batch_size: ClassVar[int] = 16
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        image_size: int = 224,
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - a frozen value
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__(network, names, device)
+        self.image_size = image_size
+        self.transform = eval_transform(image_size, preprocessing)
+
+    @classmethod
+    @override
+    def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
+        # Checkpoints of before the preprocessing was written had the crop beside it.
+        stored = description.get("preprocessing") or {"crop_pct": description.get("crop_pct")}
+        preprocessing = Preprocessing.from_values(stored)
+        arguments = {key: description[key] for key in ("model", "num_classes", "model_args")}
+        network = classifier(**arguments, preprocessing=preprocessing)
+        names = description["classes"] or [str(i) for i in range(description["num_classes"])]
+        return cls(network, names, description["image_size"], preprocessing, device)
+
+    @classmethod
+    @override
+    def published(cls, builder: str, backbone: str, device: str | torch.device = "cpu") -> Self:
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo()
+        names = [info.index_to_description(i).split(",")[0] for i in range(info.num_classes())]
+        return cls(classifier(backbone, len(names)), names, device=device)
+
+    @override
+    def predict(  # type: ignore[override] # the options of this task by their names, no others
+        self,
+        images: Any,
+        *,
+        top: int = 5,
+        batch_size: int | None = None,
+        on_error: OnError | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The most probable classes; see [`Predictor.predict`][dgmn.predictor.Predictor.predict].
+
+        Args:
+            images, batch_size, on_error, progress: see there.
+            top: how many classes.
+        """
+        if top < 1:
+            raise InputError(f"top must be at least 1, got {top}")
+        return run(partial(self._predict, top), images, batch_size or self.batch_size, on_error, progress)
+
+    def _predict(
+        self, top: int, images: Sequence[tuple[AnyImage, Image.Image]], progress: Progress
+    ) -> list[ClassificationResult]:
+        pixels = torch.stack([self.transform(image) for _, image in images]).to(self.device)
+        probabilities = self.network(pixels).float().softmax(1).cpu()
+        best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+        return [
+            ClassificationResult(*image, [(self.names[i], p) for i, p in zip(labels, values, strict=True)])
+            for image, labels, values in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    @override
+    def columns(self, cells: int) -> tuple[str, ...]:
+        return tuple(f"{rank + 1}." for rank in range(cells))
+
+    @override
+    def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
+        """
+        Raises:
+            InputError: also for a point that the centre crop cuts away.
+        """
+        side = self.image_size
+        scale, (left, top) = seen_part(self.transform, image, side)
+        inside = ((at[0] - left) / scale[0], (at[1] - top) / scale[1])
+        if not all(0 <= number < side for number in inside):
+            right, bottom = left + side * scale[0], top + side * scale[1]
+            raise InputError(
+                f"at must lie in the centre of the image that the network sees, x {left:.0f} to {right:.0f} and "
+                f"y {top:.0f} to {bottom:.0f}, got x = {at[0]:g}, y = {at[1]:g}"
+            )
+        found = sampled_nodes(self.network, self.transform(image)[None].to(self.device), inside)
+        return [each.placed(scale, (left, top)) for each in found]

@@ -1,0 +1,38 @@
+"""COCO as it unpacks: folders of images, and one file of annotations for each."""
+
+from pathlib import Path
+
+from dgmn.detection.coco import CocoSet, read_coco
+from dgmn.detection.layouts.layout import Layout
+
+
+class CocoFiles(Layout):
+    """`train2017/*.jpg`, `annotations/instances_train2017.json` and so on.
+
+    Args:
+        root: the folder.
+        images: folder of a part's images, below `root`.
+        annotations: file of a part, below `root`.
+    """
+
+    def __init__(
+        self, root: Path, images: str = "{split}", annotations: str = "annotations/instances_{split}.json"
+    ) -> None:
+        super().__init__(root)
+        self.images = images
+        self.annotations = annotations
+
+    @staticmethod
+    def fits(root: Path) -> bool:
+        return (root / "annotations").is_dir()
+
+    def splits(self) -> list[str]:
+        before, _, after = self.annotations.partition("{split}")
+        files = self.root.glob(f"{before}*{after}")
+        return sorted(f.relative_to(self.root).as_posix().removeprefix(before).removesuffix(after) for f in files)
+
+    def truth(self, split: str) -> Path:
+        return self.root / self.annotations.replace("{split}", split)
+
+    def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
+        return read_coco(self.truth(split), self.root / self.images.replace("{split}", split), problems, masks)

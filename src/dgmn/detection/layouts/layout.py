@@ -1,0 +1,57 @@
+"""What a layout of images and objects is."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from dgmn.detection.coco import CocoImage, CocoSet, to_target
+from dgmn.errors import InputError
+from dgmn.images import load_image
+from dgmn.layout import DataLayout
+
+Target = dict[str, Any]
+
+
+class Layout(DataLayout):
+    """How images and their objects lie on disk; a format is a subclass."""
+
+    @abstractmethod
+    def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
+        """The images of a part with their objects, and the categories.
+
+        Args:
+            split: name of the part.
+            masks: keep the segmentations.
+            problems: gets all mistakes, one line each; None raises the first.
+
+        Raises:
+            InputError: there is no such part, or (without `problems`) an entry is wrong; the message names it.
+        """
+
+    @abstractmethod
+    def truth(self, split: str) -> Path | dict[str, Any]:
+        """The annotations of a part in COCO's format, a file or its content, for the evaluation."""
+
+    def read(self, entry: CocoImage, categories: CocoSet, masks: bool) -> tuple[Tensor, Target]:
+        """An image (3, H, W), uint8, and its target: `boxes`, `labels`, `masks` where wanted, and `image_id`.
+
+        Raises:
+            InputError: one of them cannot be read, or the image has another size than the annotations say.
+        """
+        try:
+            image = load_image(entry.path)
+            if image.size != entry.size[::-1]:  # perhaps annotated before it was turned upright
+                image = load_image(entry.path, upright=False)
+        except FileNotFoundError as error:
+            raise InputError(f"{entry.path}: missing image") from error
+        if image.size != entry.size[::-1]:
+            here, there = (f"{width} x {height}" for width, height in (image.size, entry.size[::-1]))
+            raise InputError(f"{entry.path}: {here} pixels, the annotations say {there}")
+        try:
+            target: Target = to_target(entry, categories.ids, masks)
+        except InputError as error:
+            raise InputError(f"{entry.path}: {error}") from error
+        return TF.pil_to_tensor(image), {**target, "image_id": entry.id}

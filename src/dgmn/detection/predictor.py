@@ -1,0 +1,246 @@
+"""Prediction with a trained or published detector. Needs no lightning."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
+from typing_extensions import override
+
+from dgmn.about import Preprocessing
+from dgmn.detection.builders import BUILDERS
+from dgmn.detection.categories import CATEGORIES
+from dgmn.detection.coco import mask_area
+from dgmn.detection.metrics import to_results
+from dgmn.errors import InputError
+from dgmn.images import AnyImage
+from dgmn.models.build import build_named
+from dgmn.nodes import Point, SampledNodes, sampled_nodes
+from dgmn.pictures import boxed, distinct_colors
+from dgmn.predictor import OnError, Predictor, Progress, Result, run
+from dgmn.writers import JsonWriter
+
+Found = dict[str, Tensor]
+
+
+class DetectionResult(Result):
+    """The objects in an image, the highest score first.
+
+    Attributes:
+        boxes: x1, y1, x2, y2 in pixels, (N, 4), float32.
+        scores: (N,), float32.
+        labels: places of their names among the model's, (N,), int64.
+        names: of their classes, (N,).
+        masks: (N, H, W), bool, or None where the network finds none.
+    """
+
+    def __init__(self, source: AnyImage, image: Image.Image, found: Found, predictor: "DetectionPredictor") -> None:
+        super().__init__(source, image)
+        self._found = found
+        self._predictor = predictor
+        self.boxes: NDArray[np.float32] = found["boxes"].float().numpy()
+        self.scores: NDArray[np.float32] = found["scores"].float().numpy()
+        self.labels: NDArray[np.int64] = found["labels"].numpy()
+        self.names: NDArray[np.str_] = np.array(predictor.names, dtype=str)[self.labels]
+        self.masks: NDArray[np.bool_] | None = found["masks"][:, 0].numpy() if "masks" in found else None
+
+    def above(self, score: float) -> "DetectionResult":
+        """The objects of at least this score."""
+        keep = self._found["scores"] >= score
+        found = {key: value[keep] for key, value in self._found.items()}
+        return DetectionResult(self.source, self.image, found, self._predictor)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __str__(self) -> str:
+        objects = f"{len(self)} object{'' if len(self) == 1 else 's'}"
+        return f"{objects}: {self._summary()}" if len(self) else objects
+
+    def _summary(self, most: int = 6) -> str:
+        """Classes by how often they were found, with the best score of each."""
+        counts = Counter(self.names.tolist()).most_common()
+        parts = [f"{count} {name} ({self.scores[self.names == name].max():.0%})" for name, count in counts[:most]]
+        return ", ".join(parts) + (f" and {len(counts) - most} more" if len(counts) > most else "")
+
+    @override
+    def cells(self) -> tuple[str, ...]:
+        return str(len(self)), self._summary()
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: `objects` with `name`, `score`, `box` (x1, y1, x2, y2), and a `mask` as COCO's run lengths."""
+        objects = [
+            {"name": name, "score": round(score, 6), "box": [round(corner, 2) for corner in box]}
+            for name, score, box in zip(self.names.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+        ]
+        if self.masks is not None:
+            for thing, row in zip(objects, self.to_coco(), strict=True):
+                thing["mask"] = row["segmentation"]
+        return {"image": self.name, "width": self.image.width, "height": self.image.height, "objects": objects}
+
+    def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
+        """Annotations with scores in COCO's format, without ids of their own.
+
+        Args:
+            image_id: of the image.
+        """
+        rows = to_results(image_id, self._found, self._predictor.category_ids)
+        for row in rows:
+            _, _, width, height = row["bbox"]
+            row["area"] = mask_area(row["segmentation"]) if "segmentation" in row else width * height
+            row["iscrowd"] = 0
+        return rows
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections`, with the names as `class_name`.
+
+        Raises:
+            InputError (a ValueError): supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise InputError("to_supervision needs supervision: pip install supervision") from error
+        data = {"class_name": self.names}
+        return Detections(self.boxes, mask=self.masks, confidence=self.scores, class_id=self.labels, data=data)
+
+    @override
+    def draw(self) -> Image.Image:
+        """The image with boxes, masks, names and scores."""
+        return drawn(self.image, self._found, self._predictor.names)
+
+
+class DetectionPredictor(Predictor):
+    """Finds the objects in an image.
+
+    Args:
+        network: takes a list of images (3, H, W) in 0..1, gives `boxes`, `scores`, `labels` and perhaps `masks`.
+        names: of the classes.
+        category_ids: of the classes, for results in COCO's format; None counts from 1.
+        device: to compute on.
+    """
+
+    task: ClassVar[str] = "detection"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        category_ids: Sequence[int] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__(network, names, device)
+        self.category_ids = tuple(range(1, len(names) + 1) if category_ids is None else category_ids)
+
+    @classmethod
+    @override
+    def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
+        arguments = {key: description[key] for key in ("model", "backbone", "num_classes", "model_args")}
+        preprocessing = Preprocessing.from_values(description.get("preprocessing") or {})
+        network = build_named(BUILDERS, **arguments, preprocessing=preprocessing)
+        return cls(network, description["classes"], description["category_ids"], device)
+
+    @classmethod
+    @override
+    def published(cls, builder: str, backbone: str, device: str | torch.device = "cpu") -> Self:
+        network = build_named(BUILDERS, builder, backbone, len(CATEGORIES))
+        return cls(network, tuple(CATEGORIES.values()), tuple(CATEGORIES), device)
+
+    @override
+    def predict(  # type: ignore[override] # the options of this task by their names, no others
+        self,
+        images: Any,
+        *,
+        score: float = 0.3,
+        batch_size: int | None = None,
+        on_error: OnError | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The objects in an image; see [`Predictor.predict`][dgmn.predictor.Predictor.predict].
+
+        Args:
+            images, on_error, progress: see there.
+            score: least score of an object.
+            batch_size: images that the network gets at a time. They are padded to one size, which changes their
+                results a little, so it is 1 where nothing else is said.
+        """
+        if not 0 <= score <= 1:
+            raise InputError(f"score must be in 0..1, got {score}")
+        return run(partial(self._predict, score), images, batch_size or self.batch_size, on_error, progress)
+
+    def _predict(
+        self, score: float, images: Sequence[tuple[AnyImage, Image.Image]], progress: Progress
+    ) -> list[DetectionResult]:
+        results = self.network([self._pixels(image) for _, image in images])
+        return [
+            DetectionResult(*image, self._chosen(found, score), self)
+            for image, found in zip(images, results, strict=True)
+        ]
+
+    @staticmethod
+    def _chosen(found: Found, score: float) -> Found:
+        order = found["scores"].argsort(descending=True, stable=True)
+        order = order[found["scores"][order] >= score]
+        return {key: value[order].cpu() for key, value in found.items()}
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = TF.pil_to_tensor(image).to(self.device).float() / 255
+        return pixels
+
+    @override
+    def columns(self, cells: int) -> tuple[str, ...]:
+        return "objects", "best score of each class"
+
+    @override
+    def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
+        return sampled_nodes(self.network, [self._pixels(image)], at)
+
+    def categories(self) -> list[dict[str, Any]]:
+        """As COCO's format has them."""
+        return [{"id": number, "name": name} for number, name in zip(self.category_ids, self.names, strict=True)]
+
+    @override
+    def writer(self, file: Path) -> JsonWriter:
+        """Writes results in COCO's format."""
+        return _CocoWriter(file, self.categories())
+
+
+class _CocoWriter(JsonWriter):
+    def __init__(self, file: Path, categories: list[dict[str, Any]]) -> None:
+        super().__init__(file)
+        self.categories = categories
+        self.images: list[dict[str, Any]] = []
+
+    @override
+    def head(self) -> str:
+        return f'{{"categories": {json.dumps(self.categories)},\n"annotations": ['
+
+    @override
+    def tail(self) -> str:
+        return f'\n],\n"images": {json.dumps(self.images)}}}\n'
+
+    @override
+    def add(self, result: DetectionResult) -> None:
+        number = len(self.images) + 1
+        width, height = result.image.size
+        self.images.append({"id": number, "file_name": result.name, "width": width, "height": height})
+        for row in result.to_coco(number):
+            self.entry({"id": self.entries + 1, **row})
+
+
+def drawn(image: Image.Image, found: Found, names: Sequence[str]) -> Image.Image:
+    """An image with detections: boxes, masks, names and scores; the first stand out where they overlap."""
+    colors = distinct_colors(len(names))
+    labels = found["labels"].tolist()
+    captions = [f"{names[label]}  {score:.0%}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]
+    masks = found["masks"][:, 0].cpu().numpy() if "masks" in found else None
+    return boxed(image, found["boxes"].tolist(), captions, [colors[label] for label in labels], masks)

@@ -1,0 +1,62 @@
+"""What happens to images and their objects in training."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from dgmn.detection.layouts import Target
+
+
+def augmentation(hflip: float, crop: float) -> v2.Transform:
+    """Mirrors images, and takes parts of them, by chance, with their boxes and masks.
+
+    Args:
+        hflip: probability to mirror an image.
+        crop: probability to take a part of an image; see [`DetrCrop`][dgmn.detection.transforms.DetrCrop].
+    """
+    return v2.Compose(
+        [
+            *([v2.RandomHorizontalFlip(hflip)] if hflip > 0 else []),
+            # Of what is left of an object less than a pixel cannot be learnt.
+            *([v2.RandomApply([DetrCrop(), v2.SanitizeBoundingBoxes(1.0)], crop)] if crop > 0 else []),
+            v2.Identity(),
+        ]
+    )
+
+
+class DetrCrop(v2.Transform):
+    """A random part of an image.
+
+    Its sides are 384 to 600 pixels long where the image's short side is 400, 500 or 600 pixels long, chosen by chance.
+    The part keeps its resolution; the network resizes it.
+
+    Source: the augmentation of DETR (https://arxiv.org/abs/2005.12872) and its relatives.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        sides = flat_inputs[0].shape[-2:]
+        scale = (400, 500, 600)[int(torch.randint(3, ()))] / min(sides)
+        begin, size = [], []
+        for side in sides:
+            low, high = (min(n, round(side * scale)) for n in (384, 600))
+            size.append(min(side, round(int(torch.randint(low, high + 1, ())) / scale)))
+            begin.append(int(torch.randint(side - size[-1] + 1, ())))
+        return {"top": begin[0], "left": begin[1], "height": size[0], "width": size[1]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(v2.functional.crop, inpt, **params)
+
+
+def transformed(transform: v2.Transform, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """An image (3, H, W) and its target after a transform of both together."""
+    size = (image.shape[-2], image.shape[-1])
+    boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+    wrapped = {**target, "boxes": boxes}
+    if "masks" in target:
+        wrapped["masks"] = tv_tensors.Mask(target["masks"])
+    out, wrapped = transform(tv_tensors.Image(image), wrapped)
+    plain = {key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in wrapped.items()}
+    return out.as_subclass(Tensor), plain

@@ -1,0 +1,136 @@
+"""Images that users give: verified, limited in size, in RGB."""
+
+import os
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from dgmn.errors import InputError
+
+MAX_PIXELS = 200_000_000
+"""A larger image is refused: decoding it could take all memory."""
+
+AnyImage = Any
+"""What [`to_image`][dgmn.images.to_image] takes."""
+
+
+def to_image(image: AnyImage) -> Image.Image:
+    """An image in RGB, turned upright as its camera says.
+
+    Args:
+        image: a path, the bytes of a file, a PIL image, an array (H, W, 3) of uint8 in RGB (or (H, W) of grey values),
+            or a tensor (3, H, W) in RGB, of uint8 or of floating point in 0..1.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: none of these, or an image that cannot be read; the message says what was given.
+    """
+    if isinstance(image, Image.Image):
+        return _rgb(ImageOps.exif_transpose(image), "image")
+    if isinstance(image, str | os.PathLike):
+        return load_image(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _decoded(BytesIO(image), f"image ({len(image)} bytes)", upright=True)
+    if isinstance(image, Tensor):
+        return _from_tensor(image)
+    if isinstance(image, np.ndarray):
+        is_picture = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+        if image.dtype != np.uint8 or not is_picture or not image.size:
+            raise InputError(f"image: an array must be (H, W, 3) of uint8 in RGB, got {image.shape} of {image.dtype}")
+        return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+    raise InputError(
+        "image must be a path, the bytes of a file, a PIL image, an array (H, W, 3) or a tensor (3, H, W), "
+        f"got {type(image).__name__}"
+    )
+
+
+def _from_tensor(image: Tensor) -> Image.Image:
+    wanted = "image: a tensor must be (3, H, W), of uint8 or of floating point in 0..1"
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise InputError(f"{wanted}, got {tuple(image.shape)}")
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        low, high = image.min().item(), image.max().item()
+        if not (low >= 0 and high <= 1):
+            raise InputError(f"{wanted}, got numbers from {low:.3g} to {high:.3g}: not normalised, please")
+        image = (image * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise InputError(f"{wanted}, got {image.dtype}")
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def load_image(path: str | os.PathLike[str], upright: bool = True) -> Image.Image:
+    """Decodes a whole image as RGB.
+
+    Args:
+        path: of the image.
+        upright: turned as the camera says; otherwise as it is stored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: not an image, truncated, or of more than `MAX_PIXELS` pixels; the message names the file.
+    """
+    return _decoded(path, str(path), upright)
+
+
+def _decoded(source: Any, name: str, upright: bool) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InputError(f"{name}: {width} x {height} pixels, at most {MAX_PIXELS:,} are accepted")
+            return _rgb(ImageOps.exif_transpose(image) if upright else image, name)
+    except (FileNotFoundError, InputError):
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not an image, or of a format that Pillow does not know") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: too large, at most {MAX_PIXELS:,} pixels are accepted") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
+        raise InputError(f"{name}: damaged image ({error})") from error
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    return (_eight_bit(image, name) if image.mode[0] in "IF" else image).convert("RGB")
+
+
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    """Grey values of 16 bits as 8 bits; Pillow's own conversion clips them to white."""
+    values = np.asarray(image)
+    if image.mode == "F" or (values.size and (values.min() < 0 or values.max() > 65535)):
+        raise InputError(f"{name}: pixels of mode {image.mode}; 8 or 16 bits are accepted")
+    return Image.fromarray((values // 257).astype(np.uint8))
+
+
+def check_images(paths: Iterable[str | os.PathLike[str]], budget: int = 256 * 2**20) -> int:
+    """Decodes images until `budget` bytes of files are read, to find damaged ones before hours are spent.
+
+    Raises:
+        InputError: of the first image that cannot be read.
+
+    Returns:
+        How many were decoded.
+    """
+    checked = 0
+    for path in paths:
+        load_image(path)
+        checked += 1
+        budget -= os.path.getsize(path)
+        if budget <= 0:
+            break
+    return checked
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other."""
+    canvas = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
+    return canvas

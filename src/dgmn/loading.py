@@ -1,0 +1,118 @@
+"""The one door: anything that holds a trained network becomes a predictor."""
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from dgmn.errors import InputError
+from dgmn.predictor import Predictor
+from dgmn.weights import Checkpoint, downloaded_file, find, load_checkpoint, read_checkpoint
+
+PREDICTORS = {
+    "classification": "ClassificationPredictor",
+    "detection": "DetectionPredictor",
+    "segmentation": "SegmentationPredictor",
+}
+"""The predictor of every task, in its own folder: only what is asked for is imported."""
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    model: str | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+) -> Predictor:
+    """Loads a trained network, ready to predict.
+
+        model = dgmn.load("runs/x/checkpoints/best.ckpt")
+        result = model.predict("street.jpg")
+        result.draw().save("out.jpg")
+
+    Args:
+        source: a checkpoint of a run, a run's folder (its best checkpoint is taken), or the name of a published model
+            that was downloaded, for instance "mask_rcnn_dgmn2_tiny"; see `dgmn zoo`.
+        device: "cpu", "cuda" and so on; "auto" is the fastest there is.
+        model: name of the published model whose weights the file `source` holds: published files do not say what they
+            are.
+        recipe: recipe that the file was trained with, where the file does not say it.
+
+    Returns:
+        A [`ClassificationPredictor`][dgmn.classification.predictor.ClassificationPredictor],
+        [`DetectionPredictor`][dgmn.detection.predictor.DetectionPredictor] or
+        [`SegmentationPredictor`][dgmn.segmentation.predictor.SegmentationPredictor].
+
+    Raises:
+        InputError (a ValueError): nothing of this name, a file without weights, one that does not say what it is, or a
+            device that is not there; the message says what is accepted.
+    """
+    chosen = checked_device(device)
+    path = _file(source)
+    if model is not None or path is None:
+        row = find(os.fspath(source) if model is None else model)
+        checkpoint = read_checkpoint(path or downloaded_file(row))
+        predictor = _predictor(row.task).published(row.builder, row.backbone, chosen)
+    else:
+        checkpoint = read_checkpoint(path)
+        predictor = _described(checkpoint, recipe, chosen)
+    load_checkpoint(predictor.network, checkpoint)
+    return predictor
+
+
+def _described(checkpoint: Checkpoint, recipe: str | os.PathLike[str] | None, device: torch.device) -> Predictor:
+    """What a checkpoint of a run, or its recipe, says of the network."""
+    description = checkpoint.description
+    if recipe is not None:
+        from dgmn.cli import describe_recipe
+
+        description = describe_recipe(os.fspath(recipe))
+    if description is None:
+        raise InputError(
+            f"{checkpoint.path} does not say what network it is for: give the published model that it is (--model, in "
+            "Python model=), or the recipe that it was trained with (-c, in Python recipe=)"
+        )
+    task = description.get("task")
+    if task not in PREDICTORS:
+        raise InputError(f"{checkpoint.path}: its task must be one of {', '.join(PREDICTORS)}, got {task!r}")
+    try:
+        return _predictor(task).from_description(description, device)
+    except KeyError as error:
+        raise InputError(f"{checkpoint.path}: its description lacks {error}") from error
+
+
+def _predictor(task: str) -> type[Predictor]:
+    found: type[Predictor] = getattr(import_module(f"dgmn.{task}.predictor"), PREDICTORS[task])
+    return found
+
+
+def _file(source: str | os.PathLike[str]) -> Path | None:
+    """The file that is meant; None for the name of a published model."""
+    path = Path(source)
+    if path.is_dir():
+        for place in (path / "checkpoints", path):
+            for name in ("best.ckpt", "last.ckpt"):
+                if (place / name).is_file():
+                    return place / name
+        raise InputError(f"{path}: no run's folder: it has neither checkpoints/best.ckpt nor checkpoints/last.ckpt")
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise InputError(f"{path}: no such file")
+    return None
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device that can be computed on; "auto" is the fastest there is.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device}: not available here ({str(error).splitlines()[0]})") from error
+    return torch.device(device)

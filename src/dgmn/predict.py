@@ -1,0 +1,102 @@
+"""`dgmn predict`: what a trained or published model sees in images."""
+
+import argparse
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dgmn.errors import InputError
+from dgmn.loading import load
+from dgmn.predictor import Predictor, Result
+from dgmn_base.options import check_task, is_given
+from dgmn_base.terminal import format_table, show_progress
+
+_OF_PREDICTOR = ("top", "score", "multi_scale", "batch_size")
+_QUIET = 1.0  # seconds before progress is shown
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Predicts image by image and writes what was asked for; what cannot be read is left out and told at the end."""
+    paths: list[Path] = options.images
+    predictor = _predictor(options)
+    given = {name: getattr(options, name) for name in _OF_PREDICTOR if is_given(options, name)}
+    folders = _folders(options)
+    numbers = {path: number for number, path in enumerate(paths)}  # images of different folders may share a name
+    problems: list[Exception] = []
+    rows: list[tuple[str, ...]] = []
+    start = time.monotonic()
+
+    def progress(done: float) -> None:
+        show_progress(done, len(paths), "images", quiet=time.monotonic() - start < _QUIET)
+
+    with ExitStack() as stack:
+        writer = stack.enter_context(predictor.writer(Path(options.json))) if options.json else None
+        results = predictor.predict(
+            paths, on_error=lambda path, error: problems.append(error), progress=progress, **given
+        )
+        for result in results:
+            rows.append((result.name, *result.cells()))
+            if writer is not None:
+                writer.add(result)
+            stem = f"{numbers[result.source]:05d}_{result.source.stem}"
+            try:
+                _write(result, stem, folders, predictor, options)
+            except InputError as error:  # of a point or layer: the same for the next image
+                problems.append(InputError(f"{result.name}: {error}"))
+                break
+    if rows:
+        print(format_table(("image", *predictor.columns(len(rows[0]) - 1)), rows))
+    for name, place in {**({"json": options.json} if options.json else {}), **folders}.items():
+        print(f"\n{name}: {place}")
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        some = "; ".join(map(str, problems[:3])) + (" ..." if len(problems) > 3 else "")
+        raise InputError(f"{len(problems)} of {len(paths)} images were left out: {some}")
+    return 0
+
+
+def _predictor(options: argparse.Namespace) -> Predictor:
+    source = options.ckpt_path or options.model
+    model = options.model if options.ckpt_path else None
+    predictor = load(source, device=options.device, model=model, recipe=options.config)
+    check_task(options, predictor.task)
+    if options.submission:
+        from dgmn.segmentation.cityscapes import CITYSCAPES, submission_name
+
+        if predictor.names != CITYSCAPES.names:
+            raise InputError("--submission is for models of the 19 classes of Cityscapes")
+        for path in options.images:
+            submission_name(path)  # an error now, not after hours
+    return predictor
+
+
+def _folders(options: argparse.Namespace) -> dict[str, Path]:
+    """The folders that were asked for, made."""
+    names = ("pictures", "labels", "submission", "nodes")
+    folders = {name: Path(getattr(options, name)) for name in names if getattr(options, name)}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    return folders
+
+
+def _write(result: Any, stem: str, folders: dict[str, Path], predictor: Predictor, options: argparse.Namespace) -> None:
+    if "pictures" in folders:
+        result.draw().save(folders["pictures"] / f"{stem}.jpg", quality=92)
+    if "labels" in folders:
+        result.label_image().save(folders["labels"] / f"{stem}.png")
+    if "submission" in folders:
+        from dgmn.segmentation.cityscapes import submission_name, to_label_ids
+
+        Image.fromarray(to_label_ids(result.labels)).save(folders["submission"] / submission_name(result.source))
+    if "nodes" in folders:
+        _write_nodes(result, stem, folders["nodes"], predictor, options)
+
+
+def _write_nodes(result: Result, stem: str, folder: Path, predictor: Predictor, options: argparse.Namespace) -> None:
+    for at in options.at or [(result.image.width / 2, result.image.height / 2)]:
+        picture = predictor.nodes(result.image, at).draw(options.layer)
+        picture.save(folder / f"{stem}_{at[0]:g}_{at[1]:g}.png")

@@ -1,0 +1,252 @@
+"""What a trained network gives to its user, whatever its task: predictions of images, and the nodes that it samples."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import nn
+
+from dgmn.errors import InputError
+from dgmn.images import AnyImage, to_image
+from dgmn.nodes import Point, SampledNodes, check_point
+from dgmn.pictures import node_picture
+from dgmn.writers import JsonWriter, ListWriter
+from dgmn_base.files import find_images
+
+_PIXELS = 2**26  # decoded images of a batch
+
+OnError = Callable[[AnyImage, Exception], None]
+Progress = Callable[[float], None]
+
+
+class Drawable(ABC):
+    """Something that can be drawn, and draws itself in a notebook."""
+
+    @abstractmethod
+    def draw(self) -> Image.Image:
+        """A picture of it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.draw().save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+class Result(Drawable):
+    """What a network found in an image; printing it says so in words.
+
+    Args:
+        source: the image as it was given.
+        image: in RGB, upright.
+    """
+
+    def __init__(self, source: AnyImage, image: Image.Image) -> None:
+        self.source = source
+        self.image = image
+
+    @property
+    def name(self) -> str:
+        """The image's path, or "image" where it was no file."""
+        return os.fspath(self.source) if isinstance(self.source, str | os.PathLike) else "image"
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @abstractmethod
+    def cells(self) -> tuple[str, ...]:
+        """Its row in a table with the predictor's `columns`."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.name}: {str(self).splitlines()[0]}>"
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes(Drawable, Sequence[SampledNodes]):
+    """The nodes that a network samples for a point of an image, in the order in which its layers run.
+
+    Attributes:
+        image: in RGB, upright.
+        found: one for every layer, and sampling rate or head of it.
+    """
+
+    image: Image.Image
+    found: tuple[SampledNodes, ...]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.found[index]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that sample nodes."""
+        return tuple(dict.fromkeys(nodes.layer for nodes in self.found))
+
+    def draw(self, layer: str | None = None) -> Image.Image:
+        """The nodes of a layer, None for the last one; see [`node_picture`][dgmn.pictures.node_picture]."""
+        return node_picture(self.image, self.found, layer)
+
+
+class Predictor(ABC):
+    """A network with what it needs to tell what is in an image.
+
+    Args:
+        network: in evaluation mode from now on.
+        names: of the classes, in the order of the network's outputs.
+        device: to compute on.
+
+    Attributes:
+        task: "classification", "detection" or "segmentation".
+        network, names, device: as above.
+    """
+
+    task: ClassVar[str]
+    batch_size: ClassVar[int] = 1
+    """Images that the network gets at a time, where nothing else is said."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str], device: str | torch.device = "cpu") -> None:
+        self.network = network.eval().to(device)
+        self.names = tuple(names)
+        self.device = torch.device(device)
+
+    @classmethod
+    @abstractmethod
+    def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
+        """What a checkpoint of a run says of itself; its weights are still to be loaded."""
+
+    @classmethod
+    @abstractmethod
+    def published(cls, builder: str, backbone: str, device: str | torch.device = "cpu") -> Self:
+        """A published model, by the names in its row of the zoo; its weights are still to be loaded."""
+
+    @abstractmethod
+    def predict(
+        self,
+        images: Any,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Any:
+        """What is in an image, or in many.
+
+        Args:
+            images: one image: a path, the bytes of a file, a PIL image, an array (H, W, 3) of uint8 in RGB, or a tensor
+                (3, H, W) of uint8 or in 0..1. Or many: a list or an iterator of these, a folder, or a glob.
+            batch_size: images that the network gets at a time; None is the task's own number.
+            on_error: is told of an image that cannot be read, and why; the image is then left out. None raises the
+                error.
+            progress: is told how many images are done.
+            options: of the task, as its own predictor has them.
+
+        Returns:
+            The result of one image. Of many an iterator of results, which reads an image when its turn comes.
+
+        Raises:
+            InputError (a ValueError): an image that cannot be read, or a wrong option; the message names it.
+            FileNotFoundError: no such file.
+        """
+
+    @abstractmethod
+    def columns(self, cells: int) -> tuple[str, ...]:
+        """The header of a table of results that have so many cells, after the image."""
+
+    @abstractmethod
+    def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
+        """What the network samples for a point that lies in the image."""
+
+    def writer(self, file: Path) -> JsonWriter:
+        """Writes results to a file of JSON while they come."""
+        return ListWriter(file)
+
+    def nodes(self, image: AnyImage, at: Point | None = None) -> Nodes:
+        """The nodes that the network samples for a point of an image (Fig. 5 of the paper).
+
+        See [`sampled_nodes`][dgmn.nodes.sampled_nodes].
+
+        Args:
+            image: one image, as for `predict`.
+            at: x and y in pixels of the image; None is its middle.
+
+        Raises:
+            InputError (a ValueError): the point is not in the image, or the network samples no nodes.
+        """
+        picture = to_image(image)
+        if at is None:
+            at = (picture.width / 2, picture.height / 2)
+        check_point(at, picture.width, picture.height)
+        return Nodes(picture, tuple(self.sample_nodes(picture, at)))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {type(self.network).__name__}, {len(self.names)} classes, on {self.device}>"
+
+
+Predict = Callable[[Sequence[tuple[AnyImage, Image.Image]], Progress], Sequence[Result]]
+"""Results of a batch of images, each as it was given and in RGB; it tells which share of them is done."""
+
+
+def run(
+    predict: Predict,
+    images: Any,
+    batch_size: int,
+    on_error: OnError | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """The loop of every [`Predictor.predict`][dgmn.predictor.Predictor.predict]."""
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    many = _many(images)
+    if many is not None:
+        return _results(predict, many, batch_size, on_error, progress)
+    (result,) = _results(predict, [images], 1, None, progress)
+    return result
+
+
+def _results(
+    predict: Predict, images: Iterable[AnyImage], batch_size: int, on_error: OnError | None, progress: Progress | None
+) -> Iterator[Result]:
+    tell = progress or (lambda done: None)
+    done = 0  # images that were read and predicted, or left out
+    batch: list[tuple[AnyImage, Image.Image]] = []
+
+    def predicted() -> Sequence[Result]:
+        with torch.inference_mode():
+            return predict(batch, lambda share: tell(done + share * len(batch)))
+
+    for source in images:
+        try:
+            batch.append((source, to_image(source)))
+        except (InputError, OSError) as error:
+            if on_error is None:
+                raise
+            on_error(source, error)
+            done += 1
+        if len(batch) == batch_size or sum(image.width * image.height for _, image in batch) > _PIXELS:
+            yield from predicted()
+            done += len(batch)
+            batch.clear()
+            tell(done)
+    if batch:
+        yield from predicted()
+    tell(done + len(batch))
+
+
+def _many(images: Any) -> Iterable[AnyImage] | None:
+    """The images that were given, None if it is one."""
+    if isinstance(images, str | os.PathLike):
+        path = Path(images)
+        is_glob = not path.exists() and any(character in str(images) for character in "*?[")
+        return find_images([images]) if path.is_dir() or is_glob else None
+    return images if isinstance(images, list | tuple | Iterator) else None

@@ -1,0 +1,59 @@
+"""Cityscapes as it unpacks."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgmn.errors import InputError
+from dgmn.segmentation.cityscapes import CITYSCAPES, CITYSCAPES_IDS
+from dgmn.segmentation.labels import find_classes, read_mask
+from dgmn.segmentation.layouts.layout import Layout, Sample
+
+
+class Cityscapes(Layout):
+    """`leftImg8bit` and `gtFine` or `gtCoarse`; with `classes.json` or `classes.txt` beside them other classes.
+
+    Args:
+        root: the folder.
+        labels: "gtFine" or "gtCoarse".
+        palette_masks: masks with a palette hold class numbers as indices.
+    """
+
+    def __init__(self, root: Path, labels: str = "gtFine", palette_masks: bool = False) -> None:
+        super().__init__(root)
+        if labels not in ("gtFine", "gtCoarse"):
+            raise InputError(f'data.labels must be "gtFine" or "gtCoarse", got {labels!r}')
+        self.palette_masks = palette_masks
+        own = find_classes(root)
+        self.labels = labels
+        self.classes = own or CITYSCAPES
+        self._by_ids = own or CITYSCAPES_IDS
+
+    @staticmethod
+    def fits(root: Path) -> bool:
+        return (root / "leftImg8bit").is_dir()
+
+    def splits(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "leftImg8bit").iterdir() if path.is_dir())
+
+    def samples(self, split: str) -> list[Sample]:
+        samples = []
+        for part in split.split("+"):
+            folder = self.root / "leftImg8bit" / part
+            images = sorted(p for p in folder.glob("*/*_leftImg8bit.*") if p.suffix.lower() in (".png", ".jpg"))
+            if not images:
+                there = ", ".join(self.splits()) or "nothing"
+                raise InputError(f"{folder}: expected <city>/*_leftImg8bit.png, found none; leftImg8bit has {there}")
+            samples += [Sample(image, self._mask_of(image, part)) for image in images]
+        return samples
+
+    def _mask_of(self, image: Path, part: str) -> Path:
+        folder = self.root / self.labels / part / image.parent.name
+        stem = f"{image.stem.removesuffix('_leftImg8bit')}_{self.labels}"
+        train_ids, ids = (folder / f"{stem}_{kind}.png" for kind in ("labelTrainIds", "labelIds"))
+        return ids if ids.is_file() and not train_ids.is_file() else train_ids
+
+    def read_mask(self, path: Path) -> NDArray[np.uint8]:
+        classes = self._by_ids if path.stem.endswith("_labelIds") else self.classes
+        return read_mask(path, classes, self.palette_masks)

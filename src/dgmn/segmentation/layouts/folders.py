@@ -1,0 +1,98 @@
+"""Folders of images and masks."""
+
+import string
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgmn.errors import InputError
+from dgmn.segmentation.labels import find_classes, read_mask
+from dgmn.segmentation.layouts.layout import Layout, Sample
+from dgmn_base.files import EXTENSIONS, listing
+
+
+class MaskFolders(Layout):
+    """Folders of images and of masks, and `classes.txt` or `classes.json`.
+
+    Args:
+        root: the folder.
+        images: folder of the images of a part, below `root`.
+        masks: mask of an image of a part, below `root`; `{name}` is the image's path below `images` without its ending.
+        palette_masks: masks with a palette hold class numbers as indices, as those of PASCAL VOC do.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        images: str = "images/{split}",
+        masks: str = "masks/{split}/{name}.png",
+        palette_masks: bool = False,
+    ) -> None:
+        super().__init__(root)
+        _check_pattern("images", images, (), "images/{split}")
+        _check_pattern("masks", masks, ("name",), "masks/{split}/{name}.png")
+        classes = find_classes(root)
+        if classes is None:
+            raise InputError(
+                f"data.root {root}: expected classes.txt with one name a line (the first is 0 in the masks), "
+                f"or Cityscapes' leftImg8bit; {listing(root)}"
+            )
+        self.classes = classes
+        self.images = images
+        self.masks = masks
+        self.palette_masks = palette_masks
+
+    @staticmethod
+    def fits(root: Path) -> bool:
+        return find_classes(root) is not None
+
+    def splits(self) -> list[str]:
+        before, _, after = self.images.partition("{split}")
+        folder = self.root / before
+        names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        return [name for name in names if (self.root / f"{before}{name}{after}").is_dir()]
+
+    def samples(self, split: str) -> list[Sample]:
+        samples = []
+        for part in split.split("+"):
+            folder = self.root / self.images.format(split=part)
+            files = sorted(path for path in folder.rglob("*") if _is_image(path))
+            if not files:
+                what = "is empty" if folder.is_dir() else "there is no such folder"
+                raise InputError(f"data: no images for {part!r} in {folder}: {what}")
+            for file in files:
+                name = file.relative_to(folder).with_suffix("").as_posix()
+                samples.append(Sample(file, self.root / self.masks.format(split=part, name=name)))
+        masks = [sample.mask for sample in samples]
+        shared = next((b for a, b in pairwise(masks) if a == b), None)
+        if shared is not None:
+            raise InputError(f"{shared}: the mask of two images, which differ in their ending only")
+        return samples
+
+    def read_mask(self, path: Path) -> NDArray[np.uint8]:
+        return read_mask(path, self.classes, self.palette_masks)
+
+
+def _check_pattern(option: str, pattern: str, needed: tuple[str, ...], example: str) -> None:
+    """
+    Raises:
+        InputError: a pattern of `MaskFolders` holds other fields than it may, or lacks one.
+    """
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
+    except ValueError:
+        fields = {"?"}
+    accepted = {"split", *needed}
+    if not fields <= accepted or not set(needed) <= fields:
+        must = f" and must hold {{{needed[0]}}}" if needed else ""
+        raise InputError(
+            f"data.{option} may hold {', '.join(f'{{{name}}}' for name in sorted(accepted))}{must}, "
+            f'for instance "{example}", got {pattern!r}'
+        )
+
+
+def _is_image(path: Path) -> bool:
+    # Hidden files are what file managers leave beside images.
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()

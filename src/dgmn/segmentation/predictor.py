@@ -1,0 +1,210 @@
+"""Prediction with a trained or published segmenter. Needs no lightning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as TF
+from typing_extensions import override
+
+from dgmn.about import Preprocessing
+from dgmn.images import AnyImage, stacked
+from dgmn.models.build import build_named
+from dgmn.nodes import Point, SampledNodes, sampled_nodes
+from dgmn.pictures import legend, overlay
+from dgmn.predictor import OnError, Predictor, Progress, Result, run
+from dgmn.segmentation.builders import BUILDERS
+from dgmn.segmentation.cityscapes import CITYSCAPES
+from dgmn.segmentation.inference import (
+    PAPER_SCALES,
+    Inference,
+    count_windows,
+    predict_labels,
+    predict_probabilities,
+    window_around,
+)
+from dgmn.segmentation.labels import Color, paint
+from dgmn.segmentation.transforms import normalise
+
+_LARGEST = 2000  # pixels of a side of a picture
+
+
+class SegmentationResult(Result):
+    """The class of every pixel of an image.
+
+    Attributes:
+        labels: places of the classes among the model's names, (H, W), uint8.
+        probabilities: of the classes, (classes, H, W), float32, where they were asked for, else None.
+    """
+
+    def __init__(
+        self,
+        source: AnyImage,
+        image: Image.Image,
+        labels: NDArray[np.uint8],
+        probabilities: NDArray[np.float32] | None,
+        predictor: "SegmentationPredictor",
+    ) -> None:
+        super().__init__(source, image)
+        self.labels = labels
+        self.probabilities = probabilities
+        self._predictor = predictor
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the image that every class fills, the largest first; classes that fill none are left out."""
+        names = self._predictor.names
+        shares = np.bincount(self.labels.ravel(), minlength=len(names)) / self.labels.size
+        return {names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable") if shares[i] > 0}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
+
+    @override
+    def cells(self) -> tuple[str, ...]:
+        cells = [f"{name} {share:.1%}" for name, share in self.shares.items()][:_COLUMNS]
+        return (*cells, *[""] * (_COLUMNS - len(cells)))
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        return {"image": self.name, "shares": {name: round(share, 6) for name, share in self.shares.items()}}
+
+    def label_image(self) -> Image.Image:
+        """The labels as an image with a palette: its indices are the labels, its colours the classes'."""
+        return paint(self.labels, self._predictor.colors)
+
+    @override
+    def draw(self) -> Image.Image:
+        """The image with its classes in colours over it, and which they are below."""
+        names, colors = self._predictor.names, self._predictor.colors
+        picture = overlay(self.image, self.labels, colors)
+        picture.thumbnail((_LARGEST, _LARGEST))
+        present = np.flatnonzero(np.bincount(self.labels.ravel(), minlength=len(names)))
+        key = legend([names[i] for i in present], [colors[i] for i in present], picture.width)
+        return stacked([picture, key])
+
+
+_COLUMNS = 5
+
+
+class SegmentationPredictor(Predictor):
+    """Names the class of every pixel of an image.
+
+    Args:
+        network: (B, 3, H, W), preprocessed, to logits (B, classes, H, W).
+        names: of the classes.
+        colors: to draw them in.
+        inference: how images are predicted.
+        preprocessing: of the images.
+        device: to compute on.
+    """
+
+    task: ClassVar[str] = "segmentation"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        colors: Sequence[Color],
+        inference: Inference = Inference(),  # noqa: B008 - a frozen value
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - a frozen value
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__(network, names, device)
+        self.colors = tuple(colors)
+        self.inference = inference
+        self._normalise = normalise(preprocessing)
+
+    @classmethod
+    @override
+    def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
+        arguments = {key: description[key] for key in ("model", "backbone", "num_classes", "model_args")}
+        preprocessing = Preprocessing.from_values(description.get("preprocessing") or {})
+        network = build_named(BUILDERS, **arguments, preprocessing=preprocessing)
+        colors = [(r, g, b) for r, g, b in description["colors"]]
+        inference = Inference(**description["inference"])
+        return cls(network, description["classes"], colors, inference, preprocessing, device)
+
+    @classmethod
+    @override
+    def published(cls, builder: str, backbone: str, device: str | torch.device = "cpu") -> Self:
+        network = build_named(BUILDERS, builder, backbone, len(CITYSCAPES.names))
+        return cls(network, CITYSCAPES.names, CITYSCAPES.colors, Inference("slide"), device=device)
+
+    @override
+    def predict(  # type: ignore[override] # the options of this task by their names, no others
+        self,
+        images: Any,
+        *,
+        probabilities: bool = False,
+        multi_scale: bool = False,
+        batch_size: int | None = None,
+        on_error: OnError | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The class of every pixel; see [`Predictor.predict`][dgmn.predictor.Predictor.predict].
+
+        Args:
+            images, on_error, progress: see there.
+            probabilities: also the probability of every class at every pixel, which needs memory for all of it.
+            multi_scale: average six scales and their mirror images, as the paper does.
+            batch_size: images that are read at a time. The network gets them one by one, each at its own size.
+        """
+        inference = replace(self.inference, scales=PAPER_SCALES, flip=True) if multi_scale else self.inference
+        predict = partial(self._predict, inference, probabilities)
+        return run(predict, images, batch_size or self.batch_size, on_error, progress)
+
+    def _predict(
+        self,
+        inference: Inference,
+        wanted: bool,
+        images: Sequence[tuple[AnyImage, Image.Image]],
+        progress: Progress,
+    ) -> list[SegmentationResult]:
+        results = []
+        for i, (source, image) in enumerate(images):
+            pixels = self._pixels(image)
+            total, done = count_windows(image.height, image.width, inference), 0
+
+            def watched(windows: Tensor, i: int = i, total: int = total) -> Tensor:
+                nonlocal done
+                logits: Tensor = self.network(windows)
+                done += len(windows)
+                progress((i + done / total) / len(images))
+                return logits
+
+            probabilities = None
+            if wanted:
+                found = predict_probabilities(watched, pixels, inference).cpu()
+                labels, probabilities = found.argmax(0).to(torch.uint8), found.numpy()
+            else:
+                labels = predict_labels(watched, pixels, inference)
+            results.append(SegmentationResult(source, image, labels.numpy(), probabilities, self))
+        return results
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        pixels = tv_tensors.Image(TF.pil_to_tensor(image))
+        out: Tensor = self._normalise(pixels).as_subclass(Tensor).to(self.device)
+        return out
+
+    @override
+    def columns(self, cells: int) -> tuple[str, ...]:
+        return tuple(f"{rank + 1}." for rank in range(cells))
+
+    @override
+    def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
+        """At the image's own size, or that of `inference.fit`. Where the network gets windows of it, in the window that
+        has the point most in its middle.
+        """
+        (top, left), (height, width), scaled = window_around(at, self._pixels(image), self.inference)
+        scale = (image.width / scaled.shape[-1], image.height / scaled.shape[-2])
+        part = scaled[None, :, top : top + height, left : left + width]
+        found = sampled_nodes(self.network, part, (at[0] / scale[0] - left, at[1] / scale[1] - top))
+        return [each.placed(scale, (left * scale[0], top * scale[1])) for each in found]

@@ -1,0 +1,191 @@
+"""Mistakes in the options of `dgmn fit` and its like, found in the source before anything heavy is imported.
+
+What cannot be told so quickly is left to the real parser.
+"""
+
+import ast
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dgmn_base.errors import InputError, did_you_mean
+from dgmn_base.files import check_root
+from dgmn_base.recipes import package_folder, with_recipes
+from dgmn_base.runs import checkpoint_of
+
+# Options of `dgmn predict` that mean something for one task only.
+_OF_TASK = {
+    "top": "classification",
+    "score": "detection",
+    "multi_scale": "segmentation",
+    "labels": "segmentation",
+    "submission": "segmentation",
+}
+_TOP = ("config", "ckpt_path", "data", "model", "print_config", "seed_everything", "trainer", "help", "help-all", "c")
+_OF_CLASSES = ("class_path", "init_args", "dict_kwargs", "help")  # what jsonargparse accepts for any class
+
+
+def is_given(options: Namespace, name: str) -> bool:
+    """Whether an option of the command line was given, also as 0."""
+    value = getattr(options, name)
+    return value is not None and value is not False
+
+
+def check_task(options: Namespace, task: str) -> None:
+    """
+    Raises:
+        InputError: an option of `dgmn predict` that means nothing for a model of this task.
+    """
+    for option, its_task in _OF_TASK.items():
+        if task != its_task and is_given(options, option):
+            raise InputError(f"--{option} is for {its_task}, this model is for {task}")
+
+
+def checked_arguments(command: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments of a training command with every recipe found.
+
+    Args:
+        command: "fit", "validate", "test" or "validate-data".
+        arguments: of the command line.
+
+    Raises:
+        InputError: a recipe, checkpoint or folder that is not there, or an option that does not exist.
+    """
+    arguments = with_recipes(arguments)
+    given = dict(_options(arguments))
+    recipe = _merged(value for name, value in _options(arguments) if name in ("c", "config"))
+    for name in given:
+        _check_option(name, _class_of("data", given, recipe), _class_of("model", given, recipe))
+    if "print_config" in given or any(name.endswith("help") for name in given):
+        return arguments
+    if command != "validate-data":
+        root = given.get("trainer.default_root_dir") or _value(recipe, "trainer", "default_root_dir") or "runs/unnamed"
+        checkpoint_of(command, given.get("ckpt_path"), Path(str(root)))
+    start = given.get("model.checkpoint") or _value(recipe, "model", "init_args", "checkpoint")
+    if command == "fit" and "ckpt_path" not in given and start not in (None, "null") and not Path(str(start)).is_file():
+        raise InputError(f"--model.checkpoint {start}: no such file")
+    folder = given.get("data.root", _value(recipe, "data", "init_args", "root"))
+    if isinstance(folder, str) and folder != "null" and _class_of("data", given, recipe).startswith("dgmn."):
+        check_root(Path(folder))
+    return arguments
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Name and value of every option; of the same name, the later counts."""
+    for i, argument in enumerate(arguments):
+        if not argument.startswith("-") or _is_number(argument):
+            continue
+        name, equals, value = argument.lstrip("-").partition("=")
+        following = arguments[i + 1] if i + 1 < len(arguments) else None
+        yield name.removesuffix("+"), value if equals else following
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _merged(recipes: Iterator[str | None]) -> dict[str, Any]:
+    """The sections of recipes; what a later one says replaces what an earlier one said."""
+    import yaml
+
+    merged: dict[str, Any] = {}
+    for recipe in recipes:
+        try:
+            content = yaml.safe_load(Path(recipe or "").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"-c {recipe}: {' '.join(str(error).split())}") from error
+        merged = _over(merged, content if isinstance(content, dict) else {})
+    return merged
+
+
+def _over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = {**old, **new}
+    for name in old.keys() & new.keys():
+        if isinstance(old[name], dict) and isinstance(new[name], dict):
+            merged[name] = _over(old[name], new[name])
+    return merged
+
+
+def _value(recipe: Mapping[str, Any], *path: str) -> Any:
+    found: Any = recipe
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _class_of(section: str, given: Mapping[str, str | None], recipe: Mapping[str, Any]) -> str:
+    """The class path of a section, "" where it is not known."""
+    named = given.get(section) or given.get(f"{section}.class_path") or _value(recipe, section, "class_path")
+    return named if isinstance(named, str) else ""
+
+
+def _check_option(option: str, data: str, model: str) -> None:
+    section, *names = option.split(".")
+    if section not in _TOP:
+        raise InputError(f"--{option}: no such option{did_you_mean(section, _TOP, before='--')}")
+    if section == "trainer":
+        classes: Mapping[str, Any] = {"Trainer": _trainer()}
+        start = "Trainer"
+    elif section in ("data", "model"):
+        start = {"data": data, "model": model}[section]
+        classes = _classes(start)
+        start = start.rpartition(".")[2]
+    else:
+        return
+    names = [name for name in names if name != "init_args"]
+    path = section
+    known = classes.get(start)
+    for name in names:
+        if known is None or name in _OF_CLASSES:
+            return
+        if name not in known:
+            hint = did_you_mean(name, known, "; --help-all explains every option", f"--{path}.")
+            raise InputError(f"--{option}: no such option{hint}")
+        path += f".{name}"
+        known = classes.get(known[name])
+
+
+def _classes(class_path: str) -> dict[str, dict[str, str]]:
+    """The arguments of the classes in the folder of one of ours, each with its type's name; none of other packages'."""
+    folder = package_folder() / "/".join(class_path.split(".")[1:2])
+    if not class_path.startswith("dgmn.") or not folder.is_dir():
+        return {}
+    found = {}
+    for file in sorted(folder.glob("*.py")):
+        for node in _parsed(file):
+            if isinstance(node, ast.ClassDef):
+                found[node.name] = _arguments(node)
+    return {name: arguments for name, arguments in found.items() if arguments}
+
+
+@cache
+def _trainer() -> dict[str, str] | None:
+    spec = find_spec("lightning")
+    file = Path((spec.submodule_search_locations or [""])[0]) / "pytorch/trainer/trainer.py" if spec else Path()
+    if not file.is_file():
+        return None
+    classes = [node for node in _parsed(file) if isinstance(node, ast.ClassDef) and node.name == "Trainer"]
+    return _arguments(classes[0]) if classes else None
+
+
+def _parsed(file: Path) -> list[ast.stmt]:
+    return ast.parse(file.read_text(encoding="utf-8")).body
+
+
+def _arguments(node: ast.ClassDef) -> dict[str, str]:
+    """Of a class with a constructor, or of a dataclass."""
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            arguments = [*part.args.args[1:], *part.args.kwonlyargs]
+            return {argument.arg: ast.unparse(argument.annotation or ast.Name("")) for argument in arguments}
+    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        fields = (part for part in node.body if isinstance(part, ast.AnnAssign))
+        return {ast.unparse(field.target): ast.unparse(field.annotation) for field in fields}
+    return {}

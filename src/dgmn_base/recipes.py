@@ -1,0 +1,52 @@
+"""Recipes: the YAML files that come with dgmn, and the user's own."""
+
+import difflib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from dgmn_base.errors import InputError
+
+
+def package_folder() -> Path:
+    """The folder of the package `dgmn`, which is not imported."""
+    spec = find_spec("dgmn")
+    assert spec is not None, "dgmn is installed with dgmn_base"
+    assert spec.origin is not None, "dgmn has an __init__.py"
+    return Path(spec.origin).parent
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with dgmn, as -c takes them."""
+    package = package_folder()
+    return sorted(path.relative_to(package).as_posix() for path in package.glob("recipes/**/*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file, or one of those that come with dgmn.
+
+    Raises:
+        InputError: there is none; the message suggests near names, or lists all.
+    """
+    package = package_folder()
+    for path in (Path(name), package / name, package / "recipes" / name):
+        if path.is_file():
+            return path
+    names = recipe_names()
+    stems = difflib.get_close_matches(Path(name).stem, [Path(known).stem for known in names], n=2, cutoff=0.6)
+    near = " or ".join(known for known in names if Path(known).stem in stems)
+    hint = f", did you mean {near}?" if near else f"; those that come with dgmn are {', '.join(names)}"
+    raise InputError(f"-c {name}: no such recipe{hint}")
+
+
+def with_recipes(arguments: Sequence[str]) -> list[str]:
+    """Arguments of the command line with every `-c NAME` found; see [`find_recipe`][dgmn_base.recipes.find_recipe]."""
+    resolved = []
+    for i, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag in ("-c", "--config") and value:
+            argument = f"{flag}={find_recipe(value)}"
+        elif i > 0 and arguments[i - 1] in ("-c", "--config"):
+            argument = str(find_recipe(argument))
+        resolved.append(argument)
+    return resolved
