@@ -11,13 +11,14 @@ import pytest
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import torch
-from coco_scenes import coco_scenes, few_coco_scenes  # noqa: F401 - fixtures
 
 import dgmn  # noqa: F401 - registers the networks with timm
 
+from coco_scenes import coco_scenes, few_coco_scenes  # noqa: F401 - fixtures
 from digits import all_digits, few_digits  # noqa: F401 - fixtures
 from golden_vectors import Vectors, fill, load_keys
 from scenes import few_scenes, scenes  # noqa: F401 - fixtures
+from small_runs import small_run  # noqa: F401 - a fixture
 
 GOLDEN = Path(__file__).parent / "golden"
 

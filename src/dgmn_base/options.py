@@ -4,10 +4,10 @@ What cannot be told so quickly is left to the real parser.
 """
 
 import ast
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +167,10 @@ def _classes(class_path: str) -> dict[str, dict[str, str]]:
 
 @cache
 def _trainer() -> dict[str, str] | None:
-    spec = find_spec("lightning")
-    file = Path((spec.submodule_search_locations or [""])[0]) / "pytorch/trainer/trainer.py" if spec else Path()
-    if not file.is_file():
-        return None
-    classes = [node for node in _parsed(file) if isinstance(node, ast.ClassDef) and node.name == "Trainer"]
-    return _arguments(classes[0]) if classes else None
+    places = (Path(folder) / "lightning/pytorch/trainer/trainer.py" for folder in sys.path)
+    file = next((place for place in places if place.is_file()), None)
+    body = [] if file is None else _parsed(file)
+    return next((_arguments(node) for node in body if isinstance(node, ast.ClassDef) and node.name == "Trainer"), None)
 
 
 def _parsed(file: Path) -> list[ast.stmt]:

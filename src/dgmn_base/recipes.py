@@ -2,18 +2,14 @@
 
 import difflib
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from dgmn_base.errors import InputError
 
 
 def package_folder() -> Path:
-    """The folder of the package `dgmn`, which is not imported."""
-    spec = find_spec("dgmn")
-    assert spec is not None, "dgmn is installed with dgmn_base"
-    assert spec.origin is not None, "dgmn has an __init__.py"
-    return Path(spec.origin).parent
+    """The folder of the package `dgmn`, which is beside this one."""
+    return Path(__file__).parent.parent / "dgmn"
 
 
 def recipe_names() -> list[str]:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from coco_scenes import MODELS
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -20,6 +19,8 @@ from dgmn.detection.coco import read_coco
 from dgmn.weights import read_checkpoint
 from dgmn_base.recipes import recipe_names
 from dgmn_cli import run
+
+from coco_scenes import MODELS
 
 
 def recipe(model):
