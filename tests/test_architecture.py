@@ -14,17 +14,17 @@ SRC = Path(__file__).parent.parent / "src"
 
 # Which floor a part is on, see CONTRIBUTING.md. A part is a folder or module of the package `dgmn`, or is beside it.
 FLOORS = {
-    "dgmn_base": 0,
-    **dict.fromkeys(("about", "errors", "images", "layout", "ops", "report", "writers"), 1),
-    "weights": 2,
-    "layers": 3,
-    **dict.fromkeys(("models", "nodes"), 4),
-    "training": 5,
-    **dict.fromkeys(("classification", "detection", "pictures", "predictor", "segmentation"), 6),
+    "dgmn_base": -1,
+    **dict.fromkeys(("about", "errors", "images", "layout", "ops", "report", "writers"), 0),
+    "weights": 1,
+    "layers": 2,
+    **dict.fromkeys(("models", "nodes"), 3),
+    "training": 4,
+    **dict.fromkeys(("classification", "detection", "pictures", "predictor", "segmentation"), 5),
     **dict.fromkeys(
-        ("bench", "cli", "complexity", "loading", "paper_tables", "predict", "quickstart", "validate_data"), 7
+        ("bench", "cli", "complexity", "loading", "paper_tables", "predict", "quickstart", "validate_data"), 6
     ),
-    "dgmn_cli": 8,
+    "dgmn_cli": 7,
 }
 TASKS = {"classification", "detection", "segmentation"}
 

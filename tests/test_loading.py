@@ -15,6 +15,7 @@ from dgmn.errors import InputError
 from dgmn.predictor import Nodes, Predictor, Result
 from dgmn.weights import read_checkpoint
 from dgmn_base.terminal import format_table
+from dgmn_cli import run
 
 from small_runs import KINDS, train
 
@@ -245,6 +246,20 @@ def test_bad_images_among_many(load, photo, tmp_path):
     ]
     with pytest.raises(InputError, match=r"b\.png: not an image"):
         list(model.predict(tmp_path))
+
+
+@pytest.mark.parametrize("kind", OF_EACH_TASK)
+def test_the_command_decodes_an_image_once(kind, small_run, few_coco_scenes, tmp_path, monkeypatch):
+    model = str(small_run(kind))
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda source, *more: opened.append(source) or open_image(source, *more))
+    folder = few_coco_scenes / "val"
+    outputs = [part for name in ("pictures", "nodes") for part in (f"--{name}", str(tmp_path / name))]
+    arguments = ["--ckpt_path", model, "--json", str(tmp_path / "found.json"), "--device", "cpu"]
+    assert run(["predict", str(folder), *arguments, *outputs]) == 0
+    assert sorted(opened) == sorted(folder.iterdir())
+    assert len(list((tmp_path / "pictures").iterdir())) == len(list((tmp_path / "nodes").iterdir())) == len(opened)
+    assert json.loads((tmp_path / "found.json").read_text())
 
 
 NO_IMAGES = {

@@ -73,6 +73,7 @@ class About:
         preprocessing: of its images; of a network with a backbone, the backbone's.
         images: what it takes: a "batch" (B, 3, H, W), preprocessed, or a "list" of images (3, H, W) in 0..1, of any
             sizes, which it resizes and normalises itself.
+        multiple: of what the sides of an image must be multiples; 1 for a network that takes any.
         masks: whether it finds masks beside boxes.
         classifier: beginnings of the names of the weights that belong to the classes of the data.
         backbone: name of the part that other networks have, too; "" for a network that is one.
@@ -86,6 +87,7 @@ class About:
 
     preprocessing: Preprocessing = Preprocessing()
     images: Literal["batch", "list"] = "batch"
+    multiple: int = 32
     masks: bool = False
     classifier: tuple[str, ...] = ()
     backbone: str = ""
@@ -131,6 +133,7 @@ def _word(network: nn.Module) -> About:
         own = replace(
             own,
             preprocessing=backbone.preprocessing,
+            multiple=backbone.multiple,
             undecayed=own.undecayed + backbone.undecayed,
             official=_first_of(own.official, backbone.official),
         )

@@ -8,6 +8,7 @@ from dgmn.cli import make_data
 from dgmn.errors import InputError
 from dgmn.images import stacked
 from dgmn.pictures import contact_sheet
+from dgmn.training.data import ImageData
 from dgmn_base.terminal import format_table, show_progress
 
 _SHOWN = 30  # problems
@@ -15,8 +16,8 @@ _SHOWN = 30  # problems
 
 def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     data = make_data(options.config, overrides)
-    if not hasattr(data, "validate"):
-        raise InputError(f"-c {options.config[0]}: {type(data).__name__} cannot be checked")
+    if not isinstance(data, ImageData):
+        raise InputError(f"-c {options.config[0]}: {type(data).__name__} is no data of dgmn, which it could check")
     report = data.validate(lambda split, total, done: show_progress(done, total, f"{split} images"))
     if report.rows:
         print(format_table(report.header, report.rows))

@@ -161,12 +161,8 @@ class ClassificationData(ImageData):
             f"{checked if checked < len(paths) else 'all'} of them decoded without an error"
         )
 
+    @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
-        """Reads every image of the training and validation sets.
-
-        Args:
-            progress: is told the split, how many images it has, and how many of them are read.
-        """
         if self.root is None:
             raise InputError("data: only folders of images can be checked; give --data.root FOLDER")
         report = DataReport(("class", "train images", "val images"))

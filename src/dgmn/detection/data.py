@@ -180,12 +180,8 @@ class DetectionData(ImageData):
             found.append(f"data: train and val have different categories ({', '.join(odd[:5]) or 'other ids'})")
         return found
 
+    @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
-        """Reads every image, and every mask where masks are wanted, of the training and validation sets.
-
-        Args:
-            progress: is told the split, how many images it has, and how many of them are read.
-        """
         report = DataReport(
             ("category", *(f"{split} {what}" for split in ("train", "val") for what in ("images", "objects")))
         )

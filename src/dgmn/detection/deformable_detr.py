@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MLP, box_convert
 
-from dgmn.about import About
+from dgmn.about import About, about
 from dgmn.detection.multi_scale import FusedMultiScaleAttention
 from dgmn.detection.official import official_deformable_detr
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
@@ -272,9 +272,8 @@ def deformable_detr(
         raise InputError("two_stage needs box_refine: its queries start from boxes")
     config = _config(num_classes, box_refine, two_stage, transformer_args or {})
     maps = feature_maps(backbone, pretrained, backbone_args)
-    # As in the original, ours sees no more padding than to the largest image of a batch. Some others of timm's, for
-    # instance HRNet, fail where a side is no multiple of 32.
-    divisible = 1 if backbone.startswith("dgmn2_") else 32
+    # As in the original, images are padded to the largest of a batch and no further, where the backbone takes that.
+    divisible = about(maps).multiple
     transform = GeneralizedRCNNTransform(min_size, max_size, **normalisation(maps), size_divisible=divisible)
     return DeformableDETR(maps, config, transform, detections_per_img)
 

@@ -148,7 +148,7 @@ class DGMN2(nn.Module):
         return nn.Linear(self.num_features, self.num_classes, **get_device_dtype(self))
 
     def about(self) -> About:
-        return replace(about_timm(self), classifier=("head.",), official=official_dgmn2)
+        return replace(about_timm(self), classifier=("head.",), multiple=1, official=official_dgmn2)
 
     def no_weight_decay(self) -> set[str]:
         """Nothing beyond norms and biases: the original recipe decays the position tables too."""

@@ -12,7 +12,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.utils import freeze
 from torch import Tensor, nn
 
-from dgmn.about import About, about_timm
+from dgmn.about import About, about_timm, unwrapped
 from dgmn.errors import InputError
 from dgmn.layers import DeformableConv2d, context_module
 from dgmn.models.official import refuse_released
@@ -82,7 +82,7 @@ class DGMNResNet(ResNet):
             setattr(found, activation, Inserted(getattr(found, activation), added))
 
     def about(self) -> About:
-        return replace(about_timm(self), classifier=("fc.",), official=refuse_released)
+        return replace(about_timm(self), classifier=("fc.",), multiple=1, official=refuse_released)
 
 
 class Inserted(nn.Sequential):
@@ -131,7 +131,7 @@ def set_multi_grid(network: nn.Module, grid: Sequence[int] = (1, 2, 4)) -> None:
 
     Source: DeepLabv3 (https://arxiv.org/abs/1706.05587), section 3.1.
     """
-    network = getattr(network, "model", network)
+    network, _ = unwrapped(network)
     if not isinstance(network, ResNet):
         raise InputError(f"multi_grid: is for timm's ResNets, got {type(network).__name__}")
     last = network.feature_info[-1]

@@ -151,12 +151,8 @@ class SegmentationData(ImageData):
             f"{checked if checked < len(samples) else 'all'} of them read without an error"
         )
 
+    @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
-        """Reads every image and mask of the training and validation sets.
-
-        Args:
-            progress: is told the split, how many images it has, and how many of them are read.
-        """
         names, colors = self.names, self.layout.classes.colors
         splits = ["train", "val"]
         if self.splits.test not in (self.splits.train, self.splits.val):

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
+from dgmn.report import DataReport
 from dgmn.training.callbacks import epoch_seed, run_seed
 from dgmn.training.sampling import GroupedBatches, StepSampler
 
@@ -61,6 +62,14 @@ class ImageData(L.LightningDataModule):
 
     def check(self) -> None:
         """Finds mistakes in the training and validation sets before hours are spent on them."""
+
+    def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
+        """Reads every image and annotation of the training and validation sets.
+
+        Args:
+            progress: is told the split, how many images it has, and how many of them are read.
+        """
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """What prediction needs to know of the data, as plain values."""
