@@ -2,8 +2,8 @@
 
     uv run --with grimp python docs/scripts/imports.py
 
-Needs graphviz (`dot` and `tred`). An import that follows from others is left out. Every part stands on its floor, and an arrow
-that would go up, or a circle, is an error.
+Needs graphviz (`dot` and `tred`). An import that follows from others is left out. An arrow that would go up is an error, and so
+is a circle.
 """
 
 import subprocess
