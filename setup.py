@@ -1,6 +1,6 @@
 """Builds the native CPU kernels. Everything else about the package is in pyproject.toml.
 
-They are optional: without a C++ compiler the build warns, and the package runs on plain PyTorch.
+The kernels are optional: without a C++ compiler the build warns, and the package runs on plain PyTorch.
 """
 
 import sys
@@ -15,12 +15,12 @@ FLAGS = [
     *("-std=c++14", "-O3", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-g0"),
 ]
-# Apple's compiler has no OpenMP: one thread there.
+# Apple's compiler has no OpenMP, so the kernels run on one thread there.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
 class BuildLibrary(build_ext):
-    """A plain shared library for ctypes: no module of Python, so one file serves every version."""
+    """Builds a plain shared library for ctypes. It is not a Python module, so one file serves every Python version."""
 
     def get_ext_filename(self, fullname):
         return fullname.replace(".", "/") + ".so"

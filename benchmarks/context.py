@@ -1,6 +1,6 @@
-"""Time and cost of DGMN and of the modules that it is compared with, behind a dilated ResNet and alone.
+"""Measures time and cost of DGMN and the modules it is compared with, behind a dilated ResNet and alone.
 
-All take turns, so that what else the machine does meets all of them: `python benchmarks/context.py`.
+Run `python benchmarks/context.py`. All take turns, so that other work on the machine affects all of them.
 """
 
 import copy
@@ -18,7 +18,7 @@ from dgmn_base.terminal import format_table
 
 ROUNDS = 15
 UNIFORM = {"dynamic_sampling": False, "fusion": "concat"}
-# As in Table 2 of the paper; DS with the three rates of Table 14 and the five.
+# The modules of Table 2 of the paper. DS comes with five rates, and with three as in Table 14.
 MODULES = {
     "none": ("none", {}),
     "Deformable": ("deformable", {}),
@@ -41,13 +41,13 @@ def in_turns(runs: dict[str, Callable[[], object]], device: torch.device) -> dic
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if step:  # the first warms up
+            if step:  # the first step warms up
                 times[name].append(1e3 * (time.perf_counter() - start))
     return times
 
 
 def show(title: str, networks: dict[str, nn.Module], x: torch.Tensor, device: torch.device) -> None:
-    """A table of networks; costs are beyond those of the first."""
+    """Prints a table of networks. Its costs are those added to the first network."""
     x = x.to(device)
     for network in networks.values():
         network.to(device).eval()
@@ -55,7 +55,7 @@ def show(title: str, networks: dict[str, nn.Module], x: torch.Tensor, device: to
         times = in_turns({name: lambda network=network: network(x) for name, network in networks.items()}, device)
     costs = {}
     for name, network in networks.items():
-        # Nothing has no parameters, which say what to count with.
+        # `count` takes dtype and device from the parameters, and the empty module has none.
         empty = next(network.parameters(), None) is None
         shape = (x.shape[2], x.shape[3])
         cost = None if empty else count(copy.deepcopy(network).to("meta"), shape, x.shape[1])

@@ -1,6 +1,6 @@
-"""Time of RetinaNet on DGMN2-Tiny beside torchvision's own, for one image of 800 x 1333.
+"""Times RetinaNet on DGMN2-Tiny and torchvision's own RetinaNet, for one image of 800 x 1333.
 
-The networks take turns, so that what else the machine does meets all of them.
+The networks take turns, so that other work on the machine affects all of them.
 """
 
 import statistics
@@ -37,7 +37,7 @@ def main() -> None:
                 network(image)
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                if step:  # the first warms up
+                if step:  # the first step warms up
                     times[name].append(time.perf_counter() - start)
     rows = [
         (

@@ -1,6 +1,6 @@
 """Checks and times the Triton kernels on a GPU: `python benchmarks/gpu.py --out gpu.csv`.
 
-Prints a line per measurement, PASS or FAIL where there is a target, and writes all of them as CSV. Takes minutes.
+Prints a line per measurement, with PASS or FAIL where there is a target. `--out` writes all as CSV. Takes minutes.
 """
 
 import argparse
@@ -33,9 +33,9 @@ def report(part: str, case: str, quantity: str, number: float | str, passed: boo
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 20, warm_up: int = 5) -> float:
-    """The median of `repeats` runs, each between two events.
+    """Returns the median time of `repeats` runs, each between two events.
 
-    Before each a large buffer is written: the cache is cold, and the host has time to enqueue the whole run, so that
+    A large buffer is written before each run. So the cache is cold, and the host has time to enqueue the whole run:
     its launches do not count.
     """
     flush = torch.empty(2 * 2**30, dtype=torch.int8, device="cuda")
@@ -54,7 +54,7 @@ def milliseconds(run: Callable[[], object], repeats: int = 20, warm_up: int = 5)
 
 
 def make_inputs(batch: int, size: int, heads: int, dim: int, dtype: torch.dtype, shared: bool = False) -> list:
-    """query, key, value (slices of one projection), offset, bias; walks within some pixels, off the pixel centres."""
+    """Returns query, key, value (slices of one projection), offset, bias. Walks: a few pixels, off pixel centres."""
     nodes = 9
     generator = torch.Generator("cuda").manual_seed(0)
     maps = torch.randn(batch, size, size, 3, heads, dim, device="cuda", generator=generator).to(dtype).unbind(3)
@@ -75,7 +75,7 @@ def check_errors() -> None:
             case = f"{size}x{size} {heads}x{dim} {str(dtype)[6:]}{' shared walks' if shared else ''}"
             cotangent = torch.randn(value.shape, device="cuda").to(dtype)
             wide = [x.double().requires_grad_() for x in inputs]
-            # What storing the results in this dtype costs already, with room for its accumulation order.
+            # The error of storing results in this dtype, with room for the order of accumulation.
             limit = FP32_ERROR if dtype == torch.float32 else torch.finfo(dtype).eps
 
             want = reference.sampled_attention(*wide, scale, 3, 1, 0.0)
@@ -100,7 +100,7 @@ def report_errors(part: str, case: str, names: tuple, got: tuple, want: tuple, l
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy that no cache holds."""
+    """Measures bytes per second, read and written, of a copy that no cache holds."""
     source = torch.empty(2**30, dtype=torch.int8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / (milliseconds(lambda: target.copy_(source)) / 1e3)
@@ -142,7 +142,7 @@ def time_operation(batch: int) -> None:
                 if name == "forward":
                     report("times", case, "forward, bytes alone, ms", ideal)
                     report("times", case, "forward over its bytes", ours / ideal, ours / ideal <= BANDWIDTH_RATIO)
-            # Where training starts: all walks zero.
+            # Training starts with all walks at zero.
             leaves[3].detach().zero_()
             ours = milliseconds(both(sampled_attention, {"backend": "triton"}))
             report("times", case, "forward + backward, no walks, ms", ours)
@@ -150,7 +150,7 @@ def time_operation(batch: int) -> None:
 
 
 def check_layer() -> None:
-    """DGMN2Attention compiles to one graph and gives the same; the layer launches the Triton kernels by itself."""
+    """Checks that DGMN2Attention launches the Triton kernels by itself, and compiles to one graph of equal results."""
     from dgmn.layers import DGMN2Attention
 
     layer = DGMN2Attention(128, 2, (28, 28)).cuda()
@@ -163,7 +163,7 @@ def check_layer() -> None:
     report("layer", "DGMN2Attention", "launches the Triton kernel", str(launched), launched)
     compiled = torch.compile(layer, fullgraph=True)(x)
     error = ((compiled - eager).norm() / eager.norm()).item()
-    # Matrix products may be chosen differently by the compiler, so this is looser than the kernel's own limit.
+    # The compiler may choose other matrix products, so this limit is looser than the kernel's own.
     report("layer", "DGMN2Attention", "compiled, relative error", error, error <= 1e-4)
     got = torch.autograd.grad(compiled.sum(), x)[0]
     want = torch.autograd.grad(eager.sum(), x)[0]
@@ -172,7 +172,7 @@ def check_layer() -> None:
 
 
 def check_module() -> None:
-    """DGMN with walks gives on the GPU what its reference gives there in float64, with gradients."""
+    """Checks DGMN with walks against its reference in float64, both on the GPU: output and gradient."""
     from dgmn.layers import DGMN
 
     for options in ({}, {"groups": 0}, {"groups": 0, "dynamic_affinity": False}, {"fusion": "concat"}):
@@ -187,7 +187,7 @@ def check_module() -> None:
         got, want = module(x), wide(twin)
         gradients = (torch.autograd.grad(out.square().mean(), leaf)[0] for out, leaf in ((got, x), (want, twin)))
         case = ", ".join(f"{key} {value}" for key, value in options.items()) or "all dynamic"
-        # Convolutions of 4,608 products come before: looser than the kernel's own limit.
+        # Convolutions of 4,608 products come first, so this limit is looser than the kernel's own.
         report_errors("module", case, ("out", "gradient"), *zip((got, want), gradients, strict=True), 1e-4)
 
 
@@ -218,7 +218,7 @@ def time_training(batch: int, rounds: int = 7, steps: int = 8) -> None:
     for run in runs.values():
         for _ in range(5):
             run()
-    # Turn by turn, so that a slower clock meets both.
+    # The networks take turns, so that a slower clock affects both.
     for _ in range(rounds):
         for name, run in runs.items():
             torch.cuda.synchronize()
@@ -239,7 +239,7 @@ def time_training(batch: int, rounds: int = 7, steps: int = 8) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="CSV file for the results")
-    parser.add_argument("--batch", type=int, default=64, help="of the operation's timings")
+    parser.add_argument("--batch", type=int, default=64, help="batch size for the timings of the operation")
     parser.add_argument("--train-batch", type=int, default=128)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

@@ -1,6 +1,6 @@
-"""Time of Deformable DETR's multi-scale attention: dgmn.ops beside transformers' own, and of the whole network.
+"""Times Deformable DETR's multi-scale attention in dgmn.ops and in transformers, alone and in the whole network.
 
-Both take turns, so that what else the machine does meets both. Queries are the pixels of four maps, as in the encoder.
+Both take turns, so that other work on the machine affects both. Queries are the pixels of four maps, as in the encoder.
 """
 
 import statistics
@@ -20,7 +20,7 @@ Function = Callable[[], object]
 
 
 def times(functions: dict[str, Function]) -> dict[str, float]:
-    """Medians in seconds."""
+    """Returns the median time of each function in seconds."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for step in range(ROUNDS + 1):
         for name, function in functions.items():
@@ -28,13 +28,13 @@ def times(functions: dict[str, Function]) -> dict[str, float]:
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if step:  # the first warms up
+            if step:  # the first step warms up
                 taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def inputs_of(shapes: list[tuple[int, int]], device: torch.device) -> list[torch.Tensor]:
-    """Value, locations a few pixels around every query, and weights."""
+    """Returns value, locations a few pixels around every query, and weights."""
     size = torch.tensor([(width, height) for height, width in shapes], dtype=torch.float32)
     starts = []
     for height, width in shapes:
@@ -49,7 +49,7 @@ def inputs_of(shapes: list[tuple[int, int]], device: torch.device) -> list[torch
 
 
 def attention(height: int, width: int, device: torch.device) -> tuple[dict[str, Function], dict[str, Function]]:
-    """Forward, and forward and backward, for an image of this size."""
+    """Returns the functions that run forward, and forward and backward, for an image of this size."""
     shapes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64)]
     inputs = inputs_of(shapes, device)
     theirs = MultiScaleDeformableAttention()

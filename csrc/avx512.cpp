@@ -35,7 +35,7 @@ struct Simd {
         _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(rounded));
     }
     static inline void sums(Vector a, Vector b, Vector c, Vector d, float* out) {
-        // Quarters of 128 bits: fold pairs until each vector has one quarter, then fold within the quarters.
+        // Add up quarters of 128 bits until each input vector has one quarter left, then add within the quarters.
         const Vector ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
         const Vector cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
         Vector all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));

@@ -1,5 +1,5 @@
-// What all instruction sets share. System headers are included here, before any of them is switched on,
-// so that no inline function of theirs is compiled with instructions that the processor may lack.
+// What all instruction sets share. System headers are included here, before any instruction set is switched on.
+// So no inline function of a header is compiled with instructions that the processor may lack.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>

@@ -11,25 +11,25 @@
 #endif
 
 // A feature map (B, H * W, heads, D). Strides count elements; the channels are adjacent.
-// So the slices of one projection go in as they are.
+// The slices of one projection fit without a copy.
 struct DgmnMap {
     const void* data;
     int64_t batch, position, head;
 };
 
-// offset (B, H * W, offset_heads, K, 2) and everything of K numbers a node is contiguous float32.
-// Maps are float32, or bfloat16; arithmetic is in float32.
+// offset (B, H * W, offset_heads, K, 2) and all arrays (B, H * W, heads, K) are contiguous float32.
+// Maps are float32 or bfloat16; arithmetic is in float32.
 struct DgmnProblem {
     int64_t batch, height, width, heads, dim;
     int64_t kernel_size, dilation, offset_heads;
     int64_t bfloat16;
     int64_t threads;
-    int64_t target;  // instruction set: 0 the best this processor has, else an index into dgmn_target_name()
+    int64_t target;  // instruction set, numbered as in dgmn_target_name(); 0 for the best of this processor
 };
 
-// All return 0, 1 if memory ran out, 2 if the processor lacks the instruction set asked for.
+// The kernels return 0 on success, 1 if memory ran out, 2 if the processor lacks the chosen instruction set.
 DGMN_EXPORT int dgmn_abi(void);
-DGMN_EXPORT const char* dgmn_target_name(int64_t target);  // null if the processor lacks it; 0: the best
+DGMN_EXPORT const char* dgmn_target_name(int64_t target);  // null if the processor lacks it; 0 for the best
 
 DGMN_EXPORT int dgmn_attention_forward(
     const DgmnProblem*, float scale, const DgmnMap* query, const DgmnMap* key, const DgmnMap* value,
@@ -49,7 +49,7 @@ DGMN_EXPORT int dgmn_aggregate_backward(
     float* grad_value, float* grad_offset, float* grad_weight);
 
 // scores (B, H * W, heads, nodes) = query . row_table[H - 1 - y + s] + query . column_table[W - 1 - x + s];
-// either table may be null. mirrored: the first term at (y, x) is that of position (x, y), for square maps.
+// either table may be null. mirrored (square maps only): position (y, x) takes the first term of position (x, y).
 DGMN_EXPORT int dgmn_position_forward(
     const DgmnProblem*, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table, const float* column_table,
     float* scores);

@@ -1,4 +1,4 @@
-// Chooses the instruction set while running: one library serves every processor of its platform.
+// Chooses the instruction set at run time, so that one library serves every processor of its platform.
 #include "common.h"
 
 static const int64_t targets = 3;

@@ -1,8 +1,8 @@
-// The kernels, written once on vectors of floats (`Simd`). Included inside the namespace of each instruction set:
-// the functions of one never stand in for those of another.
+// The kernels, written once on vectors of floats (`Simd`). Each instruction set includes this file inside its own
+// namespace, so that the functions of one set never replace those of another.
 //
-// Work is cut into blocks of positions. For a block, the sampled points are computed first, for all nodes at once;
-// then every position reads its nodes from the map, four corners each, which stay in the cache between key and value.
+// Work is cut into blocks of positions. For a block, the sampled points are computed first, for all nodes at once.
+// Then every position reads its nodes from the map, four corners each. These stay in the cache between key and value.
 
 #define DGMN_RESTRICT __restrict__
 
@@ -10,7 +10,7 @@ typedef Simd::Vector Vector;
 
 enum : int64_t { block_size = 16, strip_size = 4, corners = 4, all_inside = 15 };
 
-// The channels of one head: NV whole vectors; with NV = MANY any multiple of four; with NV = 0 any number of channels.
+// The channels of one head. NV > 0: NV whole vectors. MANY: a multiple of four vectors. 0: any number of channels.
 enum { MANY = -1 };
 
 template <int NV>
@@ -42,7 +42,7 @@ struct Channels {
     }
 };
 
-// One head of one image of a map; row(i) are the channels of position i.
+// One head of one image of a map; row(i) points to the channels of position i.
 template <class T>
 struct Rows {
     const T* data;
@@ -53,7 +53,7 @@ struct Rows {
     inline const T* row(int64_t position) const { return data + position * step; }
 };
 
-// A row kept in registers, where the number of its vectors is known.
+// The channels of one position, kept in registers if the compiler knows the number of vectors.
 template <class T, int NV>
 struct Row {
     const Channels<NV>& channels;
@@ -66,7 +66,7 @@ struct Row {
     inline Vector operator[](int v) const { return NV > 0 ? kept[v] : channels.load(data, v); }
 };
 
-// The sampled points of a block, [position][node], and room for what is computed from them.
+// The sampled points of a block, [position][node], and room for numbers computed from them.
 struct Points {
     float *y, *x;  // position within the cell of the four corners, 0 to 1
     float* weight[corners];  // bilinear
@@ -108,7 +108,7 @@ static inline int64_t blocks_in_row(const DgmnProblem* problem) { return (proble
 
 static inline int64_t blocks_in_image(const DgmnProblem* problem) { return blocks_in_row(problem) * problem->height; }
 
-// Blocks follow each other down a strip of columns, so that the rows which they read stay in the cache in wide maps.
+// Blocks follow each other down a strip of columns. So in wide maps, too, the rows that they read stay in the cache.
 static inline Block block_of(const DgmnProblem* problem, int64_t index) {
     const int64_t in_row = blocks_in_row(problem), in_image = blocks_in_image(problem);
     const int64_t image = index / in_image, place = index % in_image;
@@ -145,7 +145,7 @@ static __attribute__((noinline)) void locate(const DgmnProblem* problem, const f
     int32_t* DGMN_RESTRICT inside = points.inside;
 #pragma omp simd
     for (int64_t e = 0; e < n; ++e) {
-        // Up to -1 and from the size of the map on, no corner counts. Comparisons with NaN are false: it leads outside.
+        // A point at most -1, or at least the size of the map, has no corner inside. NaN is outside: it compares false.
         float py = y[e], px = x[e];
         py = py > -1.0f ? py : -2.0f;
         px = px > -1.0f ? px : -2.0f;
@@ -171,7 +171,7 @@ static __attribute__((noinline)) void locate(const DgmnProblem* problem, const f
 // Positions from the upper left corner to corner c.
 static inline int64_t corner_step(int c, int64_t width) { return (c & 1) + (c >> 1) * width; }
 
-// <query, sampled key> of one node, as a vector still to be summed.
+// <query, sampled key> of one node, as a vector of partial sums.
 template <class T, int NV>
 static inline Vector sampled_dot(
     const Channels<NV>& channels, const Row<T, NV>& query, const Rows<T>& key, const Points& points, int64_t e,
@@ -228,12 +228,12 @@ static inline void corner_dots(
     Simd::sums(dots[0], dots[1], dots[2], dots[3], out);
 }
 
-// out = sum over the nodes from e on of the map at their corners, times the scaled weights.
+// out = sum, over the nodes from e on and their corners, of scaled weight * map.
 template <class T, int NV>
 static inline void sampled_sum(
     const Channels<NV>& channels, const Rows<T>& map, const Points& points, int64_t e, int64_t nodes, int64_t width,
     T* out) {
-    enum { chunk = NV == MANY ? 4 : NV == 0 ? 1 : NV };  // as many sums as registers hold
+    enum { chunk = NV == MANY ? 4 : NV == 0 ? 1 : NV };  // as many sums as fit into registers
     const int64_t end = e + nodes;
     for (int v = 0; v < channels.count; v += chunk) {
         Vector sum[chunk];
@@ -263,7 +263,7 @@ static inline void sampled_sum(
     }
 }
 
-// e ** x to 2e-7, for x <= 0; without calls, so that loops of it become vectors.
+// e ** x to 2e-7, for x <= 0. It calls nothing, so that the compiler can vectorise loops over it.
 static inline float exp_below_zero(float x) {
     const float clamped = x < -87.0f ? -87.0f : x;
     const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2 ** 23: rounds to a whole number
@@ -297,7 +297,7 @@ static inline float* room_for(const DgmnProblem* problem, int threads, int room)
     return (float*)malloc((size_t)threads * Points::floats(nodes, room) * sizeof(float));
 }
 
-// Heads that share their walks are one group; the groups are worked on in parallel, as the blocks are.
+// Heads that share their walks are one group. Groups run in parallel, as blocks do.
 struct Group {
     Block block;
     int64_t index, first_head, heads;
@@ -323,7 +323,7 @@ static inline int64_t flat(const DgmnProblem* problem, Block block, int64_t posi
     return (block.image * positions + block.first + position) * problem->heads + head;
 }
 
-// Dot products to softmax weights, in place; `step` positions of one head lie apart in bias and log_sum.
+// Turns dot products into softmax weights, in place. In bias and log_sum, positions of a head lie `step` entries apart.
 template <int K>
 static void softmax_of(
     int64_t count, int64_t any, float scale, const float* bias, int64_t step, float* DGMN_RESTRICT weight,
@@ -430,7 +430,7 @@ static int aggregate_forward(
     return 0;
 }
 
-// sum_c weight_c * dots[c] of every node: what was sampled, times what the dots were taken with.
+// For every node, sum_c weight_c * dots[c]: the dot product of the sampled map and the row that `dots` came from.
 static inline void interpolate(const Points& points, int64_t n, const float* DGMN_RESTRICT dots, float* DGMN_RESTRICT out) {
     const float* DGMN_RESTRICT w0 = points.weight[0];
     const float* DGMN_RESTRICT w1 = points.weight[1];
@@ -441,7 +441,7 @@ static inline void interpolate(const Points& points, int64_t n, const float* DGM
         out[e] = w0[e] * dots[4 * e] + w1[e] * dots[4 * e + 1] + w2[e] * dots[4 * e + 2] + w3[e] * dots[4 * e + 3];
 }
 
-// The gradient of the same with respect to the points, times a coefficient of the node, added to `walk`.
+// Adds to `walk` the gradient of that sum with respect to the points, times a coefficient of the node.
 static inline void add_walks(
     const Points& points, int64_t n, const float* DGMN_RESTRICT dots, const float* DGMN_RESTRICT coefficient,
     float* DGMN_RESTRICT walk) {
@@ -455,13 +455,13 @@ static inline void add_walks(
     }
 }
 
-// One head of one image of the K numbers of each node; those of one position are adjacent.
+// The K numbers of a position and head in a contiguous (B, H * W, heads, K) array.
 template <class F>
 static inline F* numbers(const DgmnProblem* problem, Block block, int64_t position, int64_t head, F* data) {
     return data + flat(problem, block, position, head) * problem->kernel_size * problem->kernel_size;
 }
 
-// The sums of the heads that share their walks, to where the group has its own.
+// Stores in grad_offset what a group has summed in `walk` over its heads.
 static inline void store_walks(const DgmnProblem* problem, const Group& group, const float* walk, float* grad_offset) {
     const int64_t size = 2 * problem->kernel_size * problem->kernel_size;
     const int64_t first = group.block.image * problem->height * problem->width + group.block.first;
@@ -470,7 +470,7 @@ static inline void store_walks(const DgmnProblem* problem, const Group& group, c
                (size_t)size * sizeof(float));
 }
 
-// target += row times the scaled weights at the corners of a node, for the vectors from v on.
+// target += scaled weight * row at the corners of a node, for the N vectors from v on.
 template <int NV, int N>
 static inline void scatter_node(
     const Channels<NV>& channels, const Vector* row, const Points& points, int64_t e, int64_t width, float* target,
@@ -496,7 +496,7 @@ static inline void scatter_node(
         }
 }
 
-// What is scattered: rows of a map, each to the corners of its nodes with weights of theirs, times a common factor.
+// One scatter: adds each row of a map to the corners of its nodes, times the node's weight and a common factor.
 struct Scattered {
     const DgmnMap* map;
     const float* weight;
@@ -504,8 +504,8 @@ struct Scattered {
     float* target;  // null: nothing
 };
 
-// The scatter of N vectors of one head of one image, by one thread, in the order of the blocks: no two threads write
-// to the same place, and the sums do not depend on their number.
+// One thread scatters N vectors of one head of one image, in the order of the blocks. So no two threads write to the
+// same place, and the sums do not depend on the number of threads.
 template <class T, int NV, int N>
 static void scatter(
     const DgmnProblem* problem, int64_t image, int64_t head, int v, const float* offset, const Scattered* parts,
@@ -542,7 +542,7 @@ template <class T, bool WHOLE>
 static int scatter_all(const DgmnProblem* problem, const float* offset, const Scattered* parts) {
     const int64_t heads = problem->batch * problem->heads;
     const int count = Channels<0>(problem->dim).count;
-    // Cut the channels, down to single vectors, until no thread is left without work.
+    // Cut the channels, down to single vectors, until every thread has work.
     int run = WHOLE && count % 4 == 0 ? 4 : WHOLE && count % 2 == 0 ? 2 : 1;
     int64_t units = heads * (count / run);
     while (run > 1 && (units < problem->threads || (units % problem->threads && units < 4 * problem->threads)))
@@ -677,7 +677,7 @@ static int aggregate_backward(
 
 #include "position.h"
 
-// Picks the compiled case: storage type, and vectors in a head.
+// Picks the compiled case by storage type and number of vectors in a head.
 #define DGMN_PICK_CHANNELS(function, T, ...)                                                      \
     switch (problem->dim % Simd::width ? 0 : problem->dim / Simd::width) {                        \
         case 1: return function<T, 1>(__VA_ARGS__);                                               \

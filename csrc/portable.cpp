@@ -1,4 +1,4 @@
-// Four floats a vector, which every 64 bit processor has (SSE2, NEON).
+// Vectors of four floats. Every 64 bit processor has them (SSE2, NEON).
 #include "common.h"
 
 namespace portable {

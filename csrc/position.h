@@ -1,4 +1,4 @@
-// The relative position term (eq. 9): every query times the K table rows that its row and its column meet.
+// The relative position term (eq. 9): dot products of every query with K rows of each table.
 
 template <class T, int NV>
 static inline Vector table_dot(const Channels<NV>& channels, const Row<T, NV>& query, const float* row, Vector dot) {
@@ -6,7 +6,7 @@ static inline Vector table_dot(const Channels<NV>& channels, const Row<T, NV>& q
     return dot;
 }
 
-// Position (y, x) meets the K rows of a table from its length - 1 - x on.
+// Position (y, x) takes K rows of the row table, from H - 1 - y on, and K of the column table, from W - 1 - x on.
 template <class T, int NV>
 static int position_forward(
     const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table,
@@ -44,7 +44,7 @@ static int position_forward(
     return 0;
 }
 
-// sum over all positions of one row (or column) of the map of gradient * query, for each of the K table rows.
+// For each of K table rows: the sum of gradient * query over all positions of one row (or column) of the map.
 template <class T, int NV>
 static void table_window(
     const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, int64_t index,
@@ -69,7 +69,7 @@ static void table_window(
         }
 }
 
-// Every row (or column) of the map sums its own window, one thread each; the windows are added up in their order.
+// One thread sums the window of each row (or column) of the map. Then the windows are added up in their order.
 template <class T, int NV>
 static int table_gradient(
     const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, int along_rows,

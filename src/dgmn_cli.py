@@ -1,6 +1,6 @@
-"""The `dgmn` command, before anything heavy is imported: help and simple mistakes are answered at once.
+"""The `dgmn` command. It answers help and simple mistakes at once, before it imports anything heavy.
 
-It stands beside the package, because importing anything of `dgmn` imports torch and timm first.
+It is outside the package `dgmn`, because importing anything from `dgmn` imports torch and timm first.
 """
 
 import argparse
@@ -18,17 +18,17 @@ HELP = """\
 dgmn: dynamic graph message passing networks for classification, detection and segmentation
 
   dgmn quickstart                       train a small classifier on handwritten digits, 2 minutes on a CPU
-  dgmn quickstart --task detection      or a small detector (or segmenter: --task segmentation)
+  dgmn quickstart --task detection      train a small detector (--task segmentation: a small segmenter)
   dgmn fit      -c RECIPE [options]     train
   dgmn validate -c RECIPE [options]     evaluate on the validation set
   dgmn test     -c RECIPE [options]     evaluate on the test set
-  dgmn predict  IMAGES --ckpt_path CKPT classes, objects or the class of every pixel of images
-  dgmn validate-data -c RECIPE          find mistakes in a dataset before hours are spent on it
+  dgmn predict  IMAGES --ckpt_path CKPT find the class, the objects or the class of every pixel in images
+  dgmn validate-data -c RECIPE          find mistakes in a dataset before you train on it
   dgmn zoo      [download NAME]         list or fetch the published models
-  dgmn complexity [MODEL ...]           parameters and multiply-adds beside the paper's
-  dgmn bench ops|models [options]       time and memory of the operators, or of networks beside timm's
+  dgmn complexity [MODEL ...]           count parameters and multiply-adds, beside the paper's
+  dgmn bench ops|models [options]       measure time and memory of operators, or of networks beside timm's
 
-Each has its own help: dgmn fit --help.
+Every command has its own help: dgmn fit --help.
 Start with: dgmn quickstart
 """
 
@@ -42,20 +42,21 @@ A recipe is a YAML file with the data, the network and the training. These come 
 
 Often changed:
   --data.root FOLDER                your images; classification: FOLDER/train/<class>/*.jpg, FOLDER/val/<class>/*.jpg;
-                                    detection: FOLDER/train/*.jpg, FOLDER/annotations/instances_train.json, and for val;
+                                    detection: FOLDER/train/*.jpg, FOLDER/annotations/instances_train.json, the same
+                                    for val;
                                     segmentation: FOLDER/images/train/*.jpg, FOLDER/masks/train/*.png, the same for
                                     val, and FOLDER/classes.txt
-  --model.num_classes N             how many classes they have
-  --model.model NAME                classification: dgmn2_nano, _tiny, _small, _medium, _large, or any of timm's;
+  --model.num_classes N             the number of classes in your data
+  --model.model NAME                classification: dgmn2_nano, _tiny, _small, _medium, _large, or any timm network;
                                     detection: retinanet, mask_rcnn (with --data.masks true), deformable_detr,
                                     deformable_detr_refine_two_stage, sparse_rcnn;
                                     segmentation: semantic_fpn, setr_naive, setr_pup, setr_mla, dilated_fcn
-  --model.backbone NAME             of those two: dgmn2_tiny and so on, or any of timm's with several maps
+  --model.backbone NAME             detection and segmentation: dgmn2_tiny and so on, or any timm network with four maps
   --model.checkpoint FILE           weights to start from (official or own)
-  --data.batch_size N               images of one device in a step
+  --data.batch_size N               images per device in a training step
   --trainer.max_epochs N            how long to train
-  --trainer.devices N               GPUs; also --trainer.accelerator cpu, --trainer.precision bf16-mixed
-  --trainer.default_root_dir FOLDER where the run is written
+  --trainer.devices N               number of GPUs; see also --trainer.accelerator cpu, --trainer.precision bf16-mixed
+  --trainer.default_root_dir FOLDER where to write the run
   --ckpt_path last|best|FILE        {ckpt_path}
 
 Example:
@@ -77,7 +78,7 @@ _PURPOSES = {
         "--ckpt_path best",
     ),
     "test": (
-        "Evaluates a checkpoint on the test set, or on the validation set where there is none.",
+        "Evaluates a checkpoint on the test set, or on the validation set if there is no test set.",
         "the checkpoint to evaluate",
         "dgmn test -c recipes/classification/finetune.yaml --data.root photos --model.num_classes 5 --ckpt_path best",
     ),
@@ -89,7 +90,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command; what the user did wrong is told in one line with exit code 2, bugs keep their traceback."""
+    """Runs one command. A mistake of the user prints one line and gives exit code 2; a bug keeps its traceback."""
     arguments = list(arguments)
     try:
         return _dispatch(arguments)
@@ -98,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return 141  # as a process that the signal ends
+            return 141  # the exit code of a process that SIGPIPE ends
         if isinstance(error, BrokenPipeError) or not isinstance(error, InputError | OSError):
             raise
         print(f"dgmn: error: {one_line(error)}", file=sys.stderr)
@@ -106,17 +107,17 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of our output is gone, as `head` goes after ten lines; then the rest goes nowhere."""
+    """Whether the reader of our output is gone, like `head` after ten lines. If so, drops the rest of the output."""
     try:
         print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
-    return False  # another pipe broke, for instance to a process that loads images
+    return False  # another pipe broke, for instance the one to a process that loads images
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error; of one from a data loading process without that process's traceback."""
+    """The message of an error, without the traceback that a data loading process puts into it."""
     text = str(error)
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
@@ -164,20 +165,20 @@ def _run_training(command: str, arguments: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, and suggests the option that was meant."""
+    """Reports a mistake in one line, and suggests a similar option."""
 
     @override
     def error(self, message: str) -> NoReturn:
         wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
         if wrong.startswith("--"):
             message = f"{wrong}: no such option{did_you_mean(wrong, self._option_string_actions)}"
-        self.exit(2, f"dgmn: error: {message} ({self.prog} --help explains all)\n")
+        self.exit(2, f"dgmn: error: {message} ({self.prog} --help explains all options)\n")
 
 
 def _predict(arguments: list[str]) -> int:
     parser = _Parser(
         "dgmn predict",
-        description="What is in images: their class, the objects in them, or the class of every pixel.",
+        description="Finds the class, the objects or the class of every pixel in images.",
         epilog="Example: dgmn predict photos/*.jpg --ckpt_path runs/finetune/checkpoints/best.ckpt --pictures out",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
@@ -185,15 +186,15 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="a published model, for instance dgmn2_tiny (see dgmn zoo); retinanet and so on alone is the smallest one",
+        help="a published model, such as dgmn2_tiny (see dgmn zoo); retinanet means the smallest RetinaNet, and so on",
     )
     parser.add_argument(
-        "-c", "--config", metavar="RECIPE", help="take the network from a recipe: logs/version_N/config.yaml of a run"
+        "-c", "--config", metavar="RECIPE", help="recipe of the network, such as a run's logs/version_N/config.yaml"
     )
-    parser.add_argument("--top", type=_positive, metavar="K", help="classification: that many classes (default 5)")
-    parser.add_argument("--score", type=_share, metavar="P", help="detection: least score of what counts (default 0.3)")
-    parser.add_argument("--json", metavar="FILE", help="write all results to FILE; of detectors in COCO's format")
-    parser.add_argument("--pictures", metavar="FOLDER", help="write every image with what was found to FOLDER")
+    parser.add_argument("--top", type=_positive, metavar="K", help="classification: number of classes (default 5)")
+    parser.add_argument("--score", type=_share, metavar="P", help="detection: lowest score of an object (default 0.3)")
+    parser.add_argument("--json", metavar="FILE", help="write all results to FILE; detections in COCO's format")
+    parser.add_argument("--pictures", metavar="FOLDER", help="write every image with its results to FOLDER")
     parser.add_argument(
         "--nodes", metavar="FOLDER", help="write every image with the nodes sampled for a point to FOLDER"
     )
@@ -202,20 +203,20 @@ def _predict(arguments: list[str]) -> int:
         type=_point,
         action="append",
         metavar="X,Y",
-        help="of --nodes: for this point of the images in pixels, can be repeated (default: the middle)",
+        help="with --nodes: the point, in pixels of the image; can be repeated (default: the middle)",
     )
-    parser.add_argument("--layer", metavar="NAME", help="of --nodes: the layer that samples them (default: the last)")
-    parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the classes of all pixels as PNG")
-    parser.add_argument("--submission", metavar="FOLDER", help="segmentation: write what Cityscapes' test server takes")
+    parser.add_argument("--layer", metavar="NAME", help="with --nodes: the layer that samples (default: the last)")
+    parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the class of every pixel as PNG")
+    parser.add_argument("--submission", metavar="FOLDER", help="segmentation: write files for Cityscapes' test server")
     parser.add_argument(
         "--multi_scale",
         action="store_true",
-        help="segmentation: average six scales and their mirror images, as the paper",
+        help="segmentation: average over six scales and their mirror images, as in the paper",
     )
     parser.add_argument(
         "--batch_size", type=_positive, metavar="N", help="images at a time (default: classification 16, others 1)"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the fastest there is")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or mps; default: the fastest available")
     options = parser.parse_args(arguments)
     if not options.nodes and (options.at or options.layer):
         parser.error(f"{'--at' if options.at else '--layer'} is for --nodes FOLDER")
@@ -226,10 +227,10 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _check_predict(options: argparse.Namespace) -> None:
-    """Finds the images, and mistakes that need no network to be found.
+    """Finds the images, and checks the options as far as that needs no network.
 
     Raises:
-        InputError: one of them; the message names it.
+        InputError: an option or image is wrong; the message names it.
     """
     from dgmn_base.files import find_images
     from dgmn_base.options import check_task
@@ -246,23 +247,23 @@ def _check_predict(options: argparse.Namespace) -> None:
     if options.config:
         options.config = find_recipe(options.config)
     if options.json and Path(options.json).is_dir():
-        raise InputError(f"--json {options.json}: a folder, a file is needed")
+        raise InputError(f"--json {options.json}: this is a folder, give a file")
     for name in ("pictures", "nodes", "labels", "submission"):
         folder = getattr(options, name)
         if folder and Path(folder).is_file():
-            raise InputError(f"--{name} {folder}: a file, a folder is needed")
+            raise InputError(f"--{name} {folder}: this is a file, give a folder")
 
 
 def _validate_data(arguments: list[str]) -> int:
     parser = _Parser(
         "dgmn validate-data",
         usage="dgmn validate-data -c RECIPE [--data.root FOLDER ...] [--picture FILE]",
-        description="Reads a whole dataset before hours are spent on it: names every file with a mistake, counts what "
-        "is in it, draws samples with their annotations. Exit code 1 if something is wrong.",
+        description="Checks a whole dataset before you train on it: names every file with a mistake, counts what the "
+        "dataset holds, and draws samples with their annotations. Exit code 1 if there is a mistake.",
         epilog="Example: dgmn validate-data -c recipes/segmentation/finetune_folder.yaml --data.root photos",
     )
-    parser.add_argument("-c", "--config", action="append", metavar="RECIPE", help="whose data, as for dgmn fit")
-    parser.add_argument("--picture", default="data.jpg", metavar="FILE", help="drawn samples (default data.jpg)")
+    parser.add_argument("-c", "--config", action="append", metavar="RECIPE", help="recipe of the data, as for dgmn fit")
+    parser.add_argument("--picture", default="data.jpg", metavar="FILE", help="the drawn samples (default data.jpg)")
     options, overrides = parser.parse_known_args(arguments)
     others = [o for o in overrides if o.startswith("-") and not o.startswith("--data.")]
     if others or not options.config:
@@ -278,11 +279,11 @@ def _validate_data(arguments: list[str]) -> int:
 
 def _zoo(arguments: list[str]) -> int:
     parser = _Parser("dgmn zoo", description="Lists the published models, or fetches one: dgmn zoo download dgmn2_tiny")
-    parser.add_argument("--task", choices=("classification", "detection", "segmentation"), help="only of this task")
+    parser.add_argument("--task", choices=("classification", "detection", "segmentation"), help="only for this task")
     commands = parser.add_subparsers(dest="command", metavar="download")
     fetch = commands.add_parser("download", description="Fetches, verifies and converts a published model.")
-    fetch.add_argument("name", metavar="NAME", help="as dgmn zoo lists it")
-    fetch.add_argument("--file", help="convert this file, fetched otherwise, instead of downloading")
+    fetch.add_argument("name", metavar="NAME", help="name that dgmn zoo lists")
+    fetch.add_argument("--file", help="convert this file instead of downloading one")
     options = parser.parse_args(arguments)
     if options.command != "download":
         from dgmn_base.zoo import print_zoo
@@ -306,39 +307,39 @@ def _zoo(arguments: list[str]) -> int:
 
 def _complexity(arguments: list[str]) -> int:
     parser = _Parser(
-        "dgmn complexity", description="Parameters and multiply-adds (GMACs) of networks, beside the paper's."
+        "dgmn complexity", description="Counts parameters and multiply-adds (GMACs) of networks, beside the paper's."
     )
     parser.add_argument(
         "models",
         nargs="*",
         metavar="MODEL",
-        help="names for timm, or detectors and segmenters as dgmn zoo names them; default: all of ours",
+        help="timm's names, or dgmn zoo's names of detectors and segmenters; default: all of ours for --task",
     )
     parser.add_argument(
         "--size",
         type=_positive,
         nargs="+",
         metavar="N",
-        help="side, or height and width of the image; default 224, detectors 800 1280, segmenters 768",
+        help="side of the image, or its height and width; default 224, detectors 800 1280, segmenters 768",
     )
     parser.add_argument(
         "--task",
         choices=("classification", "detection", "segmentation"),
         default="classification",
-        help="all published ones of this",
+        help="task of the default models (default classification)",
     )
     parser.add_argument(
         "--table",
         type=int,
         choices=(2, 3, 5, 13, 14, 15, 16),
-        help="all rows of one of the paper's tables on convolutional networks, and how to train each",
+        help="count all rows of one of the paper's tables on convolutional networks, and show how to train each",
     )
     options = parser.parse_args(arguments)
     if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
     if options.table is not None:
         if options.models or options.size or options.task != "classification":
-            parser.error("--table has its own networks and sizes: it goes without MODEL, --size and --task")
+            parser.error("--table has its own networks and sizes: give no MODEL, --size or --task")
         from dgmn.paper_tables import show_table
 
         return show_table(options)
@@ -361,7 +362,7 @@ def _bench(arguments: list[str]) -> int:
         "--shapes",
         type=_shapes,
         metavar="A,B",
-        help="BxHxWxHEADSxD, with commas; default: those of dgmn2_small",
+        help="shapes BxHxWxHEADSxD, separated by commas; default: those of dgmn2_small",
     )
     ops.add_argument(
         "--contenders", type=_names, metavar="A,B", help="only these: names of backends, original, inductor"
@@ -378,18 +379,18 @@ def _bench(arguments: list[str]) -> int:
         "--models",
         type=_names,
         metavar="A,B",
-        help="names for timm; of ours also with :original or :fused, of all with :compiled",
+        help="timm's names; add :original or :fused to dgmn2 networks, :compiled to any network",
     )
     models.add_argument("--sizes", type=_sizes, metavar="A,B", help="224 or 512x1024 (height x width), with commas")
     models.add_argument("--mode", choices=("inference", "train", "both"), default="both", help="default both")
-    models.add_argument("--batch", type=_positive, metavar="N", help="images; default 4 at 224x224, else 1")
-    models.add_argument("--compile", action="store_true", help="measure every network also under torch.compile")
-    models.add_argument("--scaling", action="store_true", help="cost of a pixel against the size of the image")
+    models.add_argument("--batch", type=_positive, metavar="N", help="images per batch; default 4 at 224x224, else 1")
+    models.add_argument("--compile", action="store_true", help="also measure every network under torch.compile")
+    models.add_argument("--scaling", action="store_true", help="measure cost per pixel against image size")
     for command in (ops, models):
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
-        command.add_argument("--threads", type=_positive, metavar="N", help="of the CPU; default: what PyTorch takes")
-        command.add_argument("--rounds", type=_positive, metavar="N", help="timings of each; default 30 (ops), 10")
+        command.add_argument("--threads", type=_positive, metavar="N", help="CPU threads; default: PyTorch's choice")
+        command.add_argument("--rounds", type=_positive, metavar="N", help="timings of each; default ops 30, models 10")
         command.add_argument("--quick", action="store_true", help="small sizes and 3 rounds, to see that it works")
         command.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the peak memory")
         command.add_argument("--out", default="runs/bench", metavar="FOLDER", help="default runs/bench")
@@ -420,9 +421,9 @@ def _quickstart(arguments: list[str]) -> int:
     parser.add_argument(
         "--model",
         choices=("mask_rcnn", "retinanet", "deformable_detr", "sparse_rcnn"),
-        help="detection: default mask_rcnn",
+        help="detection: the detector (default mask_rcnn)",
     )
-    parser.add_argument("--output", metavar="FOLDER", help="where to write (default runs/quickstart, with the task)")
+    parser.add_argument("--output", metavar="FOLDER", help="where to write (default runs/quickstart[_TASK])")
     options = parser.parse_args(arguments)
     if options.model and options.task != "detection":
         parser.error(f"--model is for --task detection, got --task {options.task}")
@@ -454,7 +455,7 @@ def _point(text: str) -> tuple[float, float]:
     try:
         x, y = map(float, text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be two numbers with a comma, X,Y, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be two numbers separated by a comma, X,Y, got {text!r}") from None
     return x, y
 
 

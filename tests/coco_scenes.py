@@ -19,5 +19,5 @@ def few_coco_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def coco_scenes(few_coco_scenes: Path, tmp_path: Path) -> Path:
-    """A copy for a test that changes it."""
+    """A copy of the dataset, for a test that changes it."""
     return Path(shutil.copytree(few_coco_scenes, tmp_path / "coco_scenes"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# Read when torch is imported: waiting threads sleep. Spinning ones take the cores from other processes, and on a busy
-# machine from each other: the tests take four times as long.
+# torch reads this when it is imported, and lets waiting threads sleep. Threads that spin take the cores from other
+# processes, and from each other on a busy machine: the tests take four times as long.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import torch
@@ -50,7 +50,7 @@ def golden():
 
 @pytest.fixture
 def hub_dir(tmp_path):
-    """An empty torch.hub folder, in which dgmn keeps its downloads, for one test."""
+    """An empty torch.hub folder for one test; dgmn keeps its downloads there."""
     before = torch.hub.get_dir()
     torch.hub.set_dir(tmp_path / "hub")
     yield tmp_path / "hub"

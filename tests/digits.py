@@ -19,7 +19,7 @@ def all_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def few_digits(all_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 training, 41 validation and 21 test images of three classes: odd numbers, for sharing them out."""
+    """100 training, 41 validation and 21 test images of three classes. Two processes cannot share 41 or 21 evenly."""
     folder = tmp_path_factory.mktemp("digits") / "few"
     for split, counts in {"train": (34, 33, 33), "val": (14, 14, 13), "test": (7, 7, 7)}.items():
         for digit, count in enumerate(counts):

@@ -19,5 +19,5 @@ def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scenes(few_scenes: Path, tmp_path: Path) -> Path:
-    """A copy for a test that changes it."""
+    """A copy of the dataset, for a test that changes it."""
     return Path(shutil.copytree(few_scenes, tmp_path / "scenes"))

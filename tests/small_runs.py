@@ -1,4 +1,4 @@
-"""Runs of a step or two, one for every kind of network, that tests share."""
+"""Runs of a step or two that tests share, one for every kind of network."""
 
 import functools
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from dgmn_cli import run
 
 _DETR = "{d_model: 32, encoder_layers: 1, decoder_layers: 2, num_queries: 10, encoder_ffn_dim: 32, decoder_ffn_dim: 32}"
-# Of every kind its recipe, and what makes it small.
+# The recipe of every kind, and the options that make it small.
 KINDS = {
     "classifier": ("classification/digits", {}),
     "semantic_fpn": ("segmentation/scenes", {"model_args": "{pyramid_channels: 16, channels: 16}"}),
@@ -33,7 +33,7 @@ KINDS = {
 
 
 def train(kind: str, data: Path, folder: Path, *more: str) -> Path:
-    """The folder of a new run."""
+    """Trains a run and returns its folder."""
     recipe, options = KINDS[kind]
     arguments = ["-c", f"recipes/{recipe}.yaml", "--data.root", str(data), "--trainer.default_root_dir", str(folder)]
     if kind != "classifier":

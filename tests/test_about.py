@@ -1,4 +1,4 @@
-"""What every network says of itself is true of it."""
+"""What every network says about itself is true."""
 
 import pytest
 import timm
@@ -17,7 +17,7 @@ _SMALL = {"deformable_detr": _DETR, "deformable_detr_refine_two_stage": _DETR, "
 
 
 def build(kind, num_classes=3, backbone="dgmn2_nano"):
-    """A network, small where that is easy; backbones and classifiers by timm's names."""
+    """Builds a network, small where that is easy. Backbones and classifiers have timm's names."""
     if kind in SEGMENTERS:
         return SEGMENTERS[kind]("resnet10t" if kind == "dilated_fcn" else backbone, num_classes)
     if kind in DETECTORS:
@@ -49,7 +49,7 @@ def test_the_classifier_is_what_depends_on_the_number_of_classes(kind):
     said = {name for name in first if name.startswith(about(one).classifier)}
     assert differ
     assert differ <= said
-    # Beside them, it may have weights that do not depend on it: of the boxes, where every class has its own, none.
+    # Other weights of the classifier share a layer with weights that depend on the number of classes.
     assert all(name.rpartition(".")[0] in {d.rpartition(".")[0] for d in differ} for name in said)
 
 
@@ -64,7 +64,7 @@ def test_names_are_names_of_weights(kind):
     if word.backbone:
         assert word.optional == ()
         backbone = network.get_submodule(word.backbone)
-        # The maps that heads are built for are the backbone's.
+        # Heads are built for the backbone's maps.
         assert backbone.feature_info.channels()
         assert word.preprocessing == about(backbone).preprocessing
 
@@ -88,7 +88,7 @@ def test_what_it_takes_and_gives(kind):
 
 
 def added(network):
-    """The names of weights that belong to modules, as the network says."""
+    """The names of the weights that belong to modules, according to the network."""
     beginnings = about(network).added
     return {name for name in network.state_dict() if name.startswith(beginnings)}
 
@@ -124,7 +124,7 @@ PUBLISHED = {
 def test_published_names_become_its_own(kind, request):
     keys = load_keys(request.path.parent / "golden" / f"{PUBLISHED[kind]}.keys.json")["keys"]
     file = {name: torch.empty(shape, device="meta") for name, shape in keys.items()}
-    if kind.startswith("deformable"):  # heads that are there several times are compared
+    if kind.startswith("deformable"):  # copies of a head are compared by value
         file = {name: torch.zeros(shape) for name, shape in keys.items()}
     with torch.device("meta"):
         if kind in SEGMENTERS or kind in DETECTORS:

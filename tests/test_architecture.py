@@ -12,7 +12,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src"
 
-# Which floor a part is on, see CONTRIBUTING.md. A part is a folder or module of the package `dgmn`, or is beside it.
+# The floor of each part, see CONTRIBUTING.md. A part is a folder or module in the package `dgmn`, or beside it.
 FLOORS = {
     "dgmn_base": -1,
     **dict.fromkeys(("about", "errors", "images", "layout", "ops", "report", "writers"), 0),
@@ -28,7 +28,7 @@ FLOORS = {
 }
 TASKS = {"classification", "detection", "segmentation"}
 
-# Which files may import what, anywhere in them.
+# Only these files may import these packages, be it at the top or inside a function.
 ONLY_IN = {
     "lightning": ("dgmn/training/*", "dgmn/*/data.py", "dgmn/*/task.py", "dgmn/cli.py"),
     "torchmetrics": ("dgmn/*/task.py", "dgmn/detection/coco_metric.py"),
@@ -63,7 +63,7 @@ def imports(path):
 
 
 def files_imported(path):
-    """Our files that a file imports: `from dgmn.weights import find` is weights/__init__.py."""
+    """Our files that a file imports: `from dgmn.weights import find` gives weights/__init__.py."""
     for name in imports(path):
         parts = name.split(".")
         for length in range(len(parts), 0, -1):
@@ -76,7 +76,7 @@ def files_imported(path):
 
 
 def part(path):
-    """The part that a file belongs to, None for `dgmn` itself, which is made of all."""
+    """The part that a file belongs to; None for `dgmn` itself, which combines all parts."""
     first, *rest = path.relative_to(SRC).with_suffix("").parts
     if first != "dgmn":
         return first
@@ -97,7 +97,7 @@ def test_imports_point_down(path):
 
 
 def test_imports_form_no_circle():
-    """No file needs itself, by whatever way, and no part: also where it imports late."""
+    """No file and no part imports itself through others. Imports inside functions count, too."""
     graph = {path: set(files_imported(path)) for path in FILES}
     parts: dict[str, set[str]] = {name: set() for name in FLOORS}
     for path, files in graph.items():
@@ -170,7 +170,7 @@ def added():
 
 
 def test_importing_the_package_brings_nothing_slow_that_timm_does_not(added):
-    """timm imports torchvision, and that torch._dynamo and its own detectors; we add neither these nor their like."""
+    """timm imports torchvision, which imports torch._dynamo and its own detectors. We add no more of the kind."""
     slow = ("torchvision.", "torch._dynamo", "torch._inductor", "PIL.", "numpy.", "dgmn.bench", "dgmn.loading")
     assert [name for name in added["dgmn"] if name.startswith((*slow, "dgmn.ops.triton_kernels"))] == []
 

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds beside the paper's."""
+"""Parameters and multiply-adds compared with the paper's."""
 
 import pytest
 import timm

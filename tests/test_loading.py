@@ -1,4 +1,4 @@
-"""`dgmn.load`: the one door, for every kind of network, input and mistake."""
+"""`dgmn.load` with every kind of network, input and mistake."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def photo(few_coco_scenes):
 
 
 def predict(model, images, **options):
-    """As `model.predict`, of detectors everything that they find, so that an untrained one shows something."""
+    """Calls `model.predict`. Detectors keep every score, so that even an untrained one finds something."""
     return model.predict(images, **({"score": 0.0} if model.task == "detection" else {}), **options)
 
 
@@ -73,9 +73,9 @@ def test_every_kind_of_network(kind, load, small_run, photo):
     assert result.draw().width >= 144
     assert len(result.cells()) == len(model.columns(len(result.cells())))
     assert format_table(("image", *model.columns(len(result.cells()))), [(result.name, *result.cells())])
-    # In a notebook it shows itself.
+    # A notebook shows a result as a picture.
     assert result._repr_png_().startswith(b"\x89PNG")
-    # The run's folder, its checkpoint, the folder of its checkpoints: all are the same.
+    # The run's folder, its checkpoint and its folder of checkpoints load the same network.
     for place in ("checkpoints/best.ckpt", "checkpoints"):
         again = dgmn.load(str(small_run(kind) / place), device=torch.device("cpu"))
         assert content(predict(again, photo)) == content(result)
@@ -197,7 +197,7 @@ def test_many_images(kind, load, few_coco_scenes, photo):
     folder = few_coco_scenes / "val"
     files = sorted(folder.iterdir())
     single = [content(predict(model, file)) for file in files]
-    alone = {"batch_size": 1}  # sums of several at a time may differ in their last digit
+    alone = {"batch_size": 1}  # in larger batches, sums may differ in the last digit
     for images in (folder, str(folder), f"{folder}/*.png", files, tuple(files), iter(files)):
         results = predict(model, images, **alone)
         assert iter(results) is results
@@ -206,7 +206,7 @@ def test_many_images(kind, load, few_coco_scenes, photo):
     done = []
     results = list(predict(model, [*files, photo], batch_size=4, progress=done.append))
     assert len(results) == len(files) + 1
-    if model.task == "segmentation":  # which takes them one by one all the same
+    if model.task == "segmentation":  # a segmenter takes images one by one anyway
         assert [content(result) for result in results] == [*single, content(predict(model, photo))]
     assert done == sorted(done)
     assert done[-1] == len(files) + 1
@@ -297,7 +297,7 @@ def test_what_is_no_image(image, message, load):
     ],
 )
 def test_wrong_options(kind, options, message, load, photo):
-    for images in (photo, [photo]):  # at once, not when the first result is asked for
+    for images in (photo, [photo]):  # the call itself fails, before any result
         with pytest.raises(InputError, match=message):
             load(kind).predict(images, **options)
 
@@ -334,8 +334,8 @@ def test_a_recipe_says_what_a_file_does_not(small_run, tmp_path, photo):
         ("nowhere.ckpt", r"nowhere\.ckpt: no such file"),
         ("runs/nowhere", r"runs/nowhere: no such file"),
         ("mask_rcnn_dgmn2_tny", r"no published model 'mask_rcnn_dgmn2_tny', did you mean mask_rcnn_dgmn2_tiny"),
-        ("", r"no run's folder"),
-        ("{folder}", r"no run's folder: it has neither checkpoints/best\.ckpt nor checkpoints/last\.ckpt"),
+        ("", r"not a run's folder"),
+        ("{folder}", r"not a run's folder: it has neither checkpoints/best\.ckpt nor checkpoints/last\.ckpt"),
         ("{text}", r"text\.ckpt: damaged or not a PyTorch checkpoint"),
         ("{empty}", r"empty\.ckpt: no weights in it"),
         ("{task}", r"task\.ckpt: its task must be one of classification, detection, segmentation, got 'poetry'"),
@@ -374,7 +374,7 @@ OVERLAY = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.5, 0.25], "interpolation": "b
 
 @pytest.mark.parametrize("kind", OF_EACH_TASK)
 def test_preprocessing_belongs_to_the_weights(kind, few_digits, few_scenes, few_coco_scenes, tmp_path, photo):
-    """A network with another normalisation is trained, validated and predicted with it; its checkpoint says so."""
+    """Training, validation and prediction use the network's own normalisation. Its checkpoint holds it."""
     overlay = json.dumps({"pretrained_cfg_overlay": OVERLAY})
     sizes = {"min_size": 64, "max_size": 96, "channels": 16, "representation_size": 32}
     detector = json.dumps({**sizes, "backbone_args": json.loads(overlay)})
@@ -398,7 +398,7 @@ def test_preprocessing_belongs_to_the_weights(kind, few_digits, few_scenes, few_
     expected = (0.4 - torch.tensor(OVERLAY["mean"])) / torch.tensor(OVERLAY["std"])
     torch.testing.assert_close(seen[0][0, :, 20, 20], expected, rtol=1e-4, atol=1e-4)
 
-    # The checkpoint says it, not the arguments: a checkpoint without them gives the same.
+    # The checkpoint holds the preprocessing itself: without the arguments the result is the same.
     content = torch.load(checkpoint, weights_only=True)
     arguments = content["dgmn"]["model_args"]
     (arguments if kind == "classifier" else arguments["backbone_args"]).pop("pretrained_cfg_overlay")
@@ -409,7 +409,7 @@ def test_preprocessing_belongs_to_the_weights(kind, few_digits, few_scenes, few_
     first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     predict(again, grey)
     assert torch.equal(seen[0], seen[1])
-    # A training that starts from it goes on with it.
+    # A training that starts from the checkpoint keeps its preprocessing.
     started = train(kind, data, tmp_path / "next", *_without_overlay(kind, more), "--model.checkpoint", str(checkpoint))
     assert read_checkpoint(started / "checkpoints/last.ckpt").description["preprocessing"] == stored
 

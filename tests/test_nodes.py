@@ -23,11 +23,11 @@ from dgmn.segmentation.predictor import SegmentationPredictor
 from dgmn_cli import run
 
 GRID = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)], dtype=torch.float32)
-ROW, COLUMN = 3, 5  # of the receiving position in the tests of single modules
+ROW, COLUMN = 3, 5  # the receiving position in the tests of single modules
 
 
 class Rows(nn.Module):
-    """The attention of DGMN2 on maps with the channels first."""
+    """Runs the attention of DGMN2 on maps with the channels first."""
 
     def __init__(self, attention):
         super().__init__()
@@ -58,12 +58,12 @@ def test_without_walks_the_nodes_are_the_grid():
 def test_walks_move_the_nodes_by_pixels_of_the_map():
     network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), DGMN(8, (2,)))
     walks = network[1].messages[0].walks
-    with torch.no_grad():  # of node k, (dy, dx) = (0.5, -k)
+    with torch.no_grad():  # node k walks by (dy, dx) = (0.5, -k)
         walks.bias.copy_(torch.tensor([(0.5, -k) for k in range(9)]).flatten())
     (each,) = sampled_nodes(network, torch.randn(1, 3, 28, 36), (1.5, 13))
     moved = torch.tensor([(2.0, 14.0)]) + 4 * (2 * GRID + torch.tensor([(-k, 0.5) for k in range(9)]))
     assert torch.equal(each.positions, moved)
-    # On the map's 9 x 7 pixels it counts what lies less than a pixel outside.
+    # A node less than a pixel outside of the map's 9 x 7 pixels counts as inside.
     x, y = (moved / 4 - 0.5).T
     assert torch.equal(each.inside, (x > -1) & (x < 9) & (y > -1) & (y < 7))
     assert 0 < each.inside.sum() < 9
@@ -129,7 +129,7 @@ def test_every_layer_of_a_backbone():
 
 
 def test_the_attention_sums_its_values_with_these_weights():
-    """The same nodes and weights, summed by hand, are the layer's output."""
+    """The sum by hand over the same nodes and weights equals the layer's output."""
     attention = DGMN2Attention(8, 2, (7, 7))
     with torch.no_grad():
         attention.offset.weight.normal_()
@@ -155,7 +155,7 @@ def dgmn_module():
 
 
 def attention_module():
-    # In the other form the logits depend on the mirrored position, too.
+    # With rel_pos="official" the logits depend on the mirrored position, too.
     attention = DGMN2Attention(8, 1, (9, 11), rel_pos="aligned")
     return Rows(attention), attention.offset.bias
 
@@ -232,7 +232,7 @@ def test_segmenters_see_windows():
         for inference in (Inference(), Inference("slide", crop=64, stride=32), Inference(fit=(120, 400)))
     )
     assert whole[0].receiver == pytest.approx((130, 30), abs=2)
-    # Windows begin at 0, 32, 64, 96, 128 and 136; that from 96 on has 130 most in its middle.
+    # Windows begin at 0, 32, 64, 96, 128 and 136. The one at 96 has 130 nearest to its middle.
     assert slide[0].receiver == pytest.approx((96 + (8 + 0.5) * 4, 30))
     assert fitted[0].receiver == pytest.approx((131, 31))
     assert (fitted[0].positions[5] - fitted[0].positions[4]).tolist() == pytest.approx((2, 0))
@@ -290,7 +290,7 @@ def test_picture_of_a_layer():
     found = sampled_nodes(network, torch.randn(1, 3, 64, 64), (60, 60))
     image = Image.new("RGB", (64, 64))
     assert node_picture(image, found).tobytes() != node_picture(image, found, "stages.0.blocks.1.attn").tobytes()
-    # All nodes outside, or of no number.
+    # All positions are outside of the image or not a number.
     lost = [each.placed((1, 1), (float("nan"), 1000)) for each in found[-1:]]
     assert node_picture(image, lost).width == 640
     with pytest.raises(
@@ -309,7 +309,7 @@ def photo(tmp_path_factory):
 
 
 def checkpoint(task, folder):
-    """As a run leaves it, of an untrained network."""
+    """Writes the checkpoint of an untrained network as a run does."""
     description = {"task": task, "num_classes": 2, "model_args": {}, "classes": ["cat", "dog"]}
     if task == "classification":
         network = timm.create_model("dgmn2_nano", num_classes=2)
@@ -355,8 +355,8 @@ def test_command(task, photo, tmp_path, capsys):
     [
         (["--at", "3,4"], "--at is for --nodes FOLDER"),
         (["--layer", "3"], "--layer is for --nodes FOLDER"),
-        (["--nodes", "out", "--at", "3"], "must be two numbers with a comma, X,Y, got '3'"),
-        (["--nodes", "out", "--at", "3,b"], "must be two numbers with a comma, X,Y, got '3,b'"),
+        (["--nodes", "out", "--at", "3"], "must be two numbers separated by a comma, X,Y, got '3'"),
+        (["--nodes", "out", "--at", "3,b"], "must be two numbers separated by a comma, X,Y, got '3,b'"),
     ],
 )
 def test_mistakes_of_the_command(options, message, photo, capsys):

@@ -32,7 +32,7 @@ def printed(number, capsys):
 
 
 def test_table_2(capsys):
-    """Added parameters and multiply-adds in the network, beside those of the paper: the rows whose parts it tells."""
+    """Parameters and multiply-adds that modules add to the network agree with the paper, where it names their parts."""
     rows = printed(2, capsys)
     assert list(rows) == [row.name.strip() for row in TABLES[2].rows]
     exact = ("+ DGMN w/ DA, rate 1", "+ DGMN w/ DA+DW, rate 1", "the same without walks (the paper's cost)")
@@ -40,12 +40,12 @@ def test_table_2(capsys):
         params, paper_params, gmacs, paper_gmacs = map(float, rows[name][:4])
         assert params == pytest.approx(paper_params, rel=tolerance), name
         assert gmacs == pytest.approx(paper_gmacs, rel=tolerance), name
-    # What the paper's figures leave out: the convolution of offsets and masks.
+    # The paper's figures leave out the convolution that predicts offsets and masks.
     params, paper_params, gmacs, paper_gmacs = map(float, rows["+ Deformable"][:4])
     offsets = 27 * 9 * 512
     assert params == pytest.approx(paper_params + offsets / 1e6, abs=0.01)
     assert gmacs == pytest.approx(paper_gmacs + offsets * 97 * 97 / 1e9, rel=0.01)
-    # What the paper's five rates leave out: 18 channels of a 3x3 convolution for each.
+    # The paper's figures for five rates leave out 18 channels of a 3x3 convolution for each rate.
     walks = float(rows["+ DGMN w/ DA+DW+DS, rates 1 6 12 24 36"][0]) - float(rows[exact[2]][0])
     assert walks == pytest.approx(5 * 18 * 9 * 512 / 1e6, abs=0.01)
 
@@ -55,7 +55,7 @@ def test_table_2(capsys):
     [("dgmn_resnet50", "dgmn", "c4_c5", 51.1), ("dgmn_resnet101", "none", "c5", 63.1)],
 )
 def test_trained_parameters_of_section_5_3(backbone, module, at, millions):
-    """To the last digit, where the stem, the first stage and the norms are frozen, as is usual on COCO."""
+    """The numbers agree to the last digit with stem, first stage and norms frozen, as is usual on COCO."""
     frozen = {"frozen_norms": True, "frozen_stages": 1}
     with torch.device("meta"):
         model = mask_rcnn(backbone, backbone_args={"module": module, "at": at, **frozen})
@@ -70,7 +70,7 @@ def test_more_modules_cost_more(capsys):
     gmacs = [float(cells[1]) for cells in rows.values()]
     assert params[0] == min(params)
     assert gmacs[0] == min(gmacs)
-    assert params[1] < params[2] < params[5]  # without walks, with walks, with weights, too
+    assert params[1] < params[2] < params[5]  # without walks; with walks; with walks and weights
     assert params[3] < params[4] < params[5]  # two groups, four groups, one rate more
 
 
@@ -80,7 +80,7 @@ def test_every_table_of_the_paper_on_convolutional_networks_is_there():
 
 @pytest.mark.parametrize(("number", "row"), ROWS, ids=lambda part: part if isinstance(part, int) else part.name)
 def test_rows_can_be_trained(number, row):
-    """The network of a row can be built from the options that train it, and the recipe is there."""
+    """The options that train a row build its network, and its recipe exists."""
     table = TABLES[number]
     assert table.recipe in recipe_names()
     options = shlex.split(options_of(table, row))
@@ -98,7 +98,7 @@ def test_rows_can_be_trained(number, row):
 
 @pytest.mark.parametrize(("number", "row"), [(3, 0), (13, -1), (16, 2)])
 def test_options_are_understood(number, row, capsys):
-    """They replace what the recipe says, on the command line."""
+    """Options on the command line replace what the recipe says."""
     table = TABLES[number]
     options = shlex.split(options_of(table, table.rows[row]))
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""The main job, as a newcomer runs it."""
+"""`dgmn quickstart`, as a new user runs it."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Help, lists and simple mistakes are answered without torch, timm or lightning: at once."""
+"""Help, lists and simple mistakes are answered at once, without torch, timm or lightning."""
 
 import os
 import subprocess
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dgmn.training.task import Task  # noqa: F401 - the tasks' options are compared with what the parser takes
 from dgmn_base.errors import InputError, did_you_mean
 from dgmn_base.options import checked_arguments
 from dgmn_base.recipes import find_recipe, package_folder, recipe_names
@@ -17,7 +16,7 @@ from dgmn_cli import run
 DIGITS = "recipes/classification/digits.yaml"
 SCENES = "recipes/segmentation/scenes.yaml"
 
-# Runs the command in a Python that has no heavy package.
+# Runs the command in a Python that stops if a heavy package is imported.
 _WITHOUT = """
 import importlib.abc, sys
 class Nothing(importlib.abc.MetaPathFinder):
@@ -94,8 +93,8 @@ def test_answers(arguments, expected, folder):
         (["predict", "photo.jpg", "--model", "dgmn2_tny"], "did you mean dgmn2_tiny?"),
         (["predict", "photo.jpg", "--model", "dgmn2_tiny", "--score", "0"], "--score is for detection"),
         (["predict", "photo.jpg", "--model", "dgmn2_tiny", "--pictrues", "x"], "did you mean --pictures?"),
-        (["predict", "photo.jpg", "--model", "dgmn2_tiny", "--pictures", "a_file"], "a file, a folder is needed"),
-        (["predict", "photo.jpg", "--model", "dgmn2_tiny", "--json", "data"], "a folder, a file is needed"),
+        (["predict", "photo.jpg", "--model", "dgmn2_tiny", "--pictures", "a_file"], "this is a file, give a folder"),
+        (["predict", "photo.jpg", "--model", "dgmn2_tiny", "--json", "data"], "this is a folder, give a file"),
         (["zoo", "download", "dgmn2_tny"], "did you mean dgmn2_tiny?"),
         (["zoo", "download", "dgmn2_tiny", "--file", "none.pth"], "--file none.pth: no such file"),
     ],
@@ -112,7 +111,7 @@ def test_mistakes(arguments, expected, folder):
 
 
 def test_what_is_right_is_not_refused(few_digits, monkeypatch, tmp_path):
-    """Every option that a recipe has, in all ways to write it, and those of other people's classes."""
+    """Every option of a recipe passes, in all ways to write it. So do options of other people's classes."""
     monkeypatch.chdir(tmp_path)
     for recipe in recipe_names():
         content = yaml.safe_load(find_recipe(recipe).read_text())
@@ -142,7 +141,7 @@ def test_several_recipes_count_together(few_digits, tmp_path):
     with pytest.raises(InputError, match=r"data\.root nowhere"):
         checked_arguments("fit", ["-c", DIGITS, "-c", str(tmp_path / "more.yaml")])
     checked_arguments("fit", ["-c", DIGITS, "-c", str(tmp_path / "more.yaml"), "--data.root", str(few_digits)])
-    with pytest.raises(InputError, match=r"--data\.rot"):  # the class is the first recipe's
+    with pytest.raises(InputError, match=r"--data\.rot"):  # the class comes from the first recipe
         checked_arguments("fit", ["-c", DIGITS, "-c", str(tmp_path / "more.yaml"), "--data.rot", "x"])
 
 

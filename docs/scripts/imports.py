@@ -1,9 +1,9 @@
-"""Draws the parts of dgmn and what each imports: docs/images/imports.svg.
+"""Draws the parts of dgmn and what each imports, to docs/images/imports.svg.
 
     uv run --with grimp python docs/scripts/imports.py
 
-Needs graphviz (`dot` and `tred`). An import that follows from others is left out. An arrow that would go up is an error, and so
-is a circle.
+Needs graphviz (`dot` and `tred`). The picture leaves out an import that follows from others. An arrow that points up is
+an error, and so is a cycle.
 """
 
 import subprocess
@@ -14,9 +14,9 @@ import grimp
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from test_architecture import FLOORS  # noqa: E402 - the floors that the tests know
+from test_architecture import FLOORS  # noqa: E402 - the tests define the floors
 
-PACKAGES = ("dgmn", "dgmn_base")  # `dgmn_cli.py`, on top of both, is no package
+PACKAGES = ("dgmn", "dgmn_base")  # `dgmn_cli.py` stands on both and is not a package
 
 
 def part(module: str) -> str | None:

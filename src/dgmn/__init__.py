@@ -18,5 +18,5 @@ if TYPE_CHECKING:
 __version__ = version("dgmn")
 __all__ = ["LoadReport", "__version__", "fuse", "layers", "load", "load_checkpoint", "models", "ops", "weights"]
 
-# Late, because the networks alone need neither pictures nor results.
+# `load` is imported on first use: the networks alone need neither pictures nor results.
 __getattr__ = lazy_names(__name__, {"load": "loading"})

@@ -1,7 +1,7 @@
-"""What a network says of itself: everything else asks it here, and compares no names.
+"""What a network says about itself. Other code asks here instead of comparing names of networks.
 
-A network of ours has a method `about()`; for timm's networks, what timm itself knows of them is taken. A module inside
-of a network that stands for a plainer one has a method `adds()`.
+A network of ours has a method `about()`. For timm's networks the answer comes from what timm knows of them. A module
+inside a network that replaces a plainer one has a method `adds()`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +18,13 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What becomes of an image before a network sees it. It belongs to the weights: they were trained with it.
+    """How an image is prepared for a network. It belongs to the weights: they were trained with it.
 
     Attributes:
-        mean, std: of the channels, for values in 0..1.
-        interpolation: of a resized image, by timm's names.
-        crop_pct: share of the resized image that the centre crop of a classifier keeps.
+        mean: mean of every channel, for values in 0..1.
+        std: standard deviation of every channel, for values in 0..1.
+        interpolation: how an image is resized, by timm's names.
+        crop_pct: share of the resized image that a classifier's centre crop keeps.
         crop_mode: how a classifier's crop is made, by timm's names.
     """
 
@@ -35,7 +36,7 @@ class Preprocessing:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """From timm's `pretrained_cfg`, or what a checkpoint holds; ImageNet's where it says nothing."""
+        """Reads timm's `pretrained_cfg` or a checkpoint's values; values that are absent keep their defaults."""
         given = {name: values[name] for name in asdict(cls()) if values.get(name) is not None}
         for name in ("mean", "std"):
             if name in given:
@@ -54,7 +55,7 @@ class Renamed:
     Attributes:
         state_dict: name to tensor.
         origin: what the file holds, for messages.
-        elsewhere: names of the file that belong to other parts.
+        elsewhere: names in the file that do not belong to this network.
     """
 
     state_dict: dict[str, Tensor]
@@ -67,22 +68,22 @@ Official = Callable[[Weights], Renamed | None]
 
 @dataclass(frozen=True)
 class About:
-    """A network's own word.
+    """What a network says about itself.
 
     Attributes:
-        preprocessing: of its images; of a network with a backbone, the backbone's.
-        images: what it takes: a "batch" (B, 3, H, W), preprocessed, or a "list" of images (3, H, W) in 0..1, of any
-            sizes, which it resizes and normalises itself.
-        multiple: of what the sides of an image must be multiples; 1 for a network that takes any.
-        masks: whether it finds masks beside boxes.
-        classifier: beginnings of the names of the weights that belong to the classes of the data.
-        backbone: name of the part that other networks have, too; "" for a network that is one.
-        added: beginnings of names that a plain network of this kind lacks: weights without them fill all others. Its
-            modules say it, not the network.
-        optional: beginnings of names of parts that it may have been built without.
-        undecayed: names of weights that are spared by weight decay, as patterns.
-        official: gives the weights of a published file under the names of this network, None for another file.
-        products: runs everything that costs multiplications on a batch, where calling the network does more than that.
+        preprocessing: how its images are prepared. A network with a backbone has the backbone's.
+        images: what it takes. "batch" is (B, 3, H, W), preprocessed. "list" is a list of images (3, H, W) in 0..1, of
+            any sizes, which the network resizes and normalises itself.
+        multiple: the sides of an image must be multiples of this; 1 for a network that takes any size.
+        masks: whether it finds masks as well as boxes.
+        classifier: prefixes of the names of the weights that belong to the classes of the data.
+        backbone: name of its backbone, a part that other networks share; "" for a network that is a backbone.
+        added: prefixes of names that a plain network of this kind lacks. Weights without them fill everything else.
+            The modules in the network report these names, not the network.
+        optional: prefixes of names of parts that it may have been built without.
+        undecayed: names of weights without weight decay, as patterns.
+        official: gives the weights of a published file under the names of this network; None for another file.
+        products: runs all multiplications on a batch, for a network whose call does more than that.
     """
 
     preprocessing: Preprocessing = Preprocessing()
@@ -107,15 +108,15 @@ class SpeaksForItself(Protocol):
 
 @runtime_checkable
 class Adds(Protocol):
-    """A module that has more weights than the plain one that it stands for."""
+    """A module that has more weights than the plain module that it replaces."""
 
     def adds(self) -> tuple[str, ...]:
-        """Beginnings of the names of those weights."""
+        """Prefixes of the names of the added weights."""
         ...
 
 
 def about(network: nn.Module) -> About:
-    """What a network says of itself; all names are those of its own weights."""
+    """What a network says about itself. All names are names of its own weights."""
     added = (
         f"{name}.{beginning}".removeprefix(".")
         for name, module in network.named_modules()
@@ -141,10 +142,10 @@ def _word(network: nn.Module) -> About:
 
 
 def about_timm(network: Any) -> About:
-    """What timm knows of a network of its own kind."""
+    """What timm knows of one of its networks."""
     cfg = getattr(network, "pretrained_cfg", None) or {}
     classifier = cfg.get("classifier")
-    if classifier is None and cfg.get("architecture"):  # a feature extractor does not tell
+    if classifier is None and cfg.get("architecture"):  # timm drops it for feature extractors
         classifier = getattr(get_pretrained_cfg(cfg["architecture"], allow_unregistered=True), "classifier", None)
     classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     features = getattr(network, "feature_info", ())
@@ -159,7 +160,7 @@ def about_timm(network: Any) -> About:
 
 
 def unwrapped(network: nn.Module) -> tuple[Any, str]:
-    """The network in timm's feature extractor, and what stands before its names there; others as they are, and ""."""
+    """The network in timm's feature extractor, and the prefix of its names there; another network as it is, and ""."""
     return (network.model, "model.") if isinstance(network, FeatureGetterNet) else (network, "")
 
 
@@ -168,7 +169,7 @@ def _parts(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _within(prefix: str, word: About) -> About:
-    """The word of a part, by the names that its weights have in the whole."""
+    """What a part says about itself, under the names that its weights have in the whole network."""
 
     def names(beginnings: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(prefix + name for name in beginnings)
@@ -191,7 +192,7 @@ def _within(prefix: str, word: About) -> About:
 
 
 def _first_of(*official: Official | None) -> Official:
-    """The first of them that knows a file."""
+    """Combines readers of published files; the first that knows a file counts."""
 
     def renamed(state_dict: Weights) -> Renamed | None:
         results = (known(state_dict) for known in official if known is not None)

@@ -1,4 +1,4 @@
-"""`dgmn fit | validate | test`: LightningCLI, kept thin."""
+"""The commands `dgmn fit | validate | test`: a thin layer over LightningCLI."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ from dgmn_base.terminal import format_table
 
 
 class DgmnCLI(LightningCLI):
-    """Every run has one folder, `trainer.default_root_dir`: checkpoints/, logs/ and tensorboard/."""
+    """Runs a command; every run has one folder, `trainer.default_root_dir`: checkpoints/, logs/ and tensorboard/."""
 
     def __init__(self, arguments: list[str] | dict[str, Any], run: bool = True) -> None:
         super().__init__(
@@ -65,7 +65,7 @@ class DgmnCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Networks come from the recipe, never from a class path in a checkpoint."""
+        """Does nothing: the network comes from the recipe, never from a class path in a checkpoint."""
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -84,7 +84,7 @@ class DgmnCLI(LightningCLI):
 
     @staticmethod
     def _forget_the_start(options: Any) -> None:
-        """A checkpoint of a run replaces all weights: those that the run started from may be gone by now."""
+        """Removes the weights that the run started from: its checkpoint replaces them, and their file may be gone."""
         arguments = options.model.get("init_args") or {}
         if arguments.get("checkpoint"):
             arguments["checkpoint"] = None
@@ -105,12 +105,12 @@ class DgmnCLI(LightningCLI):
             *(given.get("callbacks") or []),
             EpochSeed(int(self._get(self.config, "seed_everything"))),
             ModelCheckpoint(self.checkpoints, "best", monitor=monitor, mode=mode, **every_epoch),
-            # By itself: with save_last, Lightning keeps the last epoch only where it is also the best.
+            # A separate callback: with save_last, Lightning keeps the last epoch only if it is also the best.
             ModelCheckpoint(self.checkpoints, "last", **every_epoch),
         ]
         loggers: Any = given.get("logger")
         if loggers is None:
-            # A resumed run writes beside its first part's logs, never over them.
+            # A resumed run writes its logs beside those of its first part, never over them.
             loggers = [CSVLogger(self.root, name="logs"), TensorBoardLogger(self.root, name="tensorboard", version="")]
             callbacks.append(LearningRateMonitor("step"))
         defaults = {
@@ -119,8 +119,8 @@ class DgmnCLI(LightningCLI):
             "callbacks": callbacks,
             "plugins": [*(given.get("plugins") or []), AtomicCheckpointIO()],
             "enable_model_summary": False,
-            "num_sanity_val_steps": 0,  # the data was checked
-            "use_distributed_sampler": False,  # the data module shares the images out
+            "num_sanity_val_steps": 0,  # the data is checked already
+            "use_distributed_sampler": False,  # the data module divides the images among the processes
         }
         return super().instantiate_trainer(**defaults, **kwargs)
 
@@ -130,14 +130,14 @@ class DgmnCLI(LightningCLI):
         say(f"{type(network).__name__} with {parameters / 1e6:.2f} M parameters; this run's folder: {self.root}")
         try:
             self.trainer.fit(**kwargs)
-        except SystemExit:  # how Lightning ends after Ctrl-C
+        except SystemExit:  # Lightning ends like this after Ctrl-C
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
             if (self.checkpoints / "last.ckpt").exists():
                 say(f"The last finished epoch is kept in {self.checkpoints}. Continue with --ckpt_path last")
             raise KeyboardInterrupt from None
         if not self.trainer.logged_metrics:
-            say(f"Nothing to train: the run has its {self.trainer.current_epoch} epochs; raise --trainer.max_epochs")
+            say(f"Nothing to train: the run has all {self.trainer.current_epoch} epochs; raise --trainer.max_epochs")
         elif self.trainer.is_global_zero:
             self._report(f"after {self.trainer.current_epoch} epochs")
             best = self.trainer.checkpoint_callback.best_model_score
@@ -147,8 +147,8 @@ class DgmnCLI(LightningCLI):
     def _needs_all_weights(self, ckpt_path: Any) -> None:
         if ckpt_path is None and not self.model.filled:
             raise InputError(
-                "--model.checkpoint filled only a part of the network, the rest is new: nothing to evaluate; "
-                "give a run's checkpoint as --ckpt_path, or weights of this very network"
+                "--model.checkpoint filled only a part of the network, the rest is new: there is nothing to evaluate; "
+                "give a run's checkpoint as --ckpt_path, or weights of exactly this network"
             )
 
     def validate(self, **kwargs: Any) -> None:
@@ -173,7 +173,7 @@ class DgmnCLI(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
-        # What reads a checkpoint never executes it, so there is nothing to choose.
+        # Reading a checkpoint never executes code, so the option weights_only has nothing to choose.
         return {name: skip | {"weights_only"} for name, skip in commands.items() if name != "predict"}
 
 
@@ -188,7 +188,7 @@ def run_training(command: str, arguments: Sequence[str]) -> int:
 
 
 def describe_recipe(recipe: str) -> dict[str, Any]:
-    """What a checkpoint of this recipe would say of itself, without training it."""
+    """The description that a checkpoint of this recipe would store; nothing is trained."""
     _quieten()
     try:
         content = yaml.safe_load(find_recipe(recipe).read_text())
@@ -202,7 +202,7 @@ def describe_recipe(recipe: str) -> dict[str, Any]:
 
 
 def make_data(recipes: Sequence[str], overrides: Sequence[str]) -> L.LightningDataModule:
-    """The data of a recipe alone, with options of the command line, without the network and the trainer."""
+    """Makes the data module of recipes and command-line options, without a network or a trainer."""
     _quieten()
     try:
         parser = LightningArgumentParser(exit_on_error=False)
@@ -220,7 +220,7 @@ def make_data(recipes: Sequence[str], overrides: Sequence[str]) -> L.LightningDa
 
 
 def _explained(error: Exception) -> Exception:
-    """What a user needs to know of an error of the parser: one line of ours, or the lines of its message that help."""
+    """Reduces a parser's error to what helps the user: our own error inside it, or the useful lines of its message."""
     cause: BaseException | None = error
     while cause is not None:  # the parser wraps what constructors raise
         if isinstance(cause, InputError | OSError):
@@ -235,7 +235,7 @@ def _explained(error: Exception) -> Exception:
     return InputError(": ".join(line.rstrip(":") for line in lines))
 
 
-# How the parser leads up to what is wrong.
+# Beginnings of lines of the parser's message that do not help.
 _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value type:", "Given value: NestedArg")
 
 

@@ -27,11 +27,11 @@ class Complexity:
 
     Attributes:
         params: parameters.
-        trained_params: those of them that are trained, that is, not frozen.
-        macs: multiply-adds of convolutions and matrix products, attention and position logits included, bilinear
-            sampling, norms and activations not: torch's flop counter, halved.
-        original_macs: the same with the position logits as the original code computes them, H + W + 16 dot products
-            for every node instead of our 18. This is what the paper's figures count.
+        trained_params: parameters that are trained, that is, not frozen.
+        macs: multiply-adds of convolutions and matrix products, that is, half of torch's flop count. Attention and
+            position logits are included; bilinear sampling, norms and activations are not.
+        original_macs: the same, but the position logits are computed as in the original code, with H + W + 16 dot
+            products for every node instead of our 18. The paper's figures count this form.
     """
 
     params: int
@@ -41,10 +41,10 @@ class Complexity:
 
 
 def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complexity:
-    """Counts a network on an image of height and width `size`; runs it once.
+    """Counts the cost of a network on an image of height and width `size`; runs the network once.
 
-    Of a detector, the image has its size inside the network already, and the choice of boxes, which has no products, is
-    left out; 1000 proposals and 100 detections are counted where it has them.
+    A detector gets the image at the size that it has inside the network. The choice of boxes has no products and is
+    left out. Mask R-CNN is counted with 1000 proposals and 100 detections.
     """
     extra = 0
 
@@ -64,7 +64,7 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
         for parameter in trained:  # the counter fails where a module is given a part of a trained parameter
             parameter.requires_grad_(False)
         mapping = {torch.ops.torchvision.deform_conv2d: _deform_conv2d}
-        # The counter knows attention as products, not the kernels that PyTorch and a device have for it.
+        # The counter knows attention as matrix products, not the special kernels of PyTorch and devices.
         torch.backends.mha.set_fastpath_enabled(False)
         attention = sdpa_kernel(SDPBackend.MATH)
         model.eval()
@@ -83,16 +83,16 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
 
 
 def _deform_conv2d(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    """Like a convolution's: the sampling is not counted."""
+    """The flops of a deformable convolution: as many as a convolution's, because sampling is not counted."""
     batch, _, height, width = out_shape
     products: int = batch * height * width * math.prod(weight_shape)
     return 2 * products
 
 
-# What the paper's figures are for: height and width of the image, and classes.
+# The image size (height, width) and number of classes of the paper's figures.
 _PAPER = {"classification": ((224, 224), 1000), "detection": ((800, 1280), 80), "segmentation": ((768, 768), 19)}
-# The paper does not tell this one. Its two rows of Sparse R-CNN (Table 10), ours and ResNet-50, agree at the size that
-# 600 x 1000 is padded to, within 0.1 %, and at no other usual one: at 800 x 1280 they would be 173.8 and 168.3.
+# The paper does not give this size. Its two rows of Sparse R-CNN (Table 10), ours and ResNet-50, agree within 0.1 % at
+# the padded size of 600 x 1000, and at no other usual size: at 800 x 1280 they would be 173.8 and 168.3.
 _PAPER_SIZES = {"sparse_rcnn": (608, 1024)}
 _BUILDERS: dict[str, Any] = {"detection": DETECTORS, "segmentation": SEGMENTERS}
 
@@ -109,12 +109,12 @@ def complexity(options: argparse.Namespace) -> int:
     for name in names:
         row = published.get(name)
         try:
-            with torch.device("meta"):  # shapes are all that counts
+            with torch.device("meta"):  # counting needs only shapes
                 cost = count(_network(name, row), size)
         except InputError as error:
             if options.models:
                 raise
-            print(f"left out {name}: {error}")  # what it needs is not installed
+            print(f"left out {name}: {error}")  # a package that it needs is not installed
             continue
         paper = row.metrics if row is not None else {}
         same_size = row is not None and size == _PAPER_SIZES.get(row.builder, _PAPER[row.task][0])
@@ -132,9 +132,9 @@ def complexity(options: argparse.Namespace) -> int:
     header = ("model", "parameters", "paper", "GMACs", "GMACs, original form", "paper")
     print(format_table(header, rows))
     print(
-        "GMACs are billions of multiply-adds (what the papers call FLOPs) of convolutions and matrix products,\n"
-        "attention included, bilinear sampling and norms not. The original code computes the position term with\n"
-        "H + W + 16 dot products for every node instead of 18; the paper's figures count that form."
+        "GMACs are billions of multiply-adds (the papers call them FLOPs) of convolutions and matrix products.\n"
+        "They include attention, but not bilinear sampling and norms. The original code computes the position term\n"
+        "with H + W + 16 dot products for every node instead of 18; the paper's figures count that form."
     )
     return 0
 

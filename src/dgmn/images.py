@@ -1,4 +1,4 @@
-"""Images that users give: verified, limited in size, in RGB."""
+"""Reads the images that users give: checks them, limits their size and converts them to RGB."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -16,19 +16,19 @@ MAX_PIXELS = 200_000_000
 """A larger image is refused: decoding it could take all memory."""
 
 AnyImage = Any
-"""What [`to_image`][dgmn.images.to_image] takes."""
+"""Any image that [`to_image`][dgmn.images.to_image] accepts."""
 
 
 def to_image(image: AnyImage) -> Image.Image:
-    """An image in RGB, turned upright as its camera says.
+    """Converts an image to RGB and turns it upright, as its EXIF data says.
 
     Args:
         image: a path, the bytes of a file, a PIL image, an array (H, W, 3) of uint8 in RGB (or (H, W) of grey values),
             or a tensor (3, H, W) in RGB, of uint8 or of floating point in 0..1.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: none of these, or an image that cannot be read; the message says what was given.
+        FileNotFoundError: there is no such file.
+        InputError: the argument is none of these, or cannot be read; the message says what was given.
     """
     if isinstance(image, Image.Image):
         return _rgb(ImageOps.exif_transpose(image), "image")
@@ -57,7 +57,7 @@ def _from_tensor(image: Tensor) -> Image.Image:
     if image.is_floating_point():
         low, high = image.min().item(), image.max().item()
         if not (low >= 0 and high <= 1):
-            raise InputError(f"{wanted}, got numbers from {low:.3g} to {high:.3g}: not normalised, please")
+            raise InputError(f"{wanted}, got numbers from {low:.3g} to {high:.3g}; give it without normalisation")
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise InputError(f"{wanted}, got {image.dtype}")
@@ -68,12 +68,12 @@ def load_image(path: str | os.PathLike[str], upright: bool = True) -> Image.Imag
     """Decodes a whole image as RGB.
 
     Args:
-        path: of the image.
-        upright: turned as the camera says; otherwise as it is stored.
+        path: path of the image.
+        upright: whether to turn the image as its EXIF data says; otherwise it stays as it is stored.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: not an image, truncated, or of more than `MAX_PIXELS` pixels; the message names the file.
+        FileNotFoundError: there is no such file.
+        InputError: the file is not an image, is truncated, or has more than `MAX_PIXELS` pixels; the message names it.
     """
     return _decoded(path, str(path), upright)
 
@@ -100,7 +100,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """Grey values of 16 bits as 8 bits; Pillow's own conversion clips them to white."""
+    """Converts grey values of 16 bits to 8 bits; Pillow's own conversion clips them to white."""
     values = np.asarray(image)
     if image.mode == "F" or (values.size and (values.min() < 0 or values.max() > 65535)):
         raise InputError(f"{name}: pixels of mode {image.mode}; 8 or 16 bits are accepted")
@@ -108,13 +108,13 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
 
 
 def check_images(paths: Iterable[str | os.PathLike[str]], budget: int = 256 * 2**20) -> int:
-    """Decodes images until `budget` bytes of files are read, to find damaged ones before hours are spent.
-
-    Raises:
-        InputError: of the first image that cannot be read.
+    """Decodes images until `budget` bytes of files are read, to find damaged ones before a long training.
 
     Returns:
-        How many were decoded.
+        How many images were decoded.
+
+    Raises:
+        InputError: an image cannot be read; the message names it.
     """
     checked = 0
     for path in paths:
@@ -127,7 +127,7 @@ def check_images(paths: Iterable[str | os.PathLike[str]], budget: int = 256 * 2*
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures below each other."""
+    """Puts pictures below each other."""
     canvas = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
     top = 0
     for picture in pictures:

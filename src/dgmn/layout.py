@@ -1,4 +1,4 @@
-"""What all layouts of data have in common: one object says how a dataset lies on disk."""
+"""The base of all dataset layouts: a layout object knows how a dataset is stored on disk."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -10,13 +10,13 @@ from dgmn_base.files import check_root
 
 
 class DataLayout(ABC):
-    """How a dataset lies on disk. Tasks add how its samples are listed and read, and its classes named.
+    """How a dataset is stored on disk; each task adds how to list and read its samples and name its classes.
 
     Args:
-        root: its folder.
+        root: folder of the dataset.
 
     Raises:
-        InputError: the folder is not of this layout.
+        InputError: the folder does not have this layout.
     """
 
     def __init__(self, root: Path) -> None:
@@ -29,19 +29,19 @@ class DataLayout(ABC):
 
     @abstractmethod
     def splits(self) -> list[str]:
-        """The names of the parts that are there."""
+        """The names of the splits that the dataset has."""
 
 
 Layout = TypeVar("Layout", bound=DataLayout)
 
 
 def find_layout(layouts: Sequence[type[Layout]], root: Path, options: dict[str, Any]) -> Layout:
-    """The layout of a folder.
+    """Finds the layout of a folder.
 
     Args:
-        layouts: of a task; the first that fits is taken, and where none does, the last one says what is missing.
+        layouts: layouts of a task; the first that fits is taken. If none fits, the last one says what is missing.
         root: the folder.
-        options: of the layouts; each takes those that it knows.
+        options: options of the layouts; each layout takes those that it knows.
 
     Raises:
         InputError: there is no such folder, or no layout fits it.

@@ -1,4 +1,4 @@
-"""The one door: anything that holds a trained network becomes a predictor."""
+"""`dgmn.load`: makes a predictor from anything that holds a trained network."""
 
 import os
 from importlib import import_module
@@ -15,7 +15,7 @@ PREDICTORS = {
     "detection": "DetectionPredictor",
     "segmentation": "SegmentationPredictor",
 }
-"""The predictor of every task, in its own folder: only what is asked for is imported."""
+"""The predictor of every task, by name, so that only the wanted task is imported."""
 
 
 def load(
@@ -34,10 +34,10 @@ def load(
     Args:
         source: a checkpoint of a run, a run's folder (its best checkpoint is taken), or the name of a published model
             that was downloaded, for instance "mask_rcnn_dgmn2_tiny"; see `dgmn zoo`.
-        device: "cpu", "cuda" and so on; "auto" is the fastest there is.
-        model: name of the published model whose weights the file `source` holds: published files do not say what they
-            are.
-        recipe: recipe that the file was trained with, where the file does not say it.
+        device: "cpu", "cuda" and so on; "auto": the fastest one available.
+        model: name of the published model whose weights the file `source` holds; published files do not name their
+            model.
+        recipe: recipe that the file was trained with, for a file that does not describe its network.
 
     Returns:
         A [`ClassificationPredictor`][dgmn.classification.predictor.ClassificationPredictor],
@@ -45,8 +45,8 @@ def load(
         [`SegmentationPredictor`][dgmn.segmentation.predictor.SegmentationPredictor].
 
     Raises:
-        InputError (a ValueError): nothing of this name, a file without weights, one that does not say what it is, or a
-            device that is not there; the message says what is accepted.
+        InputError (a ValueError): nothing has this name, the file has no weights or does not describe its network, or
+            the device is not available; the message says what is accepted.
     """
     chosen = checked_device(device)
     path = _file(source)
@@ -62,7 +62,7 @@ def load(
 
 
 def _described(checkpoint: Checkpoint, recipe: str | os.PathLike[str] | None, device: torch.device) -> Predictor:
-    """What a checkpoint of a run, or its recipe, says of the network."""
+    """The predictor that a checkpoint of a run, or its recipe, describes."""
     description = checkpoint.description
     if recipe is not None:
         from dgmn.cli import describe_recipe
@@ -70,7 +70,7 @@ def _described(checkpoint: Checkpoint, recipe: str | os.PathLike[str] | None, de
         description = describe_recipe(os.fspath(recipe))
     if description is None:
         raise InputError(
-            f"{checkpoint.path} does not say what network it is for: give the published model that it is (--model, in "
+            f"{checkpoint.path} does not say what network it is for: give the published model's name (--model, in "
             "Python model=), or the recipe that it was trained with (-c, in Python recipe=)"
         )
     task = description.get("task")
@@ -88,14 +88,14 @@ def _predictor(task: str) -> type[Predictor]:
 
 
 def _file(source: str | os.PathLike[str]) -> Path | None:
-    """The file that is meant; None for the name of a published model."""
+    """The file that `source` means; None if it is the name of a published model."""
     path = Path(source)
     if path.is_dir():
         for place in (path / "checkpoints", path):
             for name in ("best.ckpt", "last.ckpt"):
                 if (place / name).is_file():
                     return place / name
-        raise InputError(f"{path}: no run's folder: it has neither checkpoints/best.ckpt nor checkpoints/last.ckpt")
+        raise InputError(f"{path}: not a run's folder: it has neither checkpoints/best.ckpt nor checkpoints/last.ckpt")
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:
@@ -104,10 +104,10 @@ def _file(source: str | os.PathLike[str]) -> Path | None:
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """A device that can be computed on; "auto" is the fastest there is.
+    """Checks that a device is available; "auto" gives the fastest one.
 
     Raises:
-        InputError: it is not there.
+        InputError: the device is not available.
     """
     if device == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -20,17 +20,17 @@ Point = tuple[float, float]
 class SampledNodes:
     """The K nodes that a receiving position samples in a layer, with one sampling rate or head.
 
-    Points are x and y in pixels of the image: its left upper corner is (0, 0), the centre of its first pixel
+    Points are (x, y) in pixels of the image: its upper left corner is (0, 0), the centre of its first pixel is
     (0.5, 0.5).
 
     Attributes:
         layer: name of the module in the network.
         sampling_rate: φ; 1 in DGMN2's attention.
-        head: of the attention; None for a DGMN module.
+        head: index of the attention head; None for a DGMN module.
         receiver: centre of the receiving position.
-        positions: of the nodes, (K, 2), wherever they lie.
-        inside: whether they lie on the map, (K,), bool; the others contribute zeros.
-        affinities: A_ij, (K,), or None; in DGMN2's attention the softmax weights. They sum to 1.
+        positions: positions of the nodes, (K, 2), on the map or outside it.
+        inside: whether each node lies on the map, (K,), bool; nodes outside contribute zeros.
+        affinities: A_ij, (K,), or None; in DGMN2's attention they are the softmax weights. They sum to 1.
         weights: |w_j|, the mean over the groups, (K,), or None.
     """
 
@@ -44,7 +44,7 @@ class SampledNodes:
     weights: Tensor | None
 
     def placed(self, scale: Point, corner: Point) -> "SampledNodes":
-        """The same in a larger picture, in which the image begins at `corner` and is `scale` times as large."""
+        """The same nodes in a picture where the image begins at `corner` and is `scale` times as large."""
         x, y = self.receiver
         receiver = (x * scale[0] + corner[0], y * scale[1] + corner[1])
         positions = self.positions * self.positions.new_tensor(scale) + self.positions.new_tensor(corner)
@@ -56,25 +56,26 @@ def sampled_nodes(model: nn.Module, images: Tensor | Sequence[Tensor], at: Point
 
     Runs the network once, in evaluation mode, and asks every [`DGMN`][dgmn.layers.DGMN] module and every
     [`DGMN2Attention`][dgmn.layers.DGMN2Attention] for what it computes there: the nodes at `i + Δd_j` (eq. 4) with
-    their affinities and weights (eq. 6 and 7), or the softmax of eq. 8. Of a module that runs several times,
-    for instance with `steps`, it is the last run.
+    their affinities and weights (eq. 6 and 7), or the softmax of eq. 8. If a module runs several times, for instance
+    with `steps`, the last run counts.
 
-    A map of h x w is laid over the H x W pixels that the network saw, as segmenters enlarge theirs: its position (i, j)
-    has its centre at x = (j + 0.5) W / w, y = (i + 0.5) H / h. What a detector resizes and pads inside is undone.
+    A map of h x w positions covers the H x W pixels that the network saw, in the way that segmenters enlarge their
+    maps: position (i, j) has its centre at x = (j + 0.5) W / w, y = (i + 0.5) H / h. The resizing and padding inside a
+    detector are undone.
 
     Args:
         model: a classifier, backbone, segmenter or detector, or one of these modules alone.
-        images: one image as the model takes it: (1, C, H, W), normalised; for detectors a list of one (3, H, W).
+        images: one image as the model takes it: (1, C, H, W), normalised; for detectors a list with one (3, H, W).
         at: x and y in pixels of the image, 0 <= x < W and 0 <= y < H; pixel (0, 0) reaches from 0 to 1.
 
     Returns:
-        In the order in which the layers run; of a layer, one for every sampling rate or head. Tensors are float32 on
-        the CPU. Messages that neither sample dynamically nor predict anything are left out, and so are layers
-        inside of a detector that see single objects instead of the image.
+        One entry for every sampling rate or head of a layer, in the order in which the layers run. Tensors are float32
+        on the CPU. Messages that neither sample dynamically nor predict anything are left out. So are layers inside a
+        detector that see single objects instead of the image.
 
     Raises:
         InputError (a ValueError): `at` is no point of the image, there is not exactly one image, or the network has no
-            such layer.
+            layer that samples nodes.
 
     Source: Dynamic Graph Message Passing Networks for Visual Recognition, Fig. 5 (https://arxiv.org/abs/2209.09760).
     """
@@ -101,10 +102,10 @@ def sampled_nodes(model: nn.Module, images: Tensor | Sequence[Tensor], at: Point
 
 
 def check_point(at: Point, width: int, height: int) -> None:
-    """Whether a point lies in an image of this size.
+    """Checks that a point lies in an image of this size.
 
     Raises:
-        InputError: it does not.
+        InputError: `at` is no point, or lies outside.
     """
     if not isinstance(at, Sequence) or len(at) != 2 or not all(isinstance(number, int | float) for number in at):
         raise InputError(f"at must be two numbers, x and y, got {at!r}")
@@ -114,7 +115,7 @@ def check_point(at: Point, width: int, height: int) -> None:
 
 
 def _size(images: Any) -> tuple[int, int]:
-    """Height and width of the one image."""
+    """Height and width of the single image."""
     wanted = "images must be one image, (1, C, H, W) or a list of one (C, H, W)"
     if not isinstance(images, Tensor | list | tuple) or not all(isinstance(image, Tensor) for image in images):
         raise InputError(f"{wanted}, got {type(images).__name__}")
@@ -126,13 +127,13 @@ def _size(images: Any) -> tuple[int, int]:
 
 
 class _Watch:
-    """Sees what the layers of a network get while it runs, and keeps what they sample for one position."""
+    """Watches the inputs of a network's layers while it runs, and keeps what they sample for one position."""
 
     def __init__(self, size: tuple[int, int], at: Point) -> None:
         self.at = at
-        self.size = size  # of the image
-        self.resized = size  # what became of it in the input of the network
-        self.padded = size  # the whole input
+        self.size = size  # the image
+        self.resized = size  # the image after a detector's own resizing
+        self.padded = size  # the resized image with padding
         self.found: dict[tuple[str, int], SampledNodes] = {}
 
     def register(self, model: nn.Module) -> list[Any]:
@@ -188,9 +189,9 @@ class _Watch:
         affinities: Tensor | None,
         weights: Tensor | None,
     ) -> SampledNodes:
-        """Of walks (1, h, w, K, 2), affinities and weights (1, h, w, K) those of the receiving position."""
+        """Selects the receiving position in walks (1, h, w, K, 2), affinities and weights (1, h, w, K)."""
         height, width = walks.shape[1:3]
-        # Pixels of the image in one of the map, along x and y.
+        # Pixels of the image that one position of the map covers, along x and y.
         scale = [
             padded / length * original / resized
             for padded, length, original, resized in zip(

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables on convolutional networks: which network and training each is, and its cost."""
+"""The rows of the paper's tables on convolutional networks: the network, training and cost of each row."""
 
 import argparse
 import json
@@ -18,15 +18,15 @@ from dgmn_base.terminal import format_table
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """One row of a table.
 
     Attributes:
-        name: as in the paper.
-        args: of the network, beyond its table's.
-        scores: the paper's, as printed there.
-        cost: the paper's parameters (M) and multiply-adds (G); what they count is the table's matter.
-        options: more for the command that trains it.
-        backbone: another one than the table's.
+        name: name as in the paper.
+        args: arguments of the network, added to what the table says.
+        scores: scores as printed in the paper.
+        cost: the paper's parameters (M) and multiply-adds (G); what they count depends on the table.
+        options: further options for the command that trains the row.
+        backbone: backbone, if it is not the table's.
     """
 
     name: str
@@ -42,15 +42,15 @@ class PaperTable:
     """One table.
 
     Attributes:
-        title: what it is about.
-        recipe: that trains its rows, with their options.
+        title: what the table is about.
+        recipe: recipe that trains the rows, with each row's options.
         builder: name of the network.
-        backbone: of the rows that name none.
-        size: height and width of the image that is counted.
-        classes: of the network.
-        metrics: the paper's columns.
-        rows: in the paper's order, the first one a baseline.
-        notes: what one has to know to read it.
+        backbone: backbone of the rows that name none.
+        size: height and width of the image for the counts.
+        classes: number of classes of the network.
+        metrics: the paper's score columns.
+        rows: rows in the paper's order; the first one is a baseline.
+        notes: explanations for readers of the table.
     """
 
     title: str
@@ -104,13 +104,13 @@ _C5 = "+ DGMN (C5)"
 _R101, _X101 = "dgmn_resnet101", "dgmn_resnext101_32x8d"
 
 _NOTE = (
-    "Parameters and GMACs are counted here, for whole networks; with a sign, what a row adds to the first one. Scores "
-    "are the paper's: none was measured here. GMACs are billions of multiply-adds of convolutions and matrix products, "
-    "what the paper calls FLOPs; bilinear sampling and norms are not counted."
+    "Parameters and GMACs are our own counts for whole networks; a number with a sign is what a row adds to the first "
+    "row. Scores are the paper's; we measured none. GMACs are billions of multiply-adds of convolutions and matrix "
+    "products (the paper calls them FLOPs); bilinear sampling and norms are not counted."
 )
 _TRAINED = (
-    "Parameters are those that are trained: the stem, the first stage and the batch norms of the pretrained network "
-    "are frozen. So counted, ResNet-50 with DGMN in C4 and C5 and ResNet-101 have the 51.1 M and 63.1 M of the paper."
+    "Only trained parameters are counted: the stem, the first stage and the batch norms of the pretrained network are "
+    "frozen. This gives the paper's 51.1 M for ResNet-50 with DGMN in C4 and C5, and its 63.1 M for ResNet-101."
 )
 
 TABLES: Mapping[int, PaperTable] = {
@@ -138,12 +138,12 @@ TABLES: Mapping[int, PaperTable] = {
         ),
         notes=(
             "Deformable is a 3 x 3 deformable convolution (v2) to 256 channels and a 1 x 1 convolution back to 512. "
-            "The paper does not tell this, but its figures are those of these two, 1.311 M and 12.340 G, without "
-            "the convolution that predicts offsets and masks.",
-            "ASPP is torchvision's with rates 12, 24, 36 and 256 channels, and a 1 x 1 convolution back to 512.",
+            "The paper does not say so, but its figures are those of these two convolutions, 1.311 M and 12.340 G, "
+            "without the convolution that predicts offsets and masks.",
+            "ASPP is torchvision's, with rates 12, 24 and 36 and 256 channels, and a 1 x 1 convolution back to 512.",
             "Non-local is a block of 256 inner channels and a 3 x 3 convolution.",
-            "DGMN concatenates input and messages. The paper's cost of five rates has no convolutions for the walks: "
-            "with them, dynamic sampling costs 0.41 M more.",
+            "DGMN concatenates input and messages. The paper's cost of five rates leaves out the convolutions for the "
+            "walks; with them, dynamic sampling costs 0.41 M more.",
         ),
     ),
     3: PaperTable(
@@ -183,7 +183,7 @@ TABLES: Mapping[int, PaperTable] = {
             Row("Mask R-CNN, ResNeXt-101", _inside("none"), ("42.6", "38.3"), backbone=_X101),
             Row(_C5, _inside("dgmn"), ("44.3", "39.5"), backbone=_X101),
         ),
-        notes=(_TRAINED, "The paper's costs are those of section 5.3; it does not tell the image of its GFLOPs."),
+        notes=(_TRAINED, "The paper's costs are those of section 5.3; it does not give the image size of its GFLOPs."),
     ),
     13: PaperTable(
         "Strategies of training and evaluation on Cityscapes val",
@@ -205,8 +205,9 @@ TABLES: Mapping[int, PaperTable] = {
             ),
         ),
         notes=(
-            "The paper calls the module DA+DW+US: uniform sampling. We read it as the row of Table 14 with the same "
-            "score, without walks. It tells neither threshold nor grid: 0.7 and (1, 2, 4) are what is usual.",
+            "The paper calls the module DA+DW+US, with US for uniform sampling. We take it to be the row of Table 14 "
+            "with the same score, but without walks. The paper gives neither the threshold nor the grid; 0.7 and "
+            "(1, 2, 4) are the usual values.",
         ),
     ),
     14: PaperTable(
@@ -247,18 +248,18 @@ TABLES: Mapping[int, PaperTable] = {
         notes=(_TRAINED,),
     ),
 }
-"""By their numbers in the paper. The scores are the paper's, none was measured here."""
+"""The tables by their numbers in the paper. All scores are the paper's; we measured none."""
 
 
 def options_of(table: PaperTable, row: Row) -> str:
-    """What makes the table's recipe train this row."""
+    """The options with which the table's recipe trains this row."""
     args = json.dumps({**row.args, "pretrained": True})
     backbone = f"--model.backbone {row.backbone} " if row.backbone else ""
     return f"{backbone}--model.model_args '{args}' {row.options}".rstrip()
 
 
 def show_table(options: argparse.Namespace) -> int:
-    """Prints the rows' parameters and multiply-adds beside the paper's, and how to train each."""
+    """Prints each row's parameters and multiply-adds beside the paper's, and how to train the row."""
     number: int = options.table
     table = TABLES[number]
     told = any(row.cost for row in table.rows)
@@ -271,7 +272,7 @@ def show_table(options: argparse.Namespace) -> int:
         paper = [f"{value:{sign}g}" for value in row.cost] if row.cost else ["", ""]
         pairs = [text for pair in zip(own, paper, strict=True) for text in pair] if told else own
         rows.append((row.name, *pairs, *row.scores))
-        if table.builder == "dilated_fcn" and not first[0]:  # for which the paper tells what is added
+        if table.builder == "dilated_fcn" and not first[0]:  # here, the paper's costs are what a row adds
             first = cost
     height, width = table.size
     print(f"Table {number}. {table.title}\nOne image of {height} x {width}, {table.classes} classes\n")
@@ -279,7 +280,7 @@ def show_table(options: argparse.Namespace) -> int:
     print(format_table(("row", *costs, *(f"paper's {name}" for name in table.metrics)), rows))
     for note in (_NOTE, *table.notes):
         print(f"\n{textwrap.fill(note, 118)}")
-    print(f"\nEach row is trained by: dgmn fit -c {table.recipe} --data.root FOLDER, with")
+    print(f"\nTo train a row: dgmn fit -c {table.recipe} --data.root FOLDER, with")
     for row in table.rows:
         print(f"  {row.name.strip()}\n    {options_of(table, row)}")
     return 0
@@ -288,7 +289,7 @@ def show_table(options: argparse.Namespace) -> int:
 def _cost(table: PaperTable, row: Row) -> tuple[float, float]:
     """Trained parameters in millions, and multiply-adds in billions."""
     builders: Mapping[str, Any] = {**SEGMENTERS, **DETECTORS}
-    with torch.device("meta"):  # shapes are all that counts
+    with torch.device("meta"):  # counting needs only shapes
         network = build_named(builders, table.builder, row.backbone or table.backbone, table.classes, dict(row.args))
         cost = count(network, table.size)
     return cost.trained_params / 1e6, cost.macs / 1e9

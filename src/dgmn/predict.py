@@ -1,4 +1,4 @@
-"""`dgmn predict`: what a trained or published model sees in images."""
+"""The command `dgmn predict`: predicts images with a trained or published model."""
 
 import argparse
 import time
@@ -19,7 +19,10 @@ _QUIET = 1.0  # seconds before progress is shown
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Predicts image by image and writes what was asked for; what cannot be read is left out and told at the end."""
+    """Predicts image by image and writes what the options ask for.
+
+    An image that cannot be read is left out; the error at the end names it.
+    """
     paths: list[Path] = options.images
     predictor = _predictor(options)
     given = {name: getattr(options, name) for name in _OF_PREDICTOR if is_given(options, name)}
@@ -44,7 +47,7 @@ def predict(options: argparse.Namespace) -> int:
             stem = f"{numbers[result.source]:05d}_{result.source.stem}"
             try:
                 _write(result, stem, folders, predictor, options)
-            except InputError as error:  # of a point or layer: the same for the next image
+            except InputError as error:  # a wrong point or layer: the next image would fail, too
                 problems.append(InputError(f"{result.name}: {error}"))
                 break
     if rows:
@@ -70,12 +73,12 @@ def _predictor(options: argparse.Namespace) -> Predictor:
         if predictor.names != CITYSCAPES.names:
             raise InputError("--submission is for models of the 19 classes of Cityscapes")
         for path in options.images:
-            submission_name(path)  # an error now, not after hours
+            submission_name(path)  # fails now, not after hours
     return predictor
 
 
 def _folders(options: argparse.Namespace) -> dict[str, Path]:
-    """The folders that were asked for, made."""
+    """Makes the folders that the options ask for."""
     names = ("pictures", "labels", "submission", "nodes")
     folders = {name: Path(getattr(options, name)) for name in names if getattr(options, name)}
     for folder in folders.values():

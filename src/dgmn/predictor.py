@@ -1,4 +1,4 @@
-"""What a trained network gives to its user, whatever its task: predictions of images, and the nodes that it samples."""
+"""What predictors of all tasks share: they predict images, and show the nodes that a network samples."""
 
 import os
 from abc import ABC, abstractmethod
@@ -19,18 +19,18 @@ from dgmn.pictures import node_picture
 from dgmn.writers import JsonWriter, ListWriter
 from dgmn_base.files import find_images
 
-_PIXELS = 2**26  # decoded images of a batch
+_PIXELS = 2**26  # a batch with more pixels gets no further image
 
 OnError = Callable[[AnyImage, Exception], None]
 Progress = Callable[[float], None]
 
 
 class Drawable(ABC):
-    """Something that can be drawn, and draws itself in a notebook."""
+    """An object that can be drawn; a notebook shows its picture."""
 
     @abstractmethod
     def draw(self) -> Image.Image:
-        """A picture of it."""
+        """A picture of the object."""
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()
@@ -39,11 +39,11 @@ class Drawable(ABC):
 
 
 class Result(Drawable):
-    """What a network found in an image; printing it says so in words.
+    """What a network found in an image; `print` describes it in words.
 
     Args:
         source: the image as it was given.
-        image: in RGB, upright.
+        image: the image in RGB, upright.
     """
 
     def __init__(self, source: AnyImage, image: Image.Image) -> None:
@@ -52,7 +52,7 @@ class Result(Drawable):
 
     @property
     def name(self) -> str:
-        """The image's path, or "image" where it was no file."""
+        """The image's path, or "image" if it was not given as a path."""
         return os.fspath(self.source) if isinstance(self.source, str | os.PathLike) else "image"
 
     @abstractmethod
@@ -60,11 +60,11 @@ class Result(Drawable):
 
     @abstractmethod
     def cells(self) -> tuple[str, ...]:
-        """Its row in a table with the predictor's `columns`."""
+        """The result's row in a table with the predictor's `columns`."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them."""
+        """The result as plain values for JSON."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.name}: {str(self).splitlines()[0]}>"
@@ -75,8 +75,8 @@ class Nodes(Drawable, Sequence[SampledNodes]):
     """The nodes that a network samples for a point of an image, in the order in which its layers run.
 
     Attributes:
-        image: in RGB, upright.
-        found: one for every layer, and sampling rate or head of it.
+        image: the image in RGB, upright.
+        found: one entry for every layer and each of its sampling rates or heads.
     """
 
     image: Image.Image
@@ -90,30 +90,32 @@ class Nodes(Drawable, Sequence[SampledNodes]):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers that sample nodes."""
+        """The names of the layers that sample nodes."""
         return tuple(dict.fromkeys(nodes.layer for nodes in self.found))
 
     def draw(self, layer: str | None = None) -> Image.Image:
-        """The nodes of a layer, None for the last one; see [`node_picture`][dgmn.pictures.node_picture]."""
+        """A picture of the nodes of a layer (None: the last one); see [`node_picture`][dgmn.pictures.node_picture]."""
         return node_picture(self.image, self.found, layer)
 
 
 class Predictor(ABC):
-    """A network with what it needs to tell what is in an image.
+    """A network and everything that it needs to predict images.
 
     Args:
-        network: in evaluation mode from now on.
-        names: of the classes, in the order of the network's outputs.
-        device: to compute on.
+        network: the network; it is put into evaluation mode.
+        names: the class names, in the order of the network's outputs.
+        device: the device to compute on.
 
     Attributes:
         task: "classification", "detection" or "segmentation".
-        network, names, device: as above.
+        network: the network, in evaluation mode.
+        names: the class names, in the order of the network's outputs.
+        device: the device to compute on.
     """
 
     task: ClassVar[str]
     batch_size: ClassVar[int] = 1
-    """Images that the network gets at a time, where nothing else is said."""
+    """Default number of images that the network gets at a time."""
 
     def __init__(self, network: nn.Module, names: Sequence[str], device: str | torch.device = "cpu") -> None:
         self.network = network.eval().to(device)
@@ -123,12 +125,12 @@ class Predictor(ABC):
     @classmethod
     @abstractmethod
     def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
-        """What a checkpoint of a run says of itself; its weights are still to be loaded."""
+        """Builds the predictor that a run's checkpoint describes; the weights are not loaded yet."""
 
     @classmethod
     @abstractmethod
     def published(cls, builder: str, backbone: str, device: str | torch.device = "cpu") -> Self:
-        """A published model, by the names in its row of the zoo; its weights are still to be loaded."""
+        """Builds the predictor of a published model, named as in the zoo; the weights are not loaded yet."""
 
     @abstractmethod
     def predict(
@@ -140,35 +142,35 @@ class Predictor(ABC):
         progress: Progress | None = None,
         **options: Any,
     ) -> Any:
-        """What is in an image, or in many.
+        """Predicts one image or many.
 
         Args:
             images: one image: a path, the bytes of a file, a PIL image, an array (H, W, 3) of uint8 in RGB, or a tensor
                 (3, H, W) of uint8 or in 0..1. Or many: a list or an iterator of these, a folder, or a glob.
-            batch_size: images that the network gets at a time; None is the task's own number.
-            on_error: is told of an image that cannot be read, and why; the image is then left out. None raises the
-                error.
-            progress: is told how many images are done.
-            options: of the task, as its own predictor has them.
+            batch_size: images that the network gets at a time; None: the task's default.
+            on_error: called with an image that cannot be read, and the error; the image is then left out. None: the
+                error is raised.
+            progress: called with the number of images that are done.
+            options: further options; see the predictor of the task.
 
         Returns:
-            The result of one image. Of many an iterator of results, which reads an image when its turn comes.
+            The result of one image. For many images, an iterator of results, which reads each image at its turn.
 
         Raises:
-            InputError (a ValueError): an image that cannot be read, or a wrong option; the message names it.
-            FileNotFoundError: no such file.
+            InputError (a ValueError): an image cannot be read, or an option is wrong; the message names it.
+            FileNotFoundError: there is no such file.
         """
 
     @abstractmethod
     def columns(self, cells: int) -> tuple[str, ...]:
-        """The header of a table of results that have so many cells, after the image."""
+        """The header of a table of results with this many cells, without the image's column."""
 
     @abstractmethod
     def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
-        """What the network samples for a point that lies in the image."""
+        """The nodes that the network samples for a point, which must lie in the image."""
 
     def writer(self, file: Path) -> JsonWriter:
-        """Writes results to a file of JSON while they come."""
+        """A writer that adds results to a JSON file one by one."""
         return ListWriter(file)
 
     def nodes(self, image: AnyImage, at: Point | None = None) -> Nodes:
@@ -178,7 +180,7 @@ class Predictor(ABC):
 
         Args:
             image: one image, as for `predict`.
-            at: x and y in pixels of the image; None is its middle.
+            at: x and y in pixels of the image; None: its middle.
 
         Raises:
             InputError (a ValueError): the point is not in the image, or the network samples no nodes.
@@ -194,7 +196,7 @@ class Predictor(ABC):
 
 
 Predict = Callable[[Sequence[tuple[AnyImage, Image.Image]], Progress], Sequence[Result]]
-"""Results of a batch of images, each as it was given and in RGB; it tells which share of them is done."""
+"""Predicts a batch of images, each as it was given and in RGB; calls back with the share that is done."""
 
 
 def run(
@@ -204,7 +206,7 @@ def run(
     on_error: OnError | None = None,
     progress: Progress | None = None,
 ) -> Any:
-    """The loop of every [`Predictor.predict`][dgmn.predictor.Predictor.predict]."""
+    """The loop behind every [`Predictor.predict`][dgmn.predictor.Predictor.predict]."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     many = _many(images)
@@ -244,7 +246,7 @@ def _results(
 
 
 def _many(images: Any) -> Iterable[AnyImage] | None:
-    """The images that were given, None if it is one."""
+    """The given images; None if only one was given."""
     if isinstance(images, str | os.PathLike):
         path = Path(images)
         is_glob = not path.exists() and any(character in str(images) for character in "*?[")

@@ -1,4 +1,4 @@
-"""What a run tells its user, and what `dgmn validate-data` finds in a dataset."""
+"""Messages of a run, and the findings of `dgmn validate-data` about a dataset."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -14,11 +14,11 @@ from dgmn.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where launchers say which process this is
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where launchers put the number of this process
 
 
 def say(message: str) -> None:
-    """Prints a line, once for all processes of a run."""
+    """Prints a line, but only in the first process of a run."""
     if dist.is_available() and dist.is_initialized():
         rank = dist.get_rank()
     else:
@@ -32,31 +32,32 @@ class DataReport:
     """The state of a dataset.
 
     Attributes:
-        header, rows: a table of counts.
-        problems: one line each, naming the file and what was expected.
-        samples: some images, with what is annotated on them drawn in.
-        legend: of the classes that the samples are drawn in.
+        header: header of a table of counts.
+        rows: rows of that table.
+        problems: one line per problem, with the file and what was expected.
+        samples: some images with their annotations drawn in.
+        legend: draws, at a given width, the legend of the classes in the samples.
     """
 
     header: tuple[str, ...] = ()
     rows: list[tuple[object, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     samples: list[Image.Image] = field(default_factory=list)
-    legend: Callable[[int], Image.Image] | None = None  # at a width
+    legend: Callable[[int], Image.Image] | None = None
 
 
 def read_all(
     items: Sequence[Item], read: Callable[[Item], Result], problems: list[str], progress: Callable[[int], None]
 ) -> Iterable[tuple[Item, Result]]:
-    """Reads items in threads and yields each with what was read, in order.
+    """Reads items in threads and yields each item with its result, in order.
 
-    What cannot be read becomes a line of `problems`.
+    An item that cannot be read adds a line to `problems` instead.
 
     Args:
-        items: what to read.
-        read: reads one; raises InputError.
+        items: the items to read.
+        read: reads one item; may raise InputError.
         problems: gets the messages.
-        progress: is told how many are done.
+        progress: called with the number of items that are done.
     """
 
     def attempt(item: Item) -> Result | InputError:

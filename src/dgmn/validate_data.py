@@ -1,4 +1,4 @@
-"""`dgmn validate-data`: mistakes in a dataset, found before hours are spent on it."""
+"""The command `dgmn validate-data`: finds mistakes in a dataset before a long training."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,13 +11,15 @@ from dgmn.pictures import contact_sheet
 from dgmn.training.data import ImageData
 from dgmn_base.terminal import format_table, show_progress
 
-_SHOWN = 30  # problems
+_SHOWN = 30  # problems that are printed
 
 
 def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     data = make_data(options.config, overrides)
     if not isinstance(data, ImageData):
-        raise InputError(f"-c {options.config[0]}: {type(data).__name__} is no data of dgmn, which it could check")
+        raise InputError(
+            f"-c {options.config[0]}: {type(data).__name__} is not a data module of dgmn, so it cannot be checked"
+        )
     report = data.validate(lambda split, total, done: show_progress(done, total, f"{split} images"))
     if report.rows:
         print(format_table(report.header, report.rows))

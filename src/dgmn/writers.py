@@ -1,4 +1,4 @@
-"""Writing results to JSON while they come."""
+"""Writers that add results to JSON files one by one."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from typing import Any, Self
 
 
 class JsonWriter(AbstractContextManager["JsonWriter"]):
-    """A file of JSON that holds a list of entries; it is in its place, whole, when the writer is left.
+    """Writes a JSON file with a list of entries; the file appears, complete, at the end of the `with` block.
 
     Args:
-        file: where it will be. Until then, what is written stands beside it.
+        file: path of the file. Until the end, a partial file beside it holds the entries.
     """
 
     def __init__(self, file: Path) -> None:
@@ -30,7 +30,7 @@ class JsonWriter(AbstractContextManager["JsonWriter"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Also after an error: what was found before is kept.
+        # Also after an error, so that earlier results are kept.
         with self._out:
             self._out.write(self.tail())
         os.replace(self._partial, self.file)
@@ -41,11 +41,11 @@ class JsonWriter(AbstractContextManager["JsonWriter"]):
         self.entries += 1
 
     def head(self) -> str:
-        """What stands before the first entry."""
+        """The text before the first entry."""
         return "["
 
     def tail(self) -> str:
-        """What stands behind the last one."""
+        """The text after the last entry."""
         return "\n]\n"
 
     @abstractmethod
@@ -54,7 +54,7 @@ class JsonWriter(AbstractContextManager["JsonWriter"]):
 
 
 class ListWriter(JsonWriter):
-    """A list of what the results say of themselves."""
+    """Writes a list of the results' `to_dict` values."""
 
     def add(self, result: Any) -> None:
         self.entry(result.to_dict())

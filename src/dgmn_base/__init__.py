@@ -1,4 +1,4 @@
-"""What the command answers with before torch is imported. Everything of dgmn may use it; it uses nothing of dgmn.
+"""What the command needs before torch is imported. All of `dgmn` may use this package; it uses nothing of `dgmn`.
 
-It stands beside the package, because importing anything of `dgmn` imports torch and timm first.
+It is outside `dgmn`, because importing anything from `dgmn` imports torch and timm first.
 """

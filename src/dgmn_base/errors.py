@@ -12,10 +12,10 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", before: s
     """The end of a message about an unknown name: `, did you mean fit?`, or `otherwise` if no known one is near.
 
     Args:
-        name: as it was given.
+        name: the unknown name, as the user gave it.
         known: names that are accepted.
-        otherwise: the end if none of them is near.
-        before: what stands before a name where it is used.
+        otherwise: the end of the message if no known name is near.
+        before: what the user writes before such a name, for instance `--`.
     """
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.7)
     return f", did you mean {' or '.join(before + each for each in near)}?" if near else otherwise

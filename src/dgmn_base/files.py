@@ -11,10 +11,10 @@ EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff"
 
 
 def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The images that files, folders (with all below) and globs stand for, in order, each once.
+    """The images that files, folders (with all subfolders) and globs stand for, in order, each once.
 
     Raises:
-        InputError: one of them stands for no image; the message names it.
+        InputError: one of `sources` stands for no image; the message names it.
     """
     found: list[Path] = []
     for source in sources:
@@ -34,9 +34,10 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def check_root(root: Path) -> None:
-    """
+    """Checks that the folder of the data exists.
+
     Raises:
-        InputError: there is no such folder of data.
+        InputError: there is no such folder.
     """
     if not root.is_dir():
         raise InputError(f"data.root {root}: there is no such folder")

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Names of a package that are imported on first use."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package, for what takes long to import and is not always needed.
+    """The `__getattr__` of a package, for names that take long to import and are not always needed.
 
     Args:
-        package: its `__name__`.
-        homes: the module of every name, below the package.
+        package: the `__name__` of the package.
+        homes: every name and its module, relative to the package.
     """
 
     def find(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Mistakes in the options of `dgmn fit` and its like, found in the source before anything heavy is imported.
+"""Finds mistakes in the options of `dgmn fit`, `validate`, `test` and `validate-data` without heavy imports.
 
-What cannot be told so quickly is left to the real parser.
+It reads the known options from the source code. The real parser finds all other mistakes.
 """
 
 import ast
@@ -16,7 +16,7 @@ from dgmn_base.files import check_root
 from dgmn_base.recipes import package_folder, with_recipes
 from dgmn_base.runs import checkpoint_of
 
-# Options of `dgmn predict` that mean something for one task only.
+# Options of `dgmn predict` that have a meaning for one task only.
 _OF_TASK = {
     "top": "classification",
     "score": "detection",
@@ -29,15 +29,16 @@ _OF_CLASSES = ("class_path", "init_args", "dict_kwargs", "help")  # what jsonarg
 
 
 def is_given(options: Namespace, name: str) -> bool:
-    """Whether an option of the command line was given, also as 0."""
+    """Whether the user gave an option of the command line; 0 counts as given."""
     value = getattr(options, name)
     return value is not None and value is not False
 
 
 def check_task(options: Namespace, task: str) -> None:
-    """
+    """Checks that the options of `dgmn predict` fit the task of the model.
+
     Raises:
-        InputError: an option of `dgmn predict` that means nothing for a model of this task.
+        InputError: the user gave an option of another task.
     """
     for option, its_task in _OF_TASK.items():
         if task != its_task and is_given(options, option):
@@ -45,14 +46,14 @@ def check_task(options: Namespace, task: str) -> None:
 
 
 def checked_arguments(command: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments of a training command with every recipe found.
+    """Checks the arguments of a training command, and replaces the name of every recipe by its path.
 
     Args:
         command: "fit", "validate", "test" or "validate-data".
-        arguments: of the command line.
+        arguments: what follows the command on the command line.
 
     Raises:
-        InputError: a recipe, checkpoint or folder that is not there, or an option that does not exist.
+        InputError: a recipe, checkpoint, folder or option does not exist, or a new run would overwrite an existing one.
     """
     arguments = with_recipes(arguments)
     given = dict(_options(arguments))
@@ -74,7 +75,7 @@ def checked_arguments(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Name and value of every option; of the same name, the later counts."""
+    """Name and value of every option, in order; if a name comes twice, the later one counts."""
     for i, argument in enumerate(arguments):
         if not argument.startswith("-") or _is_number(argument):
             continue
@@ -92,7 +93,7 @@ def _is_number(text: str) -> bool:
 
 
 def _merged(recipes: Iterator[str | None]) -> dict[str, Any]:
-    """The sections of recipes; what a later one says replaces what an earlier one said."""
+    """The content of all recipes; values of a later recipe replace those of an earlier one."""
     import yaml
 
     merged: dict[str, Any] = {}
@@ -121,7 +122,7 @@ def _value(recipe: Mapping[str, Any], *path: str) -> Any:
 
 
 def _class_of(section: str, given: Mapping[str, str | None], recipe: Mapping[str, Any]) -> str:
-    """The class path of a section, "" where it is not known."""
+    """The class path of a section; "" if it is unknown."""
     named = given.get(section) or given.get(f"{section}.class_path") or _value(recipe, section, "class_path")
     return named if isinstance(named, str) else ""
 
@@ -153,7 +154,7 @@ def _check_option(option: str, data: str, model: str) -> None:
 
 
 def _classes(class_path: str) -> dict[str, dict[str, str]]:
-    """The arguments of the classes in the folder of one of ours, each with its type's name; none of other packages'."""
+    """All classes in the folder of a class of ours, with their arguments and types; {} for other packages' classes."""
     folder = package_folder() / "/".join(class_path.split(".")[1:2])
     if not class_path.startswith("dgmn.") or not folder.is_dir():
         return {}
@@ -178,7 +179,7 @@ def _parsed(file: Path) -> list[ast.stmt]:
 
 
 def _arguments(node: ast.ClassDef) -> dict[str, str]:
-    """Of a class with a constructor, or of a dataclass."""
+    """Arguments of a class's constructor, or fields of a dataclass, with their types."""
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
             arguments = [*part.args.args[1:], *part.args.kwonlyargs]

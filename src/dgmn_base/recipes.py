@@ -8,7 +8,7 @@ from dgmn_base.errors import InputError
 
 
 def package_folder() -> Path:
-    """The folder of the package `dgmn`, which is beside this one."""
+    """The folder of the package `dgmn`, which is next to this package."""
     return Path(__file__).parent.parent / "dgmn"
 
 
@@ -19,10 +19,10 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe file, or one of those that come with dgmn.
+    """Finds a recipe: the user's file, or a recipe that comes with dgmn.
 
     Raises:
-        InputError: there is none; the message suggests near names, or lists all.
+        InputError: there is no such recipe; the message suggests similar names, or lists all.
     """
     package = package_folder()
     for path in (Path(name), package / name, package / "recipes" / name):
@@ -31,12 +31,12 @@ def find_recipe(name: str) -> Path:
     names = recipe_names()
     stems = difflib.get_close_matches(Path(name).stem, [Path(known).stem for known in names], n=2, cutoff=0.6)
     near = " or ".join(known for known in names if Path(known).stem in stems)
-    hint = f", did you mean {near}?" if near else f"; those that come with dgmn are {', '.join(names)}"
+    hint = f", did you mean {near}?" if near else f"; dgmn comes with {', '.join(names)}"
     raise InputError(f"-c {name}: no such recipe{hint}")
 
 
 def with_recipes(arguments: Sequence[str]) -> list[str]:
-    """Arguments of the command line with every `-c NAME` found; see [`find_recipe`][dgmn_base.recipes.find_recipe]."""
+    """Replaces the name in every `-c NAME` by its path; see [`find_recipe`][dgmn_base.recipes.find_recipe]."""
     resolved = []
     for i, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""The folder of a run, and which of its checkpoints is meant."""
+"""Finds the checkpoint of a run that the user means."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ def checkpoint_of(command: str, ckpt_path: str | None, root: Path) -> Path | Non
         root: the run's folder.
 
     Returns:
-        None to start without one.
+        The file; None if the command starts without a checkpoint.
 
     Raises:
-        InputError: there is no such file, or a new run would be written over one.
+        InputError: there is no such file, or a new run would overwrite an existing one.
     """
     last = root / "checkpoints" / "last.ckpt"
     if ckpt_path in ("last", "best"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their content; numbers to the right."""
+    """A table whose columns are as wide as their content; columns of numbers are aligned to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
@@ -21,7 +21,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 
 
 def show_progress(done: float, total: float, what: str, quiet: bool = False) -> None:
-    """Writes one line on the error output again and again; nothing where it is no terminal."""
+    """Updates one line on the error output; writes nothing if that is no terminal."""
     if quiet or not sys.stderr.isatty():
         return
     filled = round(30 * done / max(total, 1))

@@ -13,16 +13,16 @@ class ZooModel:
     """A published model.
 
     Attributes:
-        name: what `dgmn zoo download` takes.
+        name: the name that `dgmn zoo download` takes.
         task: "classification", "detection" or "segmentation".
-        method: as the paper writes it.
+        method: name of the method, as the paper writes it.
         backbone: name for `timm.create_model`.
-        dataset: that the metrics are for.
+        dataset: the dataset that the metrics are for.
         schedule: length of the training.
         metrics: as published: top1 and AP in percent, mIoU in percent (also multi-scale with flip), parameters in
             millions, GMACs (at 224 x 224, detectors at 800 x 1280, Sparse R-CNN at 608 x 1024, segmenters at
             768 x 768).
-        file_id: on Google Drive.
+        file_id: id of the file on Google Drive.
     """
 
     name: str
@@ -63,16 +63,16 @@ ZOO = _rows()
 
 
 def find(name: str, task: str | None = None) -> ZooModel:
-    """The row of this name; a network's name alone, for instance "retinanet", is its smallest model.
+    """The row of this name; a network's name alone, for instance "retinanet", means its smallest model.
 
     Raises:
-        InputError (a ValueError): no such row (the message suggests near names), or one of another task.
+        InputError (a ValueError): there is no such row (the message suggests similar names), or it has another task.
     """
     for model in ZOO:
         if name in (model.name, model.builder):
             if task not in (None, model.task):
                 raise InputError(
-                    f"{name} is a model for {model.task}, one for {task} is needed: dgmn zoo --task {task}"
+                    f"{name} is a model for {model.task}; dgmn zoo --task {task} lists the models for {task}"
                 )
             return model
     names = [model.name for model in ZOO]

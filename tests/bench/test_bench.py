@@ -79,7 +79,7 @@ def test_ops_all_contenders_with_memory(tmp_path, capsys):
         assert name in {r["contender"] for r in rows} or f"{name} skipped: " in skipped
     assert {"reference", "original"} <= {r["contender"] for r in rows}
     peak = {r["contender"]: float(r["peak_mb"]) for r in rows if r["mode"] == "forward"}
-    nodes = 56 * 56 * 64 * 9 * 4 / 1e6  # one map's sampled nodes; the original keeps those of two
+    nodes = 56 * 56 * 64 * 9 * 4 / 1e6  # MB of one map's sampled nodes; the original keeps those of two
     assert peak["original"] > 1.9 * nodes
     assert peak["reference"] < peak["original"]
     check_picture(tmp_path / "ops_cpu.png")
@@ -109,7 +109,7 @@ def test_classification_with_memory_in_another_process(tmp_path):
     assert row["batch"] == "2"
     assert row["pixels"] == str(2 * 224 * 224)
     assert row["ratio"] == ""  # Swin-T did not run
-    # Everything kept for the backward pass of two images, and all the gradients: tens of megabytes.
+    # What is kept for the backward pass of two images, and all gradients, takes tens of megabytes.
     assert 30 < float(row["peak_mb"]) < 2000
 
 
@@ -144,8 +144,8 @@ def test_without_matplotlib(tmp_path, capsys, monkeypatch):
         ("models --models nothing", "timm knows no 'nothing'"),
         ("models --models resnet18:original", "only networks of dgmn have the variant 'original'"),
         ("models --models dgmn2_nano:faster", "'faster' must be one of original, fused, compiled"),
-        ("models --scaling --sizes 224", "give no 224 in --sizes"),
-        ("ops --contenders cuda", "--contenders: no 'cuda', one of "),
+        ("models --scaling --sizes 224", "leave 224 out of --sizes"),
+        ("ops --contenders cuda", "--contenders: 'cuda' must be one of "),
         ("ops --shapes 1x2x2x1x4 --rounds 1 --out pyproject.toml", "--out pyproject.toml"),
         ("models --models deit_small_patch16_224 --sizes 33 --rounds 1", "nothing could be measured"),
     ],
@@ -210,5 +210,5 @@ def test_peak_memory_of_known_work():
     def work():
         return torch.ones(12_500_000).max()
 
-    for _ in range(2):  # also when the same work ran before
+    for _ in range(2):  # the second time, the same work ran before
         assert peak_of_this_process(work, already_ran=True) == pytest.approx(50, rel=0.1)

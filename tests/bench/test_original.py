@@ -53,7 +53,7 @@ def test_half_precision_keeps_its_dtype_and_places():
 @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
 def test_whole_model(rel_pos, size):
     model = timm.create_model("dgmn2_nano", rel_pos=rel_pos, num_classes=10).eval()
-    for name, parameter in model.named_parameters():  # at the start nothing walks and the tables hardly matter
+    for name, parameter in model.named_parameters():  # at the start all walks are 0 and the tables hardly matter
         if ".offset." in name or ".rel_" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     before = [m for m in model.modules() if isinstance(m, DGMN2Attention)]

@@ -1,4 +1,4 @@
-"""`dgmn` as a user runs it: from images to predictions, and what it says to mistakes."""
+"""`dgmn` as a user runs it: from images to predictions, and its messages for mistakes."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def fit(data: Path, folder: Path, *more: str, recipe: str = RECIPE, command: str
 
 @pytest.fixture(scope="module")
 def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a few epochs, with the augmented form of everything off."""
+    """A run of a few epochs with weak augmentation."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     assert fit(few_digits, folder, "--trainer.max_epochs", "6", "--data.augmentation.scale", "[0.9, 1]") == 0
     return folder
@@ -61,7 +61,7 @@ def test_predict_tables_json_pictures(
         assert entry["top"][0]["class"] in {"0", "1", "2"}
     right = sum(entry["top"][0]["class"] == Path(entry["image"]).parent.name for entry in found)
     assert right >= 10
-    # The recipe says of the network what the checkpoint says itself.
+    # The recipe says the same about the network as the checkpoint.
     assert run([*arguments, "-c", str(trained / "logs/version_0/config.yaml")]) == 0
     again = json.loads(result.read_text())
     assert again == found
@@ -238,7 +238,7 @@ def test_a_run_continues_only_as_it_was(
     trained: Path, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(few_digits, trained, "--ckpt_path", "last", "--trainer.max_epochs", "6") == 0
-    assert "Nothing to train: the run has its 6 epochs" in capsys.readouterr().out
+    assert "Nothing to train: the run has all 6 epochs" in capsys.readouterr().out
     assert fit(few_digits, trained, "--ckpt_path", "last", "--data.batch_size", "10") == 2
     _one_line(capsys, "total_batch 20, but here it is 10")
     assert fit(few_digits, tmp_path / "new", command="validate") == 2

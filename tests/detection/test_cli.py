@@ -65,7 +65,7 @@ def test_a_run_learns_and_leaves_everything(trained):
 
 
 def test_test_gives_the_numbers_of_pycocotools(trained, few_coco_scenes, tmp_path, capsys):
-    """On the results that it writes for the test server."""
+    """pycocotools gets the results that the command writes for the test server."""
     folder, model = trained
     arguments = ["-c", recipe(model), "--data.root", str(few_coco_scenes), "--data.test", "train"]
     arguments += ["--ckpt_path", str(folder / "checkpoints/last.ckpt"), "--trainer.default_root_dir", str(tmp_path)]
@@ -87,7 +87,7 @@ def test_test_gives_the_numbers_of_pycocotools(trained, few_coco_scenes, tmp_pat
 
 
 def test_two_processes_find_the_same(trained, few_coco_scenes, tmp_path):
-    """Seven images on two processes: each is counted once."""
+    """Two processes count each of the seven images once."""
     folder, model = trained
     if model == "retinanet":
         pytest.skip("what differs is in Mask R-CNN, whose masks are gathered too")
@@ -129,7 +129,7 @@ def test_predict(trained, few_coco_scenes, tmp_path, capsys):
     assert content["annotations"], "something is found"
     assert min(entry["score"] for entry in content["annotations"]) >= 0.1
     assert len(list((tmp_path / "p").iterdir())) == len(images)
-    # What is written is a dataset in COCO's format again.
+    # The written file is a dataset in COCO's format again.
     shutil.copytree(few_coco_scenes / "train", tmp_path / "again")
     content["images"] = [{**image, "file_name": str(images[i])} for i, image in enumerate(content["images"])]
     (tmp_path / "again.json").write_text(json.dumps(content))
@@ -150,7 +150,7 @@ def test_nothing_found(trained, few_coco_scenes, tmp_path, capsys):
 
 
 def test_captions_do_not_cover_each_other():
-    """Forty objects at nearly one place: every box is drawn, and the captions that have room."""
+    """Forty objects are at nearly one place. Every box is drawn, but only the captions that have room."""
     from dgmn.detection.predictor import drawn
 
     boxes = torch.tensor([[20.0 + i, 20.0 + i, 70.0 + i, 60.0 + i] for i in range(40)])
@@ -177,7 +177,7 @@ def test_published_models(official_weights, hub_dir, tmp_path, capsys):
 
 
 def test_starting_from_other_weights(trained, few_coco_scenes, tmp_path, official_weights, capsys):
-    """A classifier's weights fill the backbone; a run's with other classes all but the classifier."""
+    """A classifier's weights fill the backbone. A run with other classes fills all but the classifier."""
     folder, model = trained
     steps = ["--trainer.fast_dev_run", "1"]
     torch.save({"model": official_weights("a_cls_tiny")}, tmp_path / "tiny.pth")
@@ -206,7 +206,7 @@ def test_a_damaged_image_in_the_middle_of_training(coco_scenes, tmp_path, capsys
 
 
 def test_a_damaged_image_of_the_validation(trained, coco_scenes, tmp_path, capsys):
-    """It does not count, nor does another one count for it."""
+    """The image does not count, and no other image counts in its place."""
     folder, model = trained
     image = coco_scenes / "val/000002.png"
     image.write_bytes(image.read_bytes()[:500])
@@ -227,7 +227,7 @@ def test_a_damaged_image_of_the_validation(trained, coco_scenes, tmp_path, capsy
 
 
 def test_predict_with_a_recipe(trained, few_coco_scenes, capsys):
-    """The network from the recipe of a run, for a checkpoint that does not say what it is for."""
+    """The run's recipe gives the same predictions as its checkpoint alone."""
     folder, _ = trained
     arguments = ["predict", str(few_coco_scenes / "val"), "--ckpt_path", str(folder / "checkpoints/last.ckpt")]
     assert run(arguments) == 0
@@ -294,7 +294,7 @@ def test_every_recipe_runs(name, few_coco_scenes, tmp_path):
 
 
 def test_the_recipe_with_dgmn_in_a_resnet(few_coco_scenes, tmp_path, capsys):
-    """A small one from a plain ResNet's weights, as the paper starts; trained, evaluated, predicting."""
+    """A small network starts from a plain ResNet's weights, as in the paper. It trains, evaluates and predicts."""
     sizes = {"layers": [1, 1, 2, 1], "channels": [8, 8, 16, 16]}
     plain = timm.create_model("resnet50", **sizes)
     torch.save(plain.state_dict(), tmp_path / "resnet.pth")
@@ -313,7 +313,7 @@ def test_the_recipe_with_dgmn_in_a_resnet(few_coco_scenes, tmp_path, capsys):
     assert torch.equal(trained[name.format(1)], plain.layer1[0].conv2.weight)
     assert not torch.equal(trained[name.format(4)], plain.layer4[0].conv2.weight)
     assert "model.backbone.body.model.layer3.1.act2.module.beta.0" in trained
-    # A run's own checkpoint has all weights: those that it started from may be gone.
+    # A run's own checkpoint has all weights, so the file that the run started from may be gone.
     (tmp_path / "resnet.pth").unlink()
     start = ["--model.checkpoint", str(tmp_path / "resnet.pth")]
     assert run(["validate", *recipe, *options, *start, "--ckpt_path", "best"]) == 0
@@ -326,7 +326,7 @@ def test_the_recipe_with_dgmn_in_a_resnet(few_coco_scenes, tmp_path, capsys):
 
 
 def test_images_of_a_test_server(trained, coco_scenes, tmp_path):
-    """Their file has no annotations: results are written, nothing can be counted."""
+    """The file has no annotations: results are written, but not scored."""
     folder, model = trained
     file = coco_scenes / "annotations/instances_test.json"
     content = json.loads(file.read_text())
@@ -342,7 +342,7 @@ def test_images_of_a_test_server(trained, coco_scenes, tmp_path):
 
 @pytest.mark.parametrize("model", ["deformable_detr", "sparse_rcnn"])
 def test_detectors_that_predict_sets(model, few_coco_scenes, tmp_path, capsys):
-    """A run of two steps, its evaluation and prediction, as those of the others."""
+    """A run of two steps, its evaluation and its prediction work as for the other detectors."""
     options = ["--data.epoch_steps", "2", "--trainer.max_epochs", "1"]
     assert fit(few_coco_scenes, tmp_path / "run", *options, model=model) == 0
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"

@@ -1,4 +1,4 @@
-"""Files in COCO's format: what is read, and how mistakes are told."""
+"""Files in COCO's format: what is read, and how mistakes are reported."""
 
 import json
 import re
@@ -54,13 +54,13 @@ def test_what_is_read(read, tmp_path):
     found = read()
     assert found.names == ("car", "toothbrush")
     assert found.ids == (3, 90)
-    assert found.left_out == 2  # one without an area, one outside
+    assert found.left_out == 2  # one box has no area, one is outside
     assert [image.id for image in found.images] == [2, 7]
     assert found.images[1].path == tmp_path / "a.png"
     empty, full = (to_target(image, found.ids, masks=True) for image in found.images)
     assert empty["boxes"].shape == (0, 4)
     assert empty["masks"].shape == (0, 30, 40)
-    # Cut off at the border; without an area, outside and crowds left out.
+    # Boxes are cut off at the border. Crowds and boxes without an area or outside are left out.
     assert full["boxes"].tolist() == [[5, 6, 15, 14], [0, 20, 6, 30]]
     assert full["labels"].tolist() == [1, 0]
     assert full["labels"].dtype == torch.long
@@ -108,18 +108,22 @@ def change(path, value):
     [
         (("images", 0, "file_name"), "c.png", r"images\[0\]: no image .*c.png"),
         (("images", 1, "id"), 7, r"images\[1\]: the id 7 is there twice"),
-        (("images", 0, "width"), "40", r"images\[0\] needs a whole id, width and height"),
-        (("images", 0, "height"), 0, r"images\[0\]: a size of 40 x 0"),
-        (("images",), [], r"annotations\[0\] \(id 1\): the image_id 7 is of no image"),
+        (("images", 0, "width"), "40", r"images\[0\] needs id, width and height as whole numbers"),
+        (("images", 0, "height"), 0, r"images\[0\]: the size must be at least 1 x 1, got 40 x 0"),
+        (("images",), [], r"annotations\[0\] \(id 1\): the image_id 7 belongs to no image"),
         (("categories",), [], r"no categories in it"),
         (("categories", 1), {"id": 90, "name": "car"}, r"categories\[1\]: the id 90 is there twice"),
-        (("categories", 1), {"id": "x", "name": "car"}, r"categories\[1\] needs a whole id and a name"),
+        (
+            ("categories", 1),
+            {"id": "x", "name": "car"},
+            r"categories\[1\] needs id as a whole number, and name as text",
+        ),
         (
             ("annotations", 1, "category_id"),
             4,
             r"annotations\[1\] \(id 2\): the category_id 4 is not declared; there are \[3, 90\]",
         ),
-        (("annotations", 2, "image_id"), 9, r"annotations\[2\] \(id 3\): the image_id 9 is of no image"),
+        (("annotations", 2, "image_id"), 9, r"annotations\[2\] \(id 3\): the image_id 9 belongs to no image"),
         (("annotations", 3, "id"), 1, r"annotations\[3\] \(id 1\): this id is there twice"),
         (
             ("annotations", 0, "bbox"),
@@ -132,7 +136,7 @@ def change(path, value):
             r"\(id 1\): bbox must be four numbers .* got \[1, 2, NaN, 4\]",
         ),
         (("annotations", 0, "bbox"), [1, 2, 3], r"\(id 1\): bbox must be four numbers"),
-        (("annotations", 0), "x", r'annotations\[0\] needs a whole id, image_id and category_id, got "x"'),
+        (("annotations", 0), "x", r'annotations\[0\] needs id, image_id and category_id as whole numbers, got "x"'),
     ],
 )
 def test_mistakes_are_named(content, read, path, value, message):

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds beside Tables 7 to 10 of the paper."""
+"""Parameters and multiply-adds compared with Tables 7 to 10 of the paper."""
 
 import sys
 
@@ -26,7 +26,7 @@ def test_costs_what_the_paper_says(build, table, size):
     assert cost.original_macs / 1e9 == pytest.approx(gmacs, rel=0.02)
 
 
-# The original code has these at 800 x 1333, 1.5 to 3.5 % above what the paper prints.
+# The original code has these costs at 800 x 1333. They are 1.5 to 3.5 % above the paper's.
 DEFORMABLE_DETR = {
     "deformable_detr_dgmn2_tiny": (23_992_529, 166.916),
     "deformable_detr_dgmn2_small": (32_859_425, 212.213),
@@ -75,14 +75,14 @@ def test_deformable_detr_costs_the_same_on_every_device():
 
 @pytest.mark.parametrize(("backbone", "gmacs"), [("dgmn2_small", 114.86), ("resnet50", 112.82)])
 def test_sparse_rcnn_costs_what_the_paper_says(backbone, gmacs):
-    """The paper does not tell the size of its image; that of 600 x 1000, padded, fits both of its rows."""
+    """The paper does not give its image size. 600 x 1000, padded, fits both of its rows."""
     with torch.device("meta"):
         cost = count(sparse_rcnn(backbone), (608, 1024))
     assert cost.original_macs / 1e9 == pytest.approx(gmacs, rel=1e-3)
 
 
 def test_sparse_rcnn_costs_what_the_original_does():
-    """By torch's counter, at 800 x 1280."""
+    """The original was counted by torch's counter, at 800 x 1280."""
     with torch.device("meta"):
         cost = count(sparse_rcnn("dgmn2_small"), (800, 1280))
     assert cost.params == 102_569_320  # the paper: 102.6 M
@@ -90,7 +90,7 @@ def test_sparse_rcnn_costs_what_the_original_does():
 
 
 def test_the_kernels_of_a_device_change_nothing():
-    """In evaluation a CPU has its own for attention, which the counter does not know."""
+    """In evaluation a CPU has its own attention kernel, which the counter does not know."""
     options = {"num_proposals": 4, "num_stages": 1, "channels": 16}
     with torch.device("meta"):
         meta = count(sparse_rcnn("dgmn2_nano", **options), (64, 96))

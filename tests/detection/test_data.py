@@ -76,7 +76,7 @@ def test_images_and_targets(root):
             for box, label in zip(target["boxes"], target["labels"], strict=True):
                 x1, y1, x2, y2 = box.int().tolist()
                 assert (image[label, y1:y2, x1:x2] > 0.9).all()
-            # The masks of the validation stay in the file, where the evaluation reads them.
+            # The validation masks stay in the file. The evaluation reads them there.
             assert ("masks" in target) == (split == "train")
             for box, mask in zip(target["boxes"], target.get("masks", ()), strict=split == "train"):
                 x1, y1, x2, y2 = box.int().tolist()
@@ -86,7 +86,7 @@ def test_images_and_targets(root):
 
 
 def test_a_part_of_an_image(root):
-    """The rectangles of a part are where its boxes and masks say; of the others nothing is left."""
+    """Rectangles in a part are where its boxes and masks say. A rectangle without a box is gone."""
     data = DetectionData(root, masks=True, hflip=0.5, crop=1.0)
     data.setup("fit")
     sizes, kept = set(), set()
@@ -111,7 +111,7 @@ def test_a_part_of_an_image(root):
 
 
 def test_the_sides_of_a_part():
-    """Of an image that is resized to a short side of 400, 500 or 600, sides of 384 to 600."""
+    """A part has sides of 384 to 600 on an image resized to a short side of 400, 500 or 600."""
     image, target = torch.zeros(3, 480, 960), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}
     crop = augmentation(hflip=0.0, crop=1.0)
     sizes = torch.tensor([transformed(crop, image, target)[0].shape[1:] for _ in range(300)])
@@ -146,7 +146,7 @@ def test_batches_of_one_group(groups, size):
     flat = [index for batch in drawn for index in batch]
     assert len(set(flat)) == len(flat)
     mixed = [batch for batch in drawn if len({groups[i] for i in batch}) > 1]
-    assert len(mixed) <= 1  # of what is left at the end: less than a batch of each group
+    assert len(mixed) <= 1  # from what is left at the end: less than a batch of each group
 
 
 def test_a_damaged_image(root, capsys):
@@ -157,7 +157,7 @@ def test_a_damaged_image(root, capsys):
         DetectionDataset(layout, "train2017", masks=False)[2]
     assert DetectionDataset(layout, "train2017", masks=False, skip_bad_images=True)[2] is None
     _, target = DetectionDataset(layout, "train2017", False, augmentation(0, 0), skip_bad_images=True)[2]
-    assert target["image_id"] == 13  # the next one
+    assert target["image_id"] == 13  # the next image
     assert "left out:" in (err := capsys.readouterr().err)
     assert "train2017/2.png: damaged image" in err
     for file in (root / "train2017").iterdir():
@@ -169,7 +169,7 @@ def test_a_damaged_image(root, capsys):
 @pytest.mark.parametrize("orientation", [3, 6])
 @pytest.mark.parametrize("upright", [True, False])
 def test_cameras_that_were_turned(root, orientation, upright):
-    """Annotated as people see it; or as it is stored, which the size tells after a quarter turn."""
+    """Annotations are for the image as shown, or as stored; after a quarter turn the size tells which."""
     path = root / "train2017/0.png"
     stored = Image.open(path).transpose({3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation])
     shown = Image.open(path).copy()
@@ -185,7 +185,7 @@ def test_cameras_that_were_turned(root, orientation, upright):
 
 
 def test_slivers_are_left_out(root, capsys):
-    """A box of less than a pixel, also one that has an area only in more digits than the training has."""
+    """A box of less than a pixel is left out, also if its area is lost in the training's precision."""
     box = [59.9999999, 5, 10, 20]
     change(root, lambda content: content["annotations"][0].update(bbox=box))
     change(root, lambda content: content["annotations"][1].update(bbox=[3, 5, 0.01, 20]))

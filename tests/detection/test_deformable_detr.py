@@ -44,7 +44,7 @@ def saved(weights, path):
 
 
 def batch():
-    """Two images, the second padded below and on the right, and where they are valid."""
+    """Two images, the second padded below and on the right, and masks of their valid pixels."""
     images, valid = torch.zeros(2, 3, 256, 320), torch.zeros(2, 256, 320, dtype=torch.bool)
     for i, (height, width) in enumerate(((256, 320), (224, 290))):
         images[i, :, :height, :width] = torch.from_numpy(image(f"detr{i}", (1, 3, height, width)))[0]
@@ -101,7 +101,7 @@ def test_equals_the_original(official_weights, golden, tmp_path):
 
 
 def test_every_weight_of_the_official_two_stages_is_used(official_weights, tmp_path):
-    """With all 91 numbers as classes, and with COCO's 80 categories, which then find the same."""
+    """All 91 numbers can be the classes, or COCO's 80 categories; both find the same."""
     weights = official_weights(f"{CASE}_two_stage")
     path = saved(weights, tmp_path / "detr.pth")
     models = []
@@ -153,7 +153,7 @@ def test_a_step_of_training(form):
         losses = model(images, targets)
         assert losses.keys() == names
         loss = sum(losses.values())
-        # A network with random heads begins in the thousands.
+        # With random heads the loss would start in the thousands.
         assert 0 < float(loss.detach()) < 100
         optimizer.zero_grad()
         loss.backward()
@@ -171,7 +171,7 @@ def test_a_step_of_training(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_starts_as_the_original(form):
-    """Every class is rare, and boxes are those of the references."""
+    """At the start every class is rare, and the boxes are those of the references."""
     model = deformable_detr("dgmn2_nano", 5, **FORMS[form], **SMALL).eval()
     with torch.no_grad():
         outputs = model.predict(torch.randn(1, 3, 64, 96))
@@ -202,7 +202,7 @@ def test_padding_does_not_change_an_image_without_any(form):
 
 
 def test_what_is_in_the_padding_does_not_matter_to_the_transformer():
-    """The backbone sees padding, as the original's does; behind it every layer is masked."""
+    """The backbone sees padding, as the original's does. Every layer after it is masked."""
     model = deformable_detr("resnet18", 3, **SMALL).eval()
     maps = [torch.randn(1, n, s, 2 * s) for n, s in ((128, 8), (256, 4), (512, 2))]
     valid = torch.zeros(1, 64, 128, dtype=torch.bool)
@@ -210,7 +210,7 @@ def test_what_is_in_the_padding_does_not_matter_to_the_transformer():
     found = []
     for noise in (0.0, 1.0):
         noisy = [x.clone() for x in maps]
-        for x in noisy[:-1]:  # the fourth level is a convolution of the last map, of which a border is seen
+        for x in noisy[:-1]:  # the fourth level, a convolution of the last map, sees a border of it
             x[..., x.shape[-2] // 2 :, :] *= noise
             x[..., x.shape[-1] // 2 :] *= noise
         model.backbone.forward = lambda images, noisy=noisy: noisy
@@ -223,7 +223,7 @@ def test_what_is_in_the_padding_does_not_matter_to_the_transformer():
 
 
 def test_small_images_in_two_stages():
-    """With fewer positions than queries there are as many queries as positions, for these images."""
+    """An image with fewer positions than queries gets only as many queries as positions."""
     model = deformable_detr("dgmn2_nano", 2, **FORMS["two stages"], **{**SMALL, "min_size": 16, "max_size": 16}).eval()
     with torch.no_grad():
         assert model.predict(torch.rand(1, 3, 16, 16)).layers[-1][0].shape == (1, 4 + 1 + 1 + 1, 2)
@@ -258,7 +258,7 @@ def test_a_copy_and_a_file_find_the_same(tmp_path):
         for same in (other, copy.deepcopy(model)):
             torch.testing.assert_close(same([image_])[0], want)
         twin = copy.deepcopy(model)
-        for parameter in model.parameters():  # nothing of the copy is the original's
+        for parameter in model.parameters():  # the copy shares nothing with the original
             parameter.zero_()
         torch.testing.assert_close(twin([image_])[0], want)
 
@@ -277,7 +277,7 @@ def test_the_published_form_by_name():
 
 
 def test_learning_rates(monkeypatch):
-    """Those of the recipe: the backbone, the sampling and the references learn slowly."""
+    """As in the recipe, the backbone, the sampling and the references learn slowly."""
     monkeypatch.setattr(DetectionTask, "_total_steps", lambda self: 10)
     multipliers = {"backbone": 0.1, "sampling_offsets": 0.1, "reference_points": 0.1, "backbone.model.stem": 0.5}
     options = {"model_args": SMALL, "lr_batch": None, "lr_multipliers": multipliers}
@@ -333,7 +333,7 @@ def test_mistakes_are_named(options, message):
 
 def test_training_needs_targets():
     model = deformable_detr("dgmn2_nano", 3, **SMALL).train()
-    with pytest.raises(InputError, match="in training the detector needs targets"):
+    with pytest.raises(InputError, match="the detector needs targets in training"):
         model([torch.rand(3, 64, 64)])
 
 

@@ -58,7 +58,7 @@ def given(vectors):
 
 @pytest.fixture
 def truth(given):
-    """The ground truth, with the ellipses inscribed in its boxes as masks; labels as inside the model, from 1."""
+    """The ground truth. Masks are the ellipses inscribed in the boxes; labels start at 1, as inside the model."""
     boxes = given("gt_boxes")
     y, x = torch.meshgrid(torch.arange(IMAGE[0]) + 0.5, torch.arange(IMAGE[1]) + 0.5, indexing="ij")
     center, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
@@ -68,7 +68,7 @@ def truth(given):
 
 
 class TakeAll:
-    """Sampling turned off: everything that is not ignored counts."""
+    """Replaces sampling: everything that is not ignored counts."""
 
     def __call__(self, labels):
         return [x >= 1 for x in labels], [x == 0 for x in labels]
@@ -123,7 +123,7 @@ def test_heads(model, vectors, features, given):
     regions = model.roi_heads.box_roi_pool(features, [boxes], [IMAGE])
     vectors.check("box.roi_feat", regions)
     scores, deltas = model.roi_heads.box_predictor(model.roi_heads.box_head(regions))
-    vectors.check("box.cls", scores.roll(-1, -1))  # there the background is the last class
+    vectors.check("box.cls", scores.roll(-1, -1))  # in the vectors the background is the last class
     vectors.check("box.reg", deltas[:, 4:])
     logits = model.roi_heads.mask_logits(features, [boxes[:8]], [IMAGE])
     vectors.check("mask.logits", logits)
@@ -221,7 +221,7 @@ def test_a_mask_that_is_all_one_fills_its_box():
     box=st.tuples(*[st.floats(-30, 60, width=32)] * 2, *[st.floats(0.5, 70, width=32)] * 2), seed=st.integers(0, 99)
 )
 def test_masks_are_looked_up_at_the_centres_of_all_pixels(box, seed):
-    """Also those of boxes that reach out of the image; beside the definition, over the whole image."""
+    """The masks equal the definition over the whole image, also for boxes that reach out of it."""
     mask = torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
     x, y, width, height = box
     corners = torch.tensor([[x, y, x + width, y + height]])

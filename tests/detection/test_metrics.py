@@ -121,7 +121,7 @@ def test_mistakes_are_named(truth):
 
 
 def test_without_areas_the_boxes_tell_the_sizes(truth, results):
-    """Else every object would count as small."""
+    """Otherwise every object would count as small."""
     bare = {**truth, "annotations": [{k: v for k, v in e.items() if k != "area"} for e in truth["annotations"]]}
     assert average_precision(bare, results) == average_precision(truth, results)
     assert all("area" not in entry for entry in bare["annotations"]), "what was given is as it was"

@@ -1,4 +1,4 @@
-"""Multi-scale attention on sampled nodes computes what transformers' does."""
+"""Multi-scale attention on sampled nodes equals that of transformers."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SIDES = st.integers(1, 7)
 
 
 def arguments(shapes, points, queries=None, batch=2, heads=2, dim=3, dtype=torch.double):
-    """Value, locations (some out of the maps) and weights."""
+    """Value, locations (some outside of the maps) and weights."""
     pixels = sum(height * width for height, width in shapes)
     queries = pixels if queries is None else queries
     value = torch.randn(batch, pixels, heads, dim, dtype=dtype)
@@ -42,7 +42,7 @@ def test_equals_transformers(shapes, points, seed):
 
 
 def test_points_far_out_read_nothing():
-    """Not even where another map lies on the sheet."""
+    """Far points read nothing, even where another map lies beside theirs on the sheet."""
     shapes = [(6, 5), (3, 3), (2, 2)]
     value, locations, weights = arguments(shapes, 4)
     for far in (-1e6, -0.7, 1.7, 1e6):

@@ -1,4 +1,4 @@
-"""Matching and losses of set prediction, beside values computed by hand."""
+"""Matching and losses of set prediction, compared with values computed by hand."""
 
 import math
 import sys
@@ -13,7 +13,7 @@ LN2 = math.log(2)
 
 
 def predictions(logits, boxes):
-    """Of one image; the L1 distance compares the corners themselves."""
+    """The predictions for one image. The L1 distance compares the corners themselves."""
     boxes = torch.tensor(boxes, dtype=torch.float32)[None]
     return Predictions(torch.tensor(logits, dtype=torch.float32)[None], boxes, boxes)
 
@@ -24,7 +24,7 @@ def objects(labels, boxes):
 
 
 def test_a_perfect_box_with_an_undecided_class():
-    """Probability 1/2: the focal loss of the class is alpha / 4 * ln 2, of the other one (1 - alpha) / 4 * ln 2."""
+    """At probability 1/2 the focal loss is alpha / 4 * ln 2 for the class, (1 - alpha) / 4 * ln 2 for the other."""
     found = predictions([[0.0, 0.0]], [[0.1, 0.2, 0.5, 0.6]])
     losses = SetCriterion()(found, [objects([1], [[0.1, 0.2, 0.5, 0.6]])], 1)
     assert {name: value.dtype for name, value in losses.items()} == dict.fromkeys(
@@ -36,20 +36,20 @@ def test_a_perfect_box_with_an_undecided_class():
 
 
 def test_boxes_apart():
-    """Of unit squares one apart the union is 2 and the hull 3: GIoU -1/3, loss 4/3; every x differs by 2."""
+    """Two unit squares, one apart, have union 2 and hull 3: GIoU -1/3, loss 4/3. Every x differs by 2."""
     found = predictions([[0.0]], [[0, 0, 1, 1]])
     here = objects([0], [[2, 0, 3, 1]])
     losses = SetCriterion(classification=1, l1=10, giou=3)(found, [here], 2)
     assert float(losses["l1"]) == pytest.approx(10 * 4 / 2)
     assert float(losses["giou"]) == pytest.approx(3 * 4 / 3 / 2)
     assert float(losses["classification"]) == pytest.approx(0.25 / 4 * LN2 / 2)
-    # The cost: focal as the class less focal as background, and the distance, and the negative overlap.
+    # The cost is the focal loss as the class minus that as background, plus the distance, minus the GIoU.
     cost = SetCriterion().cost(found, 0, here)
     assert float(cost) == pytest.approx(2 * (0.25 - 0.75) / 4 * LN2 + 5 * 4 + 2 / 3)
 
 
 def test_the_pairs_have_the_least_total_cost():
-    """The first prediction is nearest to the first object, but all pairs together cost less the other way round."""
+    """The first prediction is nearest to the first object, but the other pairing costs less in total."""
     criterion = SetCriterion(classification=0, l1=1, giou=0)
     found = predictions([[0.0], [0.0], [0.0]], [[0, 0, 4, 4], [0.5, 0, 4, 4], [90, 90, 99, 99]])
     ((rows, columns),) = criterion.match(found, [objects([0, 0], [[0.4, 0, 4, 4], [0, 1, 4, 4]])])
@@ -64,7 +64,7 @@ def test_the_class_decides_between_equal_boxes():
 
 
 def test_no_objects():
-    """All predictions are background; the gradients are finite, those of the boxes 0."""
+    """All predictions are background. The gradients are finite, and 0 for the boxes."""
     logits = torch.zeros(2, 3, 2, requires_grad=True)
     boxes = torch.rand(2, 3, 4, requires_grad=True)
     here = [objects([], [])] * 2

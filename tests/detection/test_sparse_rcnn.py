@@ -1,4 +1,4 @@
-"""Sparse R-CNN beside the numbers of the original, from the maps to the losses of every stage."""
+"""Sparse R-CNN computes what the original does, from the maps to the losses of every stage."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from dgmn.errors import InputError
 from golden_vectors import image, match_detections
 
 IMAGE = (256, 320)
-LOSSES = {"classification": ("ce", 2), "l1": ("bbox", 5), "giou": ("giou", 2)}  # the original's names, the weights
+LOSSES = {"classification": ("ce", 2), "l1": ("bbox", 5), "giou": ("giou", 2)}  # the original's names; the weights
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def proposals(model, maps):
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def outputs(model, maps, proposals):
-    """Of all stages, as the vectors have them: each reads the regions of the initial proposals.
+    """The outputs of all stages as in the vectors: every stage reads the regions of the initial proposals.
 
-    Only so are the vectors met, though their description does not say it. Sparse R-CNN's paper (section 3.2: the new
-    boxes are the next stage's proposals) and its authors' code read new regions in every stage, and so does the network
-    outside of this fixture; see the test of the regions below.
+    Only these regions reproduce the vectors, though their description does not say so. In Sparse R-CNN's paper (section
+    3.2: the new boxes are the next stage's proposals) and its authors' code, every stage reads new regions. So does the
+    network outside of this fixture; see the test of the regions below.
     """
     heads = model.roi_heads
     regions = heads.roi_pool(maps, proposals, [IMAGE])
@@ -129,7 +129,7 @@ def test_every_stage_reads_the_regions_of_the_boxes_before_it(model, maps, propo
 
 
 def test_levels():
-    """The level of 224 pixels is 4; twice the side is a level more. Boxes without area are read from the finest."""
+    """Boxes of 224 pixels are on level 4; twice the side is one level more. Boxes without area use the finest."""
     sides = torch.tensor([1.0, 111, 112, 223, 224, 447, 448, 5000])
     boxes = torch.cat([torch.zeros(8, 2), sides[:, None].expand(-1, 2)], 1)
     assert ProposalRoIs.levels(boxes).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -189,7 +189,7 @@ def test_training_with_and_without_objects(backbone):
 
 
 def test_more_objects_than_proposals():
-    """As many objects count as there are proposals; the divisor counts all of them."""
+    """Only as many objects count as there are proposals. The divisor counts all objects."""
     model = small(num_proposals=3).train()
     many = objects(*([x, 4, x + 20, 40] for x in range(0, 70, 10)))
     losses = model([torch.rand(3, 64, 96)], [many])
@@ -211,16 +211,16 @@ def test_learned_boxes_learn_from_the_first_stage_only():
         (losses["l1"] + losses["giou"]).backward()
         gradient = model.rpn.boxes.grad
         assert (gradient is not None and gradient.abs().sum() > 0) == (i == 0)
-        assert model.roi_heads.features.grad.abs().sum() > 0  # the features learn from all
+        assert model.roi_heads.features.grad.abs().sum() > 0  # the features learn from all stages
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("backbone", ["dgmn2_nano", "resnet18"])
 def test_padding_leaves_the_largest_image_alone(backbone):
-    """An image that a batch does not pad gives the same beside smaller ones as alone.
+    """An image that a batch does not pad gives the same results as alone.
 
-    A padded one does not, as in the original: the backbone sees the padding, and the tables of its position bias are
-    stretched over it. Its boxes are relative to its own size all the same, and never leave it.
+    A padded image does not, as in the original: the backbone sees the padding, and the tables of its position bias are
+    stretched over it. Its boxes are still relative to its own size, and never leave it.
     """
     model = small(backbone=backbone, detections_per_img=20).eval()
     torch.nn.init.uniform_(model.rpn.boxes, 0.2, 0.7)
@@ -239,12 +239,12 @@ def test_padding_leaves_the_largest_image_alone(backbone):
 
 @torch.no_grad()
 def test_detections():
-    """Pairs of proposal and class by score; clipped, empty ones left out, in the pixels of the image as given."""
+    """The best pairs of proposal and class. Boxes are clipped, in pixels of the given image; empty ones are dropped."""
     model = small(num_proposals=3).eval()
     logits = torch.tensor([[[3.0, -9, 2], [-9, 1, -9], [5, -9, -9]]])
     boxes = torch.tensor([[[-10.0, -5, 30, 80], [20, 10, 50, 40], [100, 10, 120, 40]]])
     (found,) = model.roi_heads.postprocess_detections(logits, boxes, [(64, 96)])
-    # The third is outside the image, and has taken the place of the pair with score 1.
+    # The third box is outside the image. It takes the place of the pair with logit 1 all the same.
     assert found["labels"].tolist() == [0, 2]
     assert found["boxes"].tolist() == [[0, 0, 30, 64]] * 2
     assert found["scores"].tolist() == pytest.approx(torch.tensor([3.0, 2.0]).sigmoid().tolist())
@@ -260,7 +260,7 @@ def test_detections():
 
 
 def test_several_sizes():
-    """Training takes any of them, else the last."""
+    """Training takes any of the sizes, evaluation the last."""
     model = small(min_size=[32, 48, 64])
     images = [torch.rand(3, 100, 120)]
     seen = {tuple(model.train().transform(images)[0].image_sizes[0]) for _ in range(50)}

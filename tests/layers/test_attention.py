@@ -24,7 +24,7 @@ def golden_map(name, height, width, channels):
 
 
 def resize_rows(table, rows):
-    """Linear, with half-pixel centres and clamped edges; np.interp clamps."""
+    """Resizes linearly, with half-pixel centres and clamped edges; np.interp clamps."""
     at = (np.arange(rows) + 0.5) * len(table) / rows - 0.5
     return np.stack([np.interp(at, np.arange(len(table)), column) for column in np.asarray(table).T], axis=1)
 
@@ -77,7 +77,7 @@ def test_layers_equal_the_official_code(golden, official_weights, unit, layer, h
 
 @pytest.mark.parametrize("map_size", [(3, 4), (7, 7), (2, 2)])
 def test_aligned_relative_position_equals_its_formula(map_size):
-    # The map is 3 x 4: tables of its own size, larger and smaller ones.
+    # The map is 3 x 4. The tables are for a map of this size, a larger and a smaller one.
     module = relative_position(map_size, rel_pos="aligned")
     query = torch.randn(2, 3, 4, 2, 3, dtype=torch.float64)
     expected = aligned_by_hand(query, module.rel_height.detach(), module.rel_width.detach())
@@ -101,7 +101,7 @@ def test_official_height_term_is_the_aligned_one_of_the_mirrored_position():
 
 
 def test_both_modes_agree_where_mirroring_changes_nothing():
-    # A symmetric query, and tables in which all distances look alike.
+    # The query is symmetric, and all vertical distances have the same row in their table.
     official = relative_position((6, 6))
     with torch.no_grad():
         official.rel_height.copy_(official.rel_height[:1].expand_as(official.rel_height))
@@ -214,7 +214,7 @@ def test_drop_path_leaves_whole_images_out():
     block = DGMN2Block(8, 2, (5, 5), drop_path=0.5)
     x = torch.randn(64, 5, 5, 8)
     unchanged = (block(x) == x).flatten(1).all(1)
-    assert 5 <= unchanged.sum() <= 30  # both branches dropped: a quarter of 64, 16 with deviation 3.5
+    assert 5 <= unchanged.sum() <= 30  # both branches are dropped in a quarter of 64: 16, deviation 3.5
 
 
 def test_walks_are_precise_under_autocast():
@@ -253,7 +253,7 @@ def test_perceptron_by_parts_is_the_same(monkeypatch):
     monkeypatch.setattr(attention, "_HIDDEN", 100)  # some positions at a time
     block = DGMN2Block(8, 2, (7, 7)).eval()
     x = torch.randn(2, 9, 11, 8)
-    expected = block(x)  # with gradients, at once
+    expected = block(x)  # with gradients, all positions at once
     calls = []
     block.mlp.fc1.register_forward_hook(lambda _, inputs, out: calls.append(len(inputs[0])))
     with torch.inference_mode():

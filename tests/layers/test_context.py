@@ -1,4 +1,4 @@
-"""The modules that the paper compares with: their definitions, one interface, hard cases, costs beside Table 2."""
+"""The modules that the paper compares with: definitions, interface, hard cases, and costs as in Table 2."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from dgmn.errors import InputError
 from dgmn.layers import CrissCross, DeformableConv2d, context_module
 from dgmn.layers.context import MODULES
 
-# Small ones, of 8 channels.
+# Options of small modules, for maps of 8 channels.
 OPTIONS = {"dgmn": {"sampling_rates": (1, 3), "groups": 2}, "deformable_message_passing": {"sampling_rates": (1, 3)}}
 OPTIONS |= {"non_local": {"convolution": True}, "criss_cross": {"reduction": 2}, "global_context": {"reduction": 2}}
 OPTIONS |= {"aspp": {"sampling_rates": (2, 4), "inner_channels": 6}}
@@ -20,7 +20,7 @@ EVERY = sorted(MODULES)
 
 
 def random_module(name):
-    """In evaluation, float64, no parameter zero, so that no part is switched off."""
+    """A module in float64 and evaluation mode. No parameter is zero, so no part is switched off."""
     module = context_module(name, 8, OPTIONS.get(name)).double().eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -31,7 +31,7 @@ def random_module(name):
 
 
 def test_criss_cross_equals_its_definition():
-    """One round, position by position: a softmax over those of its row and its column, itself once."""
+    """One round, position by position: a softmax over the row and the column, with the position itself once."""
     module = CrissCross(8, reduction=4, recurrence=1).double()
     nn.init.constant_(module.gamma, 0.7)
     x = torch.randn(2, 8, 4, 5, dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_global_context_adds_the_same_everywhere():
 
 @pytest.mark.parametrize(("stride", "dilation", "groups"), [(1, 1, 1), (2, 1, 2), (1, 3, 1)])
 def test_deformable_convolution_starts_on_the_grid(stride, dilation, groups):
-    """With masks of a half; a predicted offset of whole pixels reads that many pixels further."""
+    """All masks start at one half. A predicted offset of whole pixels reads that many pixels further."""
     conv = DeformableConv2d(4, 6, 3, stride, dilation, dilation, groups, bias=False)
     x = torch.randn(2, 4, 9, 10)
     plain = 0.5 * F.conv2d(x, conv.weight, None, stride, dilation, dilation, groups)
@@ -114,7 +114,7 @@ def test_starts_as_the_identity(name):
 
 @given(name=st.sampled_from(EVERY), batch=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_any_shape_stays(name, batch, height, width):
-    """Maps of one pixel and maps smaller than the dilation included; an image does not depend on the others."""
+    """Maps may have one pixel or be smaller than the dilation. An image does not depend on the others."""
     module = random_module(name)
     x = torch.randn(batch, 8, height, width, dtype=torch.float64)
     out = module(x)
@@ -150,7 +150,7 @@ def test_autocast(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["non_local", "criss_cross"])
 def test_attention_is_precise_under_autocast(name, dtype):
-    """On many channels and large features the products of queries and keys are beyond what half precision can hold."""
+    """With many channels and large features, half precision cannot hold the products of queries and keys."""
     module = context_module(name, 512).eval()
     nn.init.ones_(module.norm.weight if name == "non_local" else module.gamma)
     x = (40 if name == "non_local" else 90) * torch.randn(1, 512, 5, 6).relu()
@@ -177,7 +177,7 @@ def test_compiles(name):
     ("name", "options", "params", "gmacs", "tolerance"),
     [
         ("non_local", {"inner_channels": 256, "convolution": True}, 2.88, 73.33, 0.02),
-        # The paper tells no composition of this one; ours is within 4 %.
+        # The paper does not tell what this module consists of; ours is within 4 %.
         ("aspp", {}, 4.42, 38.45, 0.04),
     ],
 )
@@ -190,7 +190,7 @@ def test_added_cost_is_that_of_table_2(name, options, params, gmacs, tolerance):
 
 
 def test_the_paper_s_deformable_convolution():
-    """Through 256 channels; Table 2 has 1.31 M and 12.34 G, which leave out offsets and masks."""
+    """With 256 inner channels, Table 2 has 1.31 M and 12.34 G. They leave out offsets and masks."""
     with torch.device("meta"):
         module = context_module("deformable", 512, {"inner_channels": 256})
     cost = count(module, (97, 97), in_chans=512)
@@ -200,7 +200,7 @@ def test_the_paper_s_deformable_convolution():
 
 
 def test_cost_of_a_deformable_convolution():
-    """Its products are counted like those of the two convolutions it consists of."""
+    """Its products are those of the two convolutions that it consists of."""
     with torch.device("meta"):
         cost = count(context_module("deformable", 512), (97, 97), in_chans=512)
     assert cost.params == 512 * 9 * (512 + 27) + 512 + 27

@@ -16,7 +16,7 @@ from golden_vectors import array
 
 # Golden outputs are stored in float32, from a float64 run.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
-# What the official code calls its variants. `deformatt` is the one of the paper's results.
+# The official names of the variants. The paper's results are those of `deformatt`.
 VARIANTS = {
     "none": {"dynamic_affinity": False, "dynamic_sampling": False},
     "deform": {"dynamic_affinity": False},
@@ -32,14 +32,14 @@ def official_module(weights, variant):
     prefix = f"dgmn1.{variant}."
     names = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     mapped = dgmn_from_official(names)
-    assert sorted(map(id, mapped.values())) == sorted(map(id, names.values()))  # each has gone in, once
+    assert sorted(map(id, mapped.values())) == sorted(map(id, names.values()))  # each is mapped exactly once
     module = DGMN(64, form="released", **VARIANTS[variant])
     module.load_state_dict(mapped)
     return module.eval()
 
 
 def random_module(channels=4, sampling_rates=(1, 3), groups=2, **options):
-    """In float64, no parameter zero, walks of up to some pixels."""
+    """A module in float64. No parameter is zero, and walks reach a few pixels."""
     module = DGMN(channels, sampling_rates, groups, **options).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.4)
@@ -87,7 +87,7 @@ def message_by_hand(message, node_map):
 
 
 def module_by_hand(module, x):
-    """Eq. 2, and the convolution of the concatenated maps."""
+    """Eq. 2 for the fusion "sum", else the convolution of the concatenated maps."""
     outputs = []
     for image in x.detach().numpy():
         state = image
@@ -135,7 +135,7 @@ def test_forms_differ_in_the_fourth_affinity():
     for ours, theirs in messages[:3]:
         torch.testing.assert_close(ours, theirs)
     assert not torch.allclose(*messages[3])
-    # The logits that the fourth should have read do nothing.
+    # The fourth message ignores the logits that it should have read.
     nn.init.zeros_(released.messages[3].filters.weight[-9:])
     torch.testing.assert_close(released.messages[3](x), messages[3][1])
 
@@ -169,7 +169,7 @@ def test_updates_equal_the_equations(fusion, steps):
     module = random_module(fusion=fusion, steps=steps)
     x = torch.randn(2, 4, 3, 4, dtype=torch.float64)
     out = module(x).detach()
-    assert (out == 0).any()  # of the ReLU
+    assert (out == 0).any()  # zeros of the ReLU
     torch.testing.assert_close(out, module_by_hand(module, x))
 
 

@@ -1,4 +1,4 @@
-"""Costs of the DGMN module beside Table 2 of the paper, and the arguments that it refuses."""
+"""Costs of the DGMN module compared with the paper's Table 2, and the arguments that it refuses."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_added_cost_is_that_of_table_2(options, params, gmacs):
     cost = count(module, (97, 97), in_chans=512)
     assert cost.params / 1e6 == pytest.approx(params, rel=0.01)
     assert cost.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
-    # To the last digit without the sums of the nodes, and without biases.
+    # Without biases and without the sums over the nodes, the costs agree to the last digit.
     assert round(sum(p.numel() for p in module.parameters() if p.dim() > 1) / 1e6, 2) == params
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(torch.zeros(1, 512, 97, 97, device="meta"))

@@ -41,7 +41,7 @@ def nano(**options):
 
 def test_timm_lists_the_models():
     assert sorted(timm.list_models("dgmn2_*")) == sorted([*PARAMETERS, "dgmn2_nano"])
-    assert timm.list_pretrained("dgmn2_*") == []  # timm can fetch none of them by itself
+    assert timm.list_pretrained("dgmn2_*") == []  # timm itself can fetch none of them
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -183,7 +183,7 @@ def test_bad_arguments():
 
 
 def test_bfloat16_autocast():
-    # With the running statistics: batch norm over two images would double every difference.
+    # Evaluation uses the running statistics. Batch norm over two images would double every difference.
     model = nano(num_classes=10).eval()
     image = torch.randn(2, 3, 96, 96)
     results = []

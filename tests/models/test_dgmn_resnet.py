@@ -33,7 +33,7 @@ def create(name="dgmn_resnet50", **options):
 
 
 def randomized(model):
-    """In evaluation, no weight and no statistic trivial."""
+    """Puts a model in evaluation mode, with random weights and statistics."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             nn.init.uniform_(tensor, 0.5, 1.0) if name.endswith("var") else nn.init.normal_(tensor, std=0.2)
@@ -58,12 +58,12 @@ def modules(model):
 def test_places(at):
     model = create(at=at)
     assert list(modules(model)) == [f"{name}.module" for name in PLACES[at]]
-    # Behind a 3x3 convolution of 16 channels, or a block of 64.
+    # A module follows a 3x3 convolution of 16 channels, or a block of 64.
     assert {module.channels for module in modules(model).values()} == {64 if at == "res4" else 16}
 
 
 def test_after_the_convolution_its_norm_and_its_relu():
-    """A block written out: the residual branch passes the module, the shortcut does not."""
+    """The residual branch of a block passes through the module; the shortcut does not."""
     model = randomized(create())
     block = model.layer4[1]
     x = torch.randn(2, 64, 5, 6).relu()
@@ -75,7 +75,7 @@ def test_after_the_convolution_its_norm_and_its_relu():
 
 
 def test_before_the_last_block_of_res4():
-    """Also the shortcut of the last block gets what the module gives."""
+    """The last block gets the module's output, in its shortcut too."""
     model = randomized(create(at="res4"))
     seen = {}
     model.layer3[1].act3.module.register_forward_hook(lambda module, args, output: seen.update(output=output))
@@ -86,7 +86,7 @@ def test_before_the_last_block_of_res4():
 
 @pytest.mark.parametrize("name", ["dgmn_resnet50", "dgmn_resnet101", "dgmn_resnext101_32x8d"])
 def test_layers_of_the_named_networks(name):
-    """Beside the modules they are timm's plain ones."""
+    """Apart from the modules, the networks have the layers of timm's plain ones."""
     with torch.device("meta"):
         model, plain = timm.create_model(name), timm.create_model(name.removeprefix("dgmn_"))
     assert len(modules(model)) == 3
@@ -111,7 +111,7 @@ def test_modules_that_start_as_the_identity(module, at, plain_file):
 @pytest.mark.parametrize("at", PLACES)
 @pytest.mark.parametrize("frozen_norms", [False, True])
 def test_weights_of_the_plain_network(at, frozen_norms, plain_file):
-    """From timm's own way and from ours; with β = 0 the network then gives what the plain one gives."""
+    """Plain weights load through timm and through our loader. With β = 0 the network then equals the plain one."""
     plain, file = plain_file
     options = {"at": at, "frozen_norms": frozen_norms, "module_args": {"initial_beta": 0.0}}
     overlay = {"file": str(file), "num_classes": 5}
@@ -150,7 +150,7 @@ def test_frozen_and_trained_norms_take_each_other_s_weights(frozen, tmp_path):
 
 
 def test_a_detector_without_modules_fills_one_with(tmp_path):
-    """All but the modules: head, pyramid and plain backbone."""
+    """Head, pyramid and plain backbone are filled; only the modules stay new."""
     one, other = (mask_rcnn("dgmn_resnet50", 3, backbone_args={**SMALL, "module": m}) for m in ("none", "dgmn"))
     torch.save(one.state_dict(), tmp_path / "one.pth")
     report = dgmn.load_checkpoint(other, tmp_path / "one.pth")
@@ -188,7 +188,7 @@ def test_a_file_with_some_of_the_modules_is_refused(tmp_path):
 
 @pytest.mark.parametrize("at", ["c5", "c4_c5"])
 def test_deformable_convolutions_take_the_place_of_plain_ones(at, plain_file):
-    """With the pretrained weights: with masks of 1 it is the plain network."""
+    """With the pretrained weights and masks of 1 it equals the plain network."""
     plain, file = plain_file
     model = create(module="deformable", at=at).eval()
     report = dgmn.load_checkpoint(model, file)
@@ -202,7 +202,7 @@ def test_deformable_convolutions_take_the_place_of_plain_ones(at, plain_file):
 
 
 def test_modules_of_an_official_checkpoint(official_weights, golden):
-    """In the layout of the official detectors, the numbers of the official module come out of the network's."""
+    """Weights in the official detectors' layout make the network's modules equal the official module."""
     weights = official_weights("h_dgmn1")
     prefix = "dgmn1.deformatt."
     official = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
@@ -229,7 +229,7 @@ def test_what_is_frozen_stays():
     model = create(frozen_norms=True, frozen_stages=1, module="non_local", module_args={"convolution": True})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(2):  # the block's last norm begins at 0: what is before it moves in the second step
+    for _ in range(2):  # the block's last norm starts at 0, so what precedes it changes in the second step
         model.train()(torch.randn(4, 3, 64, 64)).square().sum().backward()
         optimizer.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -238,7 +238,7 @@ def test_what_is_frozen_stays():
     assert len(plain_norms) == 1 + 3 * 7 + 4
     assert not [name for name in changed if name.rsplit(".", 1)[0] in plain_norms]
     trained = {name for name, p in model.named_parameters() if not name.startswith(("conv1", "bn1", "layer1"))}
-    # On maps of 2 x 2 the gradients of the modules' queries and keys are next to nothing.
+    # On maps of 2 x 2 the gradients of the modules' queries and keys are almost zero.
     assert not {name for name in trained - changed if ".block.t." not in name and ".block.p." not in name}
     assert "layer4.0.act2.module.block.norm.running_mean" in changed  # norms of modules are trained
 
@@ -248,7 +248,7 @@ def test_what_is_frozen_stays():
 def test_multi_grid(name, output_stride):
     model = timm.create_model(name, **{**SMALL, "layers": (1, 1, 2, 3)}, output_stride=output_stride)
     set_multi_grid(model, (1, 2, 4))
-    set_multi_grid(model, (1, 2, 4))  # once more changes nothing
+    set_multi_grid(model, (1, 2, 4))  # a second call changes nothing
     dilation = 32 // output_stride
     for block, factor in zip(model.layer4, (1, 2, 4), strict=True):
         convs = [module for name, module in block.named_children() if getattr(module, "kernel_size", 0) == (3, 3)]
@@ -274,7 +274,7 @@ def test_multi_grid_of_deformable_convolutions():
     width=st.integers(1, 80),
 )
 def test_any_image(at, output_stride, height, width):
-    """Down to maps of one pixel, smaller than every dilation."""
+    """Maps may have only one pixel, and so be smaller than every dilation."""
     model = create(
         at=at, output_stride=output_stride, features_only=True, feature_cls="getter", out_indices=(-4, -3, -2, -1)
     ).eval()
@@ -304,7 +304,7 @@ def test_gradients():
 def test_autocast(module, dtype):
     model = create(module=module, channels=(8, 8, 16, 32))
     for name, parameter in model.named_parameters():
-        if name.endswith(("module.norm.weight", "module.gamma")):  # else these are identities
+        if name.endswith(("module.norm.weight", "module.gamma")):  # otherwise the modules are identities
             nn.init.ones_(parameter)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import dgmn
 
 
 def with_statistics(model):
-    """Norms as after training: fresh ones do nothing."""
+    """Gives batch norms statistics and weights as after training: fresh norms do nothing."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.5)
@@ -53,7 +53,7 @@ def test_only_what_can_be_folded():
         nn.ReLU(),
         nn.BatchNorm2d(4),  # after the activation
         nn.Conv2d(4, 4, 1),
-        nn.BatchNorm2d(4, track_running_stats=False),  # of the batch
+        nn.BatchNorm2d(4, track_running_stats=False),  # uses the statistics of the batch
         nn.Conv2d(4, 4, 1, bias=False),
         nn.BatchNorm2d(4),
     )

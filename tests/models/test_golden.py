@@ -1,4 +1,4 @@
-"""Equal to the official code, from files in the official layouts."""
+"""Networks loaded from files in the official layouts equal the official code."""
 
 import argparse
 
@@ -17,7 +17,7 @@ TARGETS = native.targets()
 
 @pytest.fixture(params=["reference", *TARGETS])
 def backend(request, monkeypatch):
-    """Every backend of this machine, the native one with every instruction set."""
+    """Every backend of this machine; the native one runs with every instruction set."""
     monkeypatch.setattr(native, "_target", TARGETS.get(request.param, 0))
     return "native" if request.param in TARGETS else request.param
 
@@ -76,7 +76,7 @@ def test_segmentation_backbone(golden, official_weights, tmp_path, backend, outp
 
 
 def test_double_precision(golden, official_weights, tmp_path):
-    # The golden numbers come from a float64 run: what is left is their rounding to float32.
+    # The golden numbers come from a float64 run. The only error is their rounding to float32.
     path = tmp_path / "backbone.pth"
     torch.save(official_weights("b_det_backbone_tiny"), path)
     model = timm.create_model("dgmn2_tiny", features_only=True).eval()

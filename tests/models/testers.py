@@ -1,4 +1,4 @@
-"""What timm asks of every model, after timm's own tests (tests/test_models.py): subclass with a name."""
+"""What timm requires of every model, after its own tests (tests/test_models.py). Subclass with a name."""
 
 import pytest
 import timm
@@ -183,7 +183,7 @@ class TimmModelTester:
         _, nodes = get_graph_node_names(model)
         traced = create_feature_extractor(model, [nodes[-1]])
         with torch.no_grad():
-            # Traced once, right for other sizes and batches too.
+            # One trace is right for other sizes and batches, too.
             for image in (self.image(), self.image(2, 96, 160)):
                 (out,) = traced(image).values()
                 torch.testing.assert_close(out, model(image))
@@ -237,7 +237,7 @@ class TimmModelTester:
         scales = [rates[parameter] for parameter in (model.stem[0].conv.weight, *blocks, model.head.weight)]
         assert scales == sorted(set(scales))
         assert scales[-1] == 1
-        # A patch embedding belongs to the block after it.
+        # A patch embedding has the learning rate of the block after it.
         for stage in model.stages[1:]:
             assert rates[stage.downsample.conv.weight] == rates[stage.blocks[0].attn.qkv.weight]
 

@@ -27,7 +27,7 @@ def test_the_library_was_built():
 
 @pytest.fixture(params=[number for _, number in TARGETS], ids=[name for name, _ in TARGETS])
 def target(request, monkeypatch):
-    """Everything native runs on one instruction set."""
+    """Makes the native kernels use one instruction set."""
     monkeypatch.setattr(native, "_target", request.param)
 
 
@@ -39,7 +39,7 @@ def make_inputs(batch=2, height=5, width=7, heads=2, dim=16, nodes=9, shared=Fal
 
 
 def compare(function, inputs, tolerance=1e-5, **options):
-    """Outputs and all gradients of the native kernels against the reference in float64."""
+    """Compares outputs and all gradients of the native kernels with the reference in float64."""
     results = []
     for backend, dtype in (("native", None), ("reference", torch.float64)):
         leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
@@ -52,7 +52,7 @@ def compare(function, inputs, tolerance=1e-5, **options):
         results.append([out, *gradients])
     for i, (got, want) in enumerate(zip(*results, strict=True)):
         error = (got.double() - want).norm().item()
-        # A gradient that cancels to nothing (the softmax of one node, say) has no relative error.
+        # A gradient that cancels to zero (as in the softmax of one node) has no relative error.
         norm = max(want.norm().item(), 1e-2)
         assert error <= tolerance * norm, f"number {i}: {error} of {norm}"
 
@@ -93,13 +93,13 @@ def test_every_head_size(target, dim):
 
 @pytest.mark.parametrize("dim", [5, 16, 64])
 def test_bfloat16_is_stored_only(target, dim):
-    # Computed in float32: what is left is the rounding of the results to 8 bits.
+    # The kernels compute in float32. The only error is the rounding of the results to 8 bits.
     compare(sampled_attention, make_inputs(dim=dim, dtype=torch.bfloat16), tolerance=2**-8)
     compare(sampled_aggregate, make_inputs(dim=dim, dtype=torch.bfloat16)[2:], tolerance=2**-8)
     query, key, value, offset, bias = make_inputs(dim=dim, dtype=torch.bfloat16)
     out = sampled_attention(query, key, value, offset, bias, backend="native")
     exact = sampled_attention(*(x.float() for x in (query, key, value)), offset, bias, backend="reference")
-    # To the nearest, not down: the error is centred.
+    # Results are rounded to the nearest, not down, so the error is centred.
     assert (out.float() - exact).mean().abs() < 0.1 * (out.float() - exact).abs().mean()
 
 
@@ -388,7 +388,7 @@ def test_auto_takes_the_kernel_where_it_can(monkeypatch):
 
 
 class TestTransforms:
-    """The operators with kernels know nothing of torch.func and forward mode, and would leave tangents out silently."""
+    """The operators with kernels do not support torch.func and forward mode: they would silently drop tangents."""
 
     def test_forward_mode(self):
         query, key, value, offset, bias = make_inputs()
@@ -430,7 +430,7 @@ class TestTransforms:
 
 
 class TestOperators:
-    """What an exported program may be given: the checks of the public functions are not in it."""
+    """An exported program lacks the checks of the public functions, so the operators check their inputs."""
 
     def test_another_dtype(self):
         class Aggregate(torch.nn.Module):

@@ -94,7 +94,7 @@ def test_map_of_one_pixel():
     offset = torch.zeros(1, 1, 1, 1, 9, 2)
     # Only the middle node, number 4, is inside.
     torch.testing.assert_close(sampled_aggregate(value, offset, weight), 4 * value)
-    # In the softmax all nine stay, the others with logit 0 and value 0.
+    # All nine nodes stay in the softmax. The eight outside have logit 0 and value 0.
     zero = torch.zeros_like(value)
     torch.testing.assert_close(sampled_attention(zero, value, value, offset), value / 9)
 
@@ -160,7 +160,7 @@ def test_default_scale_is_that_of_attention():
     out = sampled_attention(query, key, value, offset, bias)
     torch.testing.assert_close(out, sampled_attention(query, key, value, offset, bias, scale=0.5))
     assert not torch.allclose(out, sampled_attention(query, key, value, offset, bias, scale=1.0))
-    # A scale of zero leaves the bias.
+    # With a scale of zero only the bias is left.
     expected = sampled_aggregate(value, offset, bias.softmax(-1))
     torch.testing.assert_close(sampled_attention(query, key, value, offset, bias, scale=0.0), expected)
 
@@ -315,7 +315,7 @@ def test_half_precision_finds_the_pixel_of_a_wide_map(dtype):
 
 
 def test_offsets_keep_their_precision_beside_half_precision_values():
-    # 0.5 + 2 ** -9 needs a bit more than bfloat16 has; the two values cancel but for it.
+    # 0.5 + 2 ** -9 needs one bit more than bfloat16 has. Without that bit the two values cancel.
     value = torch.tensor([-1.0, 1.0], dtype=torch.bfloat16).view(1, 1, 2, 1, 1)
     offset = torch.tensor([0.0, 0.5 + 2**-9]).expand(1, 1, 2, 1, 1, 2)
     weight = torch.ones(1, 1, 2, 1, 1, dtype=torch.bfloat16)
@@ -365,7 +365,7 @@ def test_slices_of_one_projection_need_no_copy():
 
 def test_permuted_and_expanded_inputs_equal_contiguous_ones():
     query, key, value, offset, bias = inputs = make_inputs()
-    # The same numbers in another order of memory: heads or channels first, as convolutions give them.
+    # The numbers are the same, but heads or channels come first in memory, as convolutions give them.
     permuted = [
         query.permute(0, 3, 1, 2, 4).contiguous().permute(0, 2, 3, 1, 4),
         key.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0),
@@ -407,7 +407,7 @@ def test_dropout():
     assert torch.equal(plain, sampled_attention(query, key, value, offset, bias, dropout_p=0.0))
     one, other = (sampled_attention(query, key, value, offset, bias, dropout_p=0.5) for _ in range(2))
     assert not torch.allclose(one, other)
-    # What is kept is scaled up, so the mean stays; 4608 sums of nine weights each.
+    # Kept weights are scaled up, so the mean stays. The mean is over 4608 sums of nine weights each.
     assert one.mean().item() == pytest.approx(plain.mean().item(), rel=0.05)
     # One node of weight 1: either dropped or scaled by 1 / (1 - p).
     single = sampled_attention(value, value, value, torch.zeros(4, 24, 24, 1, 1, 2), kernel_size=1, dropout_p=0.25)
@@ -441,10 +441,10 @@ def test_compiles_to_one_graph(dynamic):
 
 # ----------------------------------------------------------------------------------------------------- bad inputs
 
-# Which argument gets what, the error, and what its message must hold: the name, what came, what is accepted.
+# The argument, its bad value, the error, and parts of its message: the name, what came, what is accepted.
 BAD_ATTENTION = [
     ("query", torch.zeros(2, 4, 5, 6), ValueError, ["query", "(2, 4, 5, 6)", "(B, H, W, heads, D)"]),
-    ("query", torch.zeros(2, 0, 5, 2, 3), ValueError, ["query", "(2, 0, 5, 2, 3)", "none but B zero"]),
+    ("query", torch.zeros(2, 0, 5, 2, 3), ValueError, ["query", "(2, 0, 5, 2, 3)", "only B may be zero"]),
     ("query", torch.zeros(2, 4, 5, 2, 3).long(), TypeError, ["query", "torch.int64", "floating point"]),
     ("query", [[1.0]], TypeError, ["query", "list", "tensor"]),
     ("query", None, TypeError, ["query", "NoneType", "tensor"]),

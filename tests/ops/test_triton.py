@@ -36,7 +36,7 @@ def make_inputs(batch=2, height=3, width=4, heads=2, dim=16, kernel_size=2, shar
 
 
 def expected(function, inputs, *numbers, cotangent=None):
-    """What the reference gives in float64 for the same numbers: the result, and the gradients of the inputs."""
+    """Returns the reference's result in float64 for the same numbers, and the gradients of the inputs."""
     inputs = [None if x is None else x.detach().double().requires_grad_() for x in inputs]
     out = function(*inputs, *numbers)
     if cotangent is None:
@@ -146,7 +146,7 @@ def test_log_of_the_sum(kernels):
 def test_walks_to_pixels_and_out_of_the_map(kernels, shift):
     query, key, value, offset, bias = make_inputs()
     offset = offset.round() + shift
-    # The reference is asked with points as far outside, but which are numbers.
+    # The reference gets finite offsets instead. A point 50 pixels away is outside of the map, too.
     inputs = [query, key, value, offset.nan_to_num(50.0, 50.0).clamp(-50, 50), bias]
     out, _ = kernels.attention_forward(query, key, value, offset, bias, 0.3, 2, 1)
     check(out, expected(reference.sampled_attention, inputs, 0.3, 2, 1, 0.0)[0])
@@ -155,7 +155,7 @@ def test_walks_to_pixels_and_out_of_the_map(kernels, shift):
 
 
 def test_whole_walks_have_the_gradients_of_the_reference(kernels):
-    # But for the walks' own: there is a kink.
+    # The gradient of the walks is not compared: bilinear sampling has a kink at whole pixels.
     inputs = make_inputs()
     inputs[3] = inputs[3].round()
     _, lse = kernels.attention_forward(*inputs, 0.3, 2, 1)
@@ -178,8 +178,8 @@ def test_pixels_outside_are_not_read(kernels):
     _, _, value, offset, weight = make_inputs(height=3, width=4, kernel_size=1)
     value = value.clone()
     value[:, 1, 0] = float("nan")
-    # Half a pixel up and right: the cell of (y, x) has the rows y - 1 and y and the columns x and x + 1. In memory
-    # (1, 0) follows (0, 3), and it is also the nearest pixel of the map to some that are outside.
+    # All walks go half a pixel up and right, so (y, x) reads the rows y - 1 and y and the columns x and x + 1.
+    # (1, 0) follows (0, 3) in memory. It is also the nearest pixel of the map to some pixels outside.
     offset[:] = torch.tensor([-0.5, 0.5])
     finite = kernels.aggregate_forward(value, offset, weight, 1, 1).isfinite().all(-1).all(-1)[0]
     assert finite.tolist() == [[True] * 4, [False, True, True, True], [False, True, True, True]]
@@ -251,7 +251,7 @@ def test_deterministic_algorithms_are_refused(kernels):
     inputs = make_inputs(batch=1, height=1, width=1)
     try:
         torch.use_deterministic_algorithms(True)
-        out, lse = kernels.attention_forward(*inputs, 0.3, 2, 1)  # has no atomics
+        out, lse = kernels.attention_forward(*inputs, 0.3, 2, 1)  # the forward pass has no atomics
         with pytest.raises(RuntimeError, match=r"sampled_attention.*not have a deterministic implementation.*the CPU"):
             kernels.attention_backward(out, *inputs, lse, 0.3, 2, 1)
         with pytest.raises(RuntimeError, match=r"sampled_aggregate.*not have a deterministic implementation.*the CPU"):
@@ -300,7 +300,7 @@ def test_a_backend_that_cannot_run_says_why():
     ids=["all", "affinities", "fixed", "grid"],
 )
 def test_the_dgmn_module(options):
-    """Forward and backward on the kernels, against the same module on the reference in float64."""
+    """Forward and backward on the kernels equal the same module on the reference in float64."""
     module = DGMN(8, (1, 2), **{"groups": 2, **options}).to(DEVICE)
     for message in module.messages:
         message.backend = "triton"
@@ -316,4 +316,4 @@ def test_the_dgmn_module(options):
     got = torch.autograd.grad(out.square().mean(), [x, *module.parameters()])
     wanted = torch.autograd.grad(want.square().mean(), [twin, *wide.parameters()])
     for gradient, other in zip(got, wanted, strict=True):
-        check(gradient, other, tolerance=1e-4)  # behind predictors of 72 products in float32
+        check(gradient, other, tolerance=1e-4)  # the predictors sum 72 products in float32

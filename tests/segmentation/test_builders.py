@@ -1,4 +1,4 @@
-"""The networks compute what the original does, on its weights, and take other backbones and shapes."""
+"""The networks equal the original on its weights, and take other backbones and shapes."""
 
 import warnings
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_another_head_is_refused_whole(official_file):
 
 @pytest.mark.parametrize("build", [setr_naive, setr_pup, setr_mla])
 def test_upsampling(build):
-    """On squares of the training's size the two forms agree; elsewhere "official" makes a square and stretches it."""
+    """The two forms agree on squares of the training size; elsewhere "official" makes a square and stretches it."""
     options = {"image_size": 64} if build is not setr_pup else {}
     official = build("dgmn2_nano", 4, **options).eval()
     undistorted = build("dgmn2_nano", 4, upsampling="undistorted").eval()
@@ -169,7 +169,7 @@ def test_backbone_arguments_and_weight_decay():
     rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.2)
     assert about(model).undecayed == ()
-    # What timm spares in a backbone is spared by its name in the whole network.
+    # timm exempts weights of the backbone from decay; the whole network exempts the same ones.
     swin = semantic_fpn("swin_tiny_patch4_window7_224", 3, backbone_args={"img_size": 64})
     undecayed = about(swin).undecayed
     assert len(undecayed) == 12

@@ -37,7 +37,7 @@ def fit(root, folder, *options):
 
 @pytest.fixture(scope="module")
 def trained(few_scenes, tmp_path_factory):
-    """A run of two steps: not good, but whole."""
+    """A complete run of two steps, too short for good predictions."""
     folder = tmp_path_factory.mktemp("run")
     assert fit(few_scenes, folder) == 0
     return folder
@@ -76,7 +76,7 @@ def test_validation_gives_the_same_numbers_and_a_table(trained, few_scenes, tmp_
     assert f"val/miou      {metrics(trained)['val/miou']:.4f}" in out
     table = out[out.index("class ") :].splitlines()[2:13]
     assert [line.split()[0] for line in table] == ["photo", *map(str, range(10))]
-    # By windows that cover the whole image, the same; at several scales, something else.
+    # Windows that cover the whole image give the same scores; several scales give others.
     whole = ["--model.inference.mode", "slide", "--model.inference.crop", "96", "--model.inference.stride", "96"]
     assert run(["validate", *arguments, *whole]) == 0
     assert metrics(tmp_path, 1)["val/miou"] == metrics(tmp_path, 0)["val/miou"]
@@ -87,7 +87,7 @@ def test_validation_gives_the_same_numbers_and_a_table(trained, few_scenes, tmp_
 
 
 def test_two_processes_count_the_same(trained, few_scenes, tmp_path):
-    """Seven images on two processes: each is counted once."""
+    """Two processes count each of the seven images once."""
     command = [sys.executable, "-m", "dgmn_cli", "validate", "-c", RECIPE, "--data.root", str(few_scenes)]
     command += ["--ckpt_path", str(trained / "checkpoints/last.ckpt"), "--trainer.default_root_dir", str(tmp_path)]
     command += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -147,7 +147,7 @@ def test_published_models_and_the_test_server(official_weights, hub_dir, tmp_pat
 
 
 def test_starting_from_other_weights(trained, few_scenes, official_weights, tmp_path, capsys):
-    """A run's weights with other classes; the backbone of an official segmenter."""
+    """Weights come from a run with other classes, or from the backbone of an official segmenter."""
     checkpoint = trained / "checkpoints/last.ckpt"
     (tmp_path / "scenes").mkdir()
     shutil.copytree(few_scenes, tmp_path / "scenes", dirs_exist_ok=True)
@@ -167,7 +167,7 @@ def test_starting_from_other_weights(trained, few_scenes, official_weights, tmp_
 
 
 def test_nothing_random_is_evaluated(trained, few_scenes, official_weights, tmp_path, capsys):
-    """Validation with weights for only a part of the network would tell the scores of a new head."""
+    """Weights for only a part of the network are refused: the scores would be those of an untrained head."""
     torch.save({"state_dict": official_weights("d_seg_setr_pup_tiny")}, tmp_path / "official.pth")
     arguments = ["-c", RECIPE, "--data.root", str(few_scenes), "--trainer.default_root_dir", str(tmp_path)]
     part = ["--model.backbone", "dgmn2_tiny", "--model.checkpoint", str(tmp_path / "official.pth")]
@@ -191,7 +191,7 @@ def test_a_damaged_image_loses_no_result(trained, scenes, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["shares.json"]
     (tmp_path / "file").touch()
     assert run([*arguments, "--labels", str(tmp_path / "file")]) == 2
-    assert "a file, a folder is needed" in capsys.readouterr().err
+    assert "this is a file, give a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_mistakes_get_one_line(options, message, few_scenes, tmp_path, capsys):
 
 
 def test_a_damaged_image_in_training_is_named(scenes, tmp_path, capsys):
-    """Behind the first check's back, as on a disk that fails later."""
+    """The first check is turned off, as if the disk failed after it."""
     from dgmn.segmentation import SegmentationData
 
     for path in (scenes / "leftImg8bit/train").rglob("*.png"):
@@ -287,11 +287,11 @@ WHOLE = [name for name in recipe_names() if "/segmentation/" in name and "citysc
 
 @pytest.mark.parametrize("recipe", WHOLE)
 def test_every_recipe_runs(recipe, scenes, tmp_path):
-    (scenes / "classes.json").unlink()  # then it is Cityscapes, though with masks of eleven classes
+    (scenes / "classes.json").unlink()  # the data counts as Cityscapes, though its masks have 11 classes
     options = ["--trainer.fast_dev_run", "2", "--data.num_workers", "0", "--model.backbone", "dgmn2_nano"]
     options += ["--model.num_classes", "19", "--data.augmentation.crop", "[64, 96]", "--data.batch_size", "2"]
     options += ["--data.augmentation.fit", "[64, 96]", "--model.inference.fit", "[64, 96]"]
-    if "/fcn_" in recipe:  # without weights from the network
+    if "/fcn_" in recipe:  # nothing is downloaded: the recipe's pretrained weights are off
         options += ["--model.model_args", "{module: dgmn, module_args: {sampling_rates: [1, 6], fusion: concat}}"]
     arguments = ["fit", "-c", recipe, "--data.root", str(scenes), "--trainer.default_root_dir", str(tmp_path)]
     assert run([*arguments, *options]) == 0
@@ -299,7 +299,7 @@ def test_every_recipe_runs(recipe, scenes, tmp_path):
 
 @pytest.mark.parametrize("head", ["semantic_fpn", "setr_naive", "setr_pup", "setr_mla"])
 def test_recipes_of_the_paper_can_be_built(head, scenes, tmp_path, capsys):
-    """With the phases of the test server laid over; the data is ours in Cityscapes' layout, so classes differ."""
+    """Each phase of the test server is laid over a recipe. Our data, in Cityscapes' layout, has other classes."""
     for phase in ("1", "2", "3"):
         recipes = ["-c", f"recipes/segmentation/{head}_cityscapes_40k.yaml"]
         recipes += ["-c", f"recipes/segmentation/cityscapes_test_{phase}.yaml"]

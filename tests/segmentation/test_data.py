@@ -72,7 +72,7 @@ def test_several_splits(scenes):
 
 
 def test_label_ids_of_cityscapes(scenes):
-    """Without classes of its own, a folder in this layout is Cityscapes; its train ids win over its label ids."""
+    """A folder in this layout without classes.json is Cityscapes. Its train ids win over its label ids."""
     (scenes / "classes.json").unlink()
     mask = first_mask(scenes / "gtFine/val")
     values = np.full((64, 96), 7, np.uint8)
@@ -171,7 +171,7 @@ def test_masks_of_0_and_255_are_pointed_out(folder):
 
 
 def test_files_beside_the_images(folder):
-    """What file managers leave is no image; two images cannot share a mask."""
+    """Files that file managers leave behind are skipped. Two images cannot share a mask."""
     images = folder / "images/train/a"
     (images / "._hidden.png").write_bytes(b"x")
     (images / "a_folder.png").mkdir()
@@ -241,7 +241,7 @@ def test_augmented_images_have_the_size_of_the_crop(height, width, crop):
 
 
 def test_image_and_mask_stay_together():
-    """Where the mask says 1, the image is bright, whatever is done to them; the padding has no label and is grey."""
+    """After augmentation the image is still bright where the mask is 1. The padding has no label and is grey."""
     mask = torch.zeros(40, 50, dtype=torch.uint8)
     mask[5:30, 10:20] = 1
     image = tv_tensors.Image((mask * 200).expand(3, -1, -1).contiguous())
@@ -266,7 +266,7 @@ def test_scale_and_fit():
 
 def test_crops_in_which_one_class_fills_too_much_are_drawn_anew():
     mask = torch.zeros(100, 100, dtype=torch.uint8)
-    mask[:, 90:] = 1  # most crops have none of it
+    mask[:, 90:] = 1  # most crops have no pixel of class 1
     varied = 0
     for seed in range(50):
         torch.manual_seed(seed)
@@ -279,7 +279,7 @@ def test_crops_in_which_one_class_fills_too_much_are_drawn_anew():
 
 
 def test_distortion_by_hand():
-    """Brightness is added and contrast multiplied; torchvision's own leaves black black and mixes with grey."""
+    """Brightness is added and contrast multiplied. torchvision's own keeps black black and mixes with grey."""
     grey = tv_tensors.Image(torch.full((3, 4, 4), 100, dtype=torch.uint8))
     black = tv_tensors.Image(torch.zeros(3, 4, 4, dtype=torch.uint8))
     torch.manual_seed(0)
@@ -292,7 +292,7 @@ def test_distortion_by_hand():
     for params, expected in (
         ({"saturation": 0.5, "contrast_first": True}, [200, 150, 175]),
         ({"saturation": 1.5, "contrast_first": True}, [200, 50, 125]),
-        ({"brightness": 80.0, "contrast": 0.5, "contrast_first": True}, [128, 90, 115]),  # cut off at 255 in between
+        ({"brightness": 80.0, "contrast": 0.5, "contrast_first": True}, [128, 90, 115]),  # clipped at 255 in between
         ({"hue": 0.0, "contrast_first": False}, [200, 100, 150]),
     ):
         assert distortion.transform(color, params).flatten().tolist() == pytest.approx(expected, abs=1), params

@@ -35,7 +35,7 @@ def test_any_image(module, output_stride, height, width):
 
 
 def test_order_of_the_parts():
-    """Convolution with batch norm and ReLU, module, classifier, written out."""
+    """The head is a convolution with batch norm and ReLU, then the module, then the classifier."""
     model = dilated_fcn("resnet18", 5, module="dgmn", module_args=RATES, **SMALL).eval()
     images = torch.randn(2, 3, 64, 96)
     last = model.backbone(images)[-1]
@@ -50,7 +50,7 @@ def test_order_of_the_parts():
 
 @pytest.mark.parametrize("module", ["none", "dgmn", "non_local"])
 def test_learns(module):
-    """One image by heart, whose classes depend on what is far away in it."""
+    """The network learns a batch of two images by heart."""
     model = dilated_fcn("resnet18", 3, module=module, multi_grid=(1, 2), **SMALL)
     torch.manual_seed(1)
     images = torch.randn(2, 3, 48, 48)
@@ -69,7 +69,7 @@ def test_learns(module):
 
 
 def test_weights(tmp_path, capsys):
-    """Those of a classifier fill the backbone; own ones come back; other classes leave the classifier out."""
+    """A classifier's weights fill the backbone; own ones load in full; other classes leave the classifier out."""
     plain = timm.create_model("resnet18", num_classes=7, **SMALL["backbone_args"])
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
     model = dilated_fcn("resnet18", 5, module="dgmn", **SMALL)
@@ -80,7 +80,7 @@ def test_weights(tmp_path, capsys):
     assert dgmn.load_checkpoint(other, tmp_path / "own.pth").loaded == len(model.state_dict())
     baseline = dilated_fcn("resnet18", 5, **SMALL)
     torch.save(baseline.state_dict(), tmp_path / "baseline.pth")
-    # The module is new: there is nothing to evaluate yet.
+    # The module is untrained, so the network is not ready to be evaluated.
     assert not start_from(other, read_checkpoint(tmp_path / "baseline.pth"))
     assert start_from(other, read_checkpoint(tmp_path / "own.pth"))
     report = dgmn.load_checkpoint(other, tmp_path / "baseline.pth")

@@ -14,7 +14,7 @@ CLASSES = 4
 
 
 class Network:
-    """Sees its surroundings and where in the window a pixel is, so that windows differ where they overlap."""
+    """Depends on a pixel's surroundings and place in the window, so overlapping windows differ."""
 
     def __init__(self):
         self.conv = torch.nn.Conv2d(3, CLASSES, 5, padding=2).double().requires_grad_(False)
@@ -45,7 +45,7 @@ def expected(network, image, inference):
     height, width = image.shape[-2:]
     total = 0
     for scale in inference.scales:
-        factor = min(max(int(n * scale), 1) / n for n in (height, width))  # mmseg cuts off, then keeps the shape
+        factor = min(max(int(n * scale), 1) / n for n in (height, width))  # mmseg truncates, then keeps the shape
         size = (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5)))
         scaled = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)
         for mirrored in (False, True) if inference.flip else (False,):
@@ -87,7 +87,7 @@ def test_equals_the_definition(height, width, crop, stride, tile, batch, mode, s
 
 
 def test_the_original_size_of_cityscapes():
-    """1024 x 2048 is resized to 1025 x 2049 there, at every scale as mmcv rounds it."""
+    """The original resizes 1024 x 2048 to 1025 x 2049, and rounds at every scale as mmcv does."""
     shapes = []
 
     def network(images):
@@ -99,7 +99,7 @@ def test_the_original_size_of_cityscapes():
 
 
 def test_memory_does_not_grow_with_the_image():
-    """The largest tensor of a network's outputs that is held at once is that of a tile."""
+    """The network never gets more than two windows of 256 x 256 at a time."""
     largest = 0
 
     def network(images):

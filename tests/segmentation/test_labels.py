@@ -1,4 +1,4 @@
-"""Masks and classes: what is accepted, and how what is not is told."""
+"""Masks and classes: what is accepted, and how mistakes are reported."""
 
 import json
 

@@ -9,7 +9,7 @@ from dgmn.segmentation import PixelLoss
 
 
 def example():
-    """Four pixels of two classes: probabilities of the true class 0.9, 0.6, 0.2; the last has no label."""
+    """Four pixels, two classes. The true class has probability 0.9, 0.6 and 0.2; the last pixel has no label."""
     probability = torch.tensor([[[[0.9, 0.4, 0.8, 0.5]], [[0.1, 0.6, 0.2, 0.5]]]])
     return probability.log(), torch.tensor([[[0, 1, 1, 255]]])
 
@@ -25,8 +25,8 @@ def test_by_hand():
         PixelLoss("labelled"): nll(0.9, 0.6, 0.2) / 3,
         PixelLoss(hard_below=0.7, hard_share=0): nll(0.6, 0.2) / 2,
         PixelLoss(hard_below=0.3, hard_share=0): nll(0.2),
-        PixelLoss(hard_below=0.3, hard_share=0.5): nll(0.6, 0.2) / 2,  # at least two of the four
-        PixelLoss(hard_below=0.1, hard_share=1): nll(0.9, 0.6, 0.2) / 3,  # never more than are labelled
+        PixelLoss(hard_below=0.3, hard_share=0.5): nll(0.6, 0.2) / 2,  # at least two of the four pixels
+        PixelLoss(hard_below=0.1, hard_share=1): nll(0.9, 0.6, 0.2) / 3,  # never more than the labelled pixels
     }.items():
         assert float(loss(logits, masks)) == pytest.approx(expected, rel=1e-5), loss
 

@@ -25,7 +25,7 @@ def test_equals_cityscapesscripts(tmp_path):
         truth_path = tmp_path / f"city_{i:06d}_000019_gtFine_labelIds.png"
         Image.fromarray(ids).save(truth_path)
         truth = read_mask(truth_path, CITYSCAPES_IDS)
-        # Right in half of the pixels.
+        # The guess copies the truth in about half of the pixels.
         guess = np.where(random.random(truth.shape) < 0.5, truth, random.integers(0, 19, truth.shape)).astype(np.uint8)
         guess[truth == 255] = random.integers(0, 18, int((truth == 255).sum()))
         prediction_path = tmp_path / f"city_{i:06d}_000019_pred.png"

@@ -29,7 +29,7 @@ def test_two_processes_count_every_image_once(
 
     with next(folder.glob("logs/version_0/metrics.csv")).open() as file:
         two_processes = [row for row in csv.DictReader(file) if row["val/top1"]][-1]
-    # 41 validation images: a sampler that pads would count one twice.
+    # There are 41 validation images. A sampler that pads would count one twice.
     right = float(two_processes["val/top1"]) * 41
     assert right == pytest.approx(round(right), abs=1e-4)
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2 * (100 // 2 // 10)

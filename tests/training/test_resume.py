@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends with the weights of one that is not."""
+"""A run that is killed again and again ends with the weights of an undisturbed run."""
 
 import multiprocessing
 import os
@@ -44,12 +44,12 @@ def _fit(
     kill_while_writing: bool = False,
 ) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores SIGINT
     if kill_while_writing:
         threading.Thread(target=_kill_while_writing, args=(run,), daemon=True).start()
     arguments = ["-c", RECIPE, "--data.root", str(data), "--trainer.default_root_dir", str(run)]
     arguments += ["--model.num_classes", "3", "--data.batch_size", "20", "--trainer.max_epochs", str(EPOCHS)]
-    # Everything that draws random numbers: workers, augmentation, mixup, stochastic depth, dropout.
+    # Turn on everything that draws random numbers: workers, augmentation, mixup, stochastic depth, dropout.
     arguments += ["--data.num_workers", "2", "--model.mixup", "0.8", "--model.cutmix", "1.0"]
     arguments += [
         "--model.model_args",

@@ -76,8 +76,8 @@ def test_decay_groups_steps_and_learning_rate(few_digits: Path, tmp_path: Path) 
     assert all(name.endswith((".bias", "bn.weight", "norm1.weight", "norm2.weight")) for name in plain)
     assert "stages.0.blocks.0.attn.rel_pos.rel_height" in decayed  # as the original recipe does
     assert len(plain) + len(decayed) == len(names)
-    assert spy.schedule.last_epoch == 2 * 3  # 5 batches an epoch, two a step
-    assert groups[0]["lr"] == pytest.approx(0, abs=1e-9)  # the schedule was made for just these steps
+    assert spy.schedule.last_epoch == 2 * 3  # 5 batches in an epoch, 2 in a step
+    assert groups[0]["lr"] == pytest.approx(0, abs=1e-9)  # the schedule was made for exactly these steps
 
 
 def test_drop_path_starts_late(few_digits: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def snapshot(model):
 
 
 def assert_equal_weights(model, other):
-    """Every tensor of `model` is that of the same name in a state dict."""
+    """Every tensor of `model` equals the one of the same name in a state dict."""
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other[name]), name
 
@@ -44,7 +44,7 @@ def save(tmp_path):
 
 @pytest.fixture(scope="module")
 def own():
-    """The weights of a nano classifier in our names, none of them a usual initial value."""
+    """The weights of a nano classifier under our names. None has its usual initial value."""
     torch.manual_seed(7)
     model = create("nano", num_classes=10)
     for parameter in model.parameters():
@@ -76,7 +76,7 @@ def nano(**options):
 )
 def test_every_official_tensor_is_loaded(save, case, size, features_only):
     shapes = load_keys(GOLDEN / f"{case}.keys.json")["keys"]
-    # Tensor i is full of i.
+    # Tensor i holds only the number i.
     path = save({name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())})
     model = create(size, features_only=features_only)
     report = dgmn.load_checkpoint(model, path)
@@ -84,7 +84,7 @@ def test_every_official_tensor_is_loaded(save, case, size, features_only):
     assert report.loaded == len(shapes)
     assert report.path == path
     assert str(report) == f"loaded {len(shapes)} tensors from {path} (official network)"
-    # Each is in one place.
+    # Every tensor of the file is in exactly one place.
     for tensor in model.state_dict().values():
         assert (tensor == tensor.flatten()[0]).all()
     assert sorted(int(tensor.flatten()[0]) for tensor in model.state_dict().values()) == list(range(len(shapes)))
@@ -228,7 +228,7 @@ def test_pruned_stages_are_left_out(own, official_weights, save):
         dgmn.load_checkpoint(whole, path)
         report = dgmn.load_checkpoint(model, path)
         assert_equal_weights(model, whole.state_dict())
-        # In our names.
+        # The report has our names.
         pruned = {name.removeprefix("model.") for name in whole.state_dict().keys() - model.state_dict().keys()}
         assert pruned
         assert set(report.ignored) - {"head.weight", "head.bias"} == pruned
@@ -304,12 +304,12 @@ def test_damage_anywhere_is_told(save, tmp_path, kind):
     damaged += [content[:i] + bytes([byte]) + content[i + 1 :] for i in range(0, len(content), 7) for byte in (0, 132)]
     for changed in damaged:
         path.write_bytes(changed)
-        # What only changes a number cannot be noticed.
+        # Damage that only changes a number cannot be noticed.
         assert str(path) in (error_of_reading(path) or str(path))
 
 
 def error_of_reading(path):
-    """The message of the error that a checkpoint of the wrong kind must give, None if it is read."""
+    """The message of the error that reading a checkpoint raises; None if it can be read."""
     try:
         read_checkpoint(path)
     except ValueError as error:
@@ -367,7 +367,7 @@ def test_unknown_name(own, official_weights, save):
         save(prefixed("backbone.", {**weights, "block5.0.norm1.weight": torch.zeros(1)})),
         "block5.0.norm1.weight",
     )
-    # A block more than the model has is not a part left out on purpose.
+    # A block that the model lacks is an error: it is not a part left out on purpose.
     block = {n.replace("blocks.1.", "blocks.2."): t for n, t in own.items() if n.startswith("stages.1.blocks.1.")}
     assert_refused(nano(), save({**own, **block}), "unknown", "stages.1.blocks.2.norm1.weight")
 
@@ -392,7 +392,7 @@ def test_checkpoint_of_another_size(own, official_weights, save):
     assert_refused(create(), save(small), "unknown", "stages.0.blocks.2.norm1.weight")
     assert_refused(create("small"), save(tiny), "missing", "stages.0.blocks.2.norm1.weight")
     assert_refused(create(num_classes=10), save(own), "stages.3.blocks.1.norm1.weight")
-    # Equal names, other widths: the shapes are told.
+    # With equal names and other widths, the error tells the shapes.
     narrow = create("nano", num_classes=10, embed_dims=(16, 32, 64, 96), num_heads=(1, 1, 2, 3))
     path = save(own)
     assert_refused(narrow, path, "shapes differ", "stem.0.conv.weight is (16, 3, 3, 3), wanted (8, 3, 3, 3)")
@@ -462,7 +462,7 @@ def test_timm_other_number_of_classes(classifier_file, classifier):
 
 def test_timm_grey_images(classifier_file, classifier):
     model = from_file(classifier_file, in_chans=1)
-    # A grey image as three equal channels gives the same.
+    # A grey image gives the same as three equal channels.
     torch.testing.assert_close(model.stem[0].conv.weight, classifier["stem.0.conv.weight"].sum(1, keepdim=True))
     assert_equal_weights(model.stages, {name.removeprefix("stages."): t for name, t in classifier.items()})
 

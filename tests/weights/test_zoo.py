@@ -51,7 +51,7 @@ def test_rows_equal_the_published_ones():
     def ours(model):
         schedule = None if model.task == "classification" else model.schedule.lower()
         row = (model.task, model.dataset.lower(), model.method, model.backbone, schedule, model.file_id)
-        # The costs of segmenters and detectors stand in the paper only; tests of the networks check them.
+        # Only the paper has the costs of segmenters and detectors; tests of the networks check them.
         costs = ("params_m", "gmacs") if model.task != "classification" else ()
         return row, {name: value for name, value in model.metrics.items() if name not in costs}
 
@@ -104,7 +104,7 @@ def test_convert_a_classifier(classifier_file, hub_dir):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
 
-    # timm finds it; what is downloaded again replaces it.
+    # timm finds the file. A second download replaces it.
     pretrained = timm.create_model("dgmn2_tiny", pretrained=True)
     backbone = timm.create_model("dgmn2_tiny", pretrained=True, features_only=True).model
     for network in (pretrained, backbone):
@@ -122,7 +122,7 @@ def test_convert_a_detector(detector_file, official_weights, hub_dir):
     assert set(report.ignored) == {"bbox_head.0.bias", "bbox_head.1.bias"}
     expected = official_weights("b_det_backbone_tiny")["patch_embed1.conv1.weight"]
     assert torch.equal(model.model.stem[0].conv.weight, expected)
-    # A detector's file is not taken for the classifier.
+    # A detector's file is not mistaken for the classifier's.
     assert cached_file("dgmn2_tiny") is None
     with safe_open(path, "pt") as file:
         assert file.metadata()["model"] == "retinanet_dgmn2_tiny"

@@ -1,1 +1,1 @@
-"""Time and memory of the operators and of whole networks: `dgmn bench`."""
+"""`dgmn bench`: measures time and memory of the operators and of whole networks."""

@@ -1,4 +1,4 @@
-"""Charts of what `dgmn bench` measured. matplotlib is imported only to draw."""
+"""Draws the charts of `dgmn bench`. matplotlib is imported only to draw."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Ours in blues, what we compare with in others.
+# Ours are blue or teal, what we compare with has other colours.
 _COLOURS = {
     "native": "#1f5fa8",
     "triton": "#2a9a9a",
@@ -40,7 +40,7 @@ def _label(contender: str) -> str:
 
 
 def draw_ops(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
-    """One panel a mode, of time over the original formulation's; and below the memory, if it was measured."""
+    """Draws one panel per mode: the speed relative to the original formulation. The memory is below, if measured."""
     modes = list(dict.fromkeys(r.mode for r in rows))
     cases = list(dict.fromkeys(r.case for r in rows))
     contenders = list(dict.fromkeys(r.contender for r in rows))
@@ -53,7 +53,7 @@ def draw_ops(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
         )
     ]
     if any(r.peak_mb is not None for r in rows):
-        panels.append(("peak memory", "MB beside the inputs", lambda r: r.peak_mb, lambda r: short(r.peak_mb or 0)))
+        panels.append(("peak memory", "MB on top of the inputs", lambda r: r.peak_mb, lambda r: short(r.peak_mb or 0)))
     height = len(panels) * (1.1 + _BAR * 0.8 * len(cases) * (len(contenders) + 1))
     figure, axes = _figure(len(panels), len(modes), 6.2, height)
     for line, (title, unit, value, text) in zip(axes, panels, strict=True):
@@ -78,7 +78,7 @@ def draw_ops(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
 
 
 def draw_models(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
-    """One picture a mode, one column a size: images per second, and below the memory, if it was measured."""
+    """Draws one picture per mode, one column per size: images per second, and below the memory, if measured."""
     paths = []
     for mode in dict.fromkeys(r.mode for r in rows):
         here = [r for r in rows if r.mode == mode]
@@ -86,7 +86,7 @@ def draw_models(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
         contenders = list(dict.fromkeys(r.contender for r in here))
         panels: list[tuple[str, Callable[[Row], float | None]]] = [("images per second", lambda r: r.images_per_s)]
         if any(r.peak_mb is not None for r in here):
-            panels.append(("peak memory in MB, beside weights and images", lambda r: r.peak_mb))
+            panels.append(("peak memory in MB, on top of weights and images", lambda r: r.peak_mb))
         height = len(panels) * (1.0 + _BAR * len(contenders)) + 0.5
         figure, axes = _figure(len(panels), len(cases), 4.3, height)
         for line, (unit, value) in zip(axes, panels, strict=True):
@@ -115,7 +115,7 @@ def draw_models(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
 
 
 def draw_scaling(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
-    """Time and memory of one pixel against the pixels of the image."""
+    """Draws the time and memory per pixel against the number of pixels in the image."""
     panels: list[tuple[str, Callable[[Row], float | None]]] = [
         ("microseconds per pixel", lambda r: 1e3 * r.time.median / r.pixels)
     ]
@@ -144,7 +144,7 @@ def draw_scaling(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
     from matplotlib.figure import Figure
 
-    # Without pyplot: no window system is asked for.
+    # Not pyplot, which would look for a window system.
     figure = Figure(figsize=(width * columns + 0.8, height + 0.9), layout="constrained", dpi=130)
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, [list(line) for line in axes]
@@ -157,7 +157,7 @@ def _bars(
     text: Callable[[Row], str],
     label: str | None,
 ) -> None:
-    """Bars at (place, thickness), their value as text at the end."""
+    """Draws a bar at each (place, thickness), with its value as text at the end."""
     for y, thickness, row in places:
         number = value(row)
         if number is None:

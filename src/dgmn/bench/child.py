@@ -1,4 +1,4 @@
-"""One forward pass (and backward) in a process of its own, for its memory: `python -m dgmn.bench.child JOB`."""
+"""Measures the memory of one forward (and backward) pass in its own process: `python -m dgmn.bench.child JOB`."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ def main(text: str) -> None:
     job = Job(**json.loads(text))
     torch.set_num_threads(job.threads)
     tools = {"ops": ops, "models": models}[job.kind]
-    # First small, so that libraries have loaded and allocated what they keep. Compiled code is made for one size, and
-    # its compiler needs memory too, so that one runs in full.
+    # A tiny run makes libraries load and allocate what they keep. Compiled code runs in full instead: it is made for
+    # one size, and its compiler needs memory too.
     warm_up = job if job.compiled else dataclasses.replace(job, case=tools.TINY, batch=1)
     tools.prepare(warm_up)()
     work = tools.prepare(job)

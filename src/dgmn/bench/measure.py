@@ -20,7 +20,7 @@ Work = Callable[[], object]
 # A timing is the mean of as many calls as fill this time: a single short call is mostly noise.
 _SECONDS_PER_SAMPLE = 0.01
 
-# What a contender that cannot run raises: our checks and torch's, timm's (which asserts), a missing package.
+# Errors of a contender that cannot run: from our checks, torch's, timm's (which asserts), or a missing package.
 REFUSALS = (ValueError, TypeError, RuntimeError, AssertionError, ImportError)
 
 
@@ -35,7 +35,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Job:
-    """What to run: enough to build it again in another process."""
+    """Describes what to run, fully enough to build it again in another process."""
 
     kind: str
     contender: str
@@ -68,13 +68,16 @@ def synchronize(device: str) -> None:
 def measure(
     jobs: Iterable[Job], prepare: Callable[[Job], Work], rounds: int, memory: bool
 ) -> dict[str, tuple[Timing, float | None]]:
-    """Time and, if asked for, peak memory of the contenders of one case that can run; tells why the others cannot."""
-    torch.compiler.reset()  # compiled code is kept for a limited number of shapes
+    """Measures time and, if `memory`, peak memory of the contenders of one case.
+
+    A contender that cannot run is left out, and its reason is printed.
+    """
+    torch.compiler.reset()  # torch keeps compiled code for a limited number of shapes
     ready: dict[Job, Work] = {}
     for job in jobs:
         try:
             work = prepare(job)
-            work()  # compiles what is compiled
+            work()  # a compiled contender compiles here
             synchronize(job.device)
         except REFUSALS as error:
             progress(f"  {job.contender} skipped: {first_line(error)}")
@@ -90,7 +93,7 @@ def measure(
 
 
 def time_side_by_side(contenders: Mapping[str, Work], rounds: int, device: str) -> dict[str, Timing]:
-    """Times all contenders in turn, round after round, so that a change of the machine's speed meets all of them."""
+    """Times all contenders in turn, round after round, so that a change in the machine's speed affects all of them."""
     calls = {name: _calls_per_sample(work, device) for name, work in contenders.items()}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -100,7 +103,7 @@ def time_side_by_side(contenders: Mapping[str, Work], rounds: int, device: str) 
         for i in range(rounds):
             if sys.stderr.isatty():
                 print(f"\r  round {i + 1} of {rounds} ", end="", file=sys.stderr, flush=True)
-            # Each round starts with another one: nobody always follows the same neighbour's caches.
+            # Each round starts with another one, so that none always runs on the caches of the same neighbour.
             for name in names[i % len(names) :] + names[: i % len(names)]:
                 samples[name].append(_sample(contenders[name], calls[name], device))
     finally:
@@ -130,7 +133,7 @@ def _calls_per_sample(work: Work, device: str) -> int:
 
 
 def peak_memory(job: Job, work: Work) -> float | None:
-    """The most memory (in MB of 10⁶ bytes) that one call needs beside its model and input; None if not measurable."""
+    """Returns the peak memory of one call on top of model and input, in MB (10⁶ bytes); None if it is unknown."""
     if job.device == "cuda":
         gc.collect()
         torch.cuda.synchronize()
@@ -139,7 +142,7 @@ def peak_memory(job: Job, work: Work) -> float | None:
         work()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    # The CPU's allocator does not count, so a fresh process does the work and asks the system.
+    # PyTorch does not count memory on the CPU, so a fresh process does the work and asks the system.
     child = subprocess.run(
         [sys.executable, "-m", "dgmn.bench.child", json.dumps(asdict(job))], capture_output=True, text=True, check=False
     )
@@ -152,22 +155,25 @@ def peak_memory(job: Job, work: Work) -> float | None:
 
 
 def peak_of_this_process(work: Work, *, already_ran: bool) -> float | None:
-    """As `peak_memory`, on the CPU, in the process that asks. `already_ran`: the same work ran here before."""
+    """Returns what `peak_memory` does, for the CPU, and runs the work in this process.
+
+    `already_ran` says that the same work ran in this process before.
+    """
     gc.collect()
     _give_back_freed()
     reset = _reset_peak()
     before = _peak()
     if before is None or (already_ran and not reset):
-        return None  # the peak of the earlier run cannot be told from this one's
+        return None  # the peak may be that of the earlier run
     work()
     after = _peak()
     return None if after is None else (after - before) / 1e6
 
 
 def _peak() -> int | None:
-    """The most bytes that this process has held so far."""
+    """Returns the most bytes that this process has held so far."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux: getrusage's figure starts at that of the process that started this one
+    if status.exists():  # Linux: getrusage's peak starts at that of the parent process
         found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
         if found:
             return 1024 * int(found[1])
@@ -180,7 +186,10 @@ def _peak() -> int | None:
 
 
 def _reset_peak() -> bool:
-    """Sets the peak to what is held now, where the system can: making the weights may have needed more for a moment."""
+    """Sets the peak to the memory held now, and returns whether the system can do that.
+
+    Making the weights may have needed more for a moment.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,4 +1,4 @@
-"""`dgmn bench models`: whole networks beside timm's, and how their cost grows with the image."""
+"""`dgmn bench models`: compares whole networks with timm's, and shows how their cost grows with the image."""
 
 import argparse
 from collections.abc import Callable
@@ -39,14 +39,14 @@ LOGITS_SIZE = (224, 224)
 
 
 def prepare(job: Job) -> Work:
-    """What one measurement runs: inference, or a training step on an image of noise."""
+    """Returns what one measurement runs: inference, or a training step, on images of noise."""
     height, width = (int(side) for side in job.case.split("x"))
     torch.manual_seed(0)
     name, *variants = job.contender.split(":")
     if "fused" in variants and job.mode == "train":
         raise ValueError("a fused network is for inference only")
     dtype = getattr(torch, job.dtype)
-    # Channels last is what convolutional networks are fastest in; the others do not care.
+    # Convolutional networks are fastest in channels last; for the others it makes no difference.
     model = build(name, (height, width)).to(job.device, dtype).to(memory_format=torch.channels_last)
     model.train(job.mode == "train")
     for variant in variants:
@@ -74,7 +74,7 @@ def _training_step(model: nn.Module, run: Callable[[Tensor], Any], images: Tenso
         loss = F.cross_entropy(out, labels) if isinstance(out, Tensor) and out.dim() == 2 else _mean(out)
         torch.autograd.backward(loss)
         optimizer.step()
-        optimizer.zero_grad()  # gradients count in the memory of every step, and are not kept while others run
+        optimizer.zero_grad()  # so each step's memory counts its gradients, and none stay while others run
 
     return step
 
@@ -85,7 +85,7 @@ def _mean(features: Any) -> Tensor:
 
 
 class _Padded(nn.Module):
-    """Images padded with zeros to a multiple of a network's patches."""
+    """Pads images with zeros to whole patches before the network."""
 
     def __init__(self, model: nn.Module, height: int, width: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _Padded(nn.Module):
 
 
 class _Features(nn.Module):
-    """`forward_features` of networks that timm cannot turn into a feature extractor."""
+    """Runs `forward_features` of a network that timm cannot turn into a feature extractor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Features(nn.Module):
 
 
 def build(name: str, size: tuple[int, int]) -> nn.Module:
-    """A network with random weights: a classifier at 224 x 224, its maps of all strides at other sizes.
+    """Builds a network with random weights: a classifier at 224 x 224; at other sizes it gives the maps of all strides.
 
     Raises:
         ValueError, RuntimeError, AssertionError: timm has no such network for this size.
@@ -117,9 +117,9 @@ def build(name: str, size: tuple[int, int]) -> nn.Module:
     options: dict[str, Any] = {}
     padded = size
     if name.startswith("swin_"):
-        options["drop_path_rate"] = 0.0  # as the others have by default
+        options["drop_path_rate"] = 0.0  # the default of the others
         if size != LOGITS_SIZE:
-            # Its masks are made for one size, in whole patches.
+            # Swin makes its masks for one size, in whole patches.
             padded = (-(-size[0] // 4) * 4, -(-size[1] // 4) * 4)
             options["img_size"] = padded
     elif name.startswith(("deit_", "vit_")):
@@ -176,7 +176,7 @@ def _models(names: list[str], rounds: int, options: argparse.Namespace) -> int:
 def _scaling(names: list[str], rounds: int, options: argparse.Namespace) -> int:
     sizes = options.sizes or (QUICK_SCALING_SIZES if options.quick else SCALING_SIZES)
     if LOGITS_SIZE in sizes:
-        raise InputError("--scaling compares features: give no 224 in --sizes, which is the size of classification")
+        raise InputError("--scaling compares features: leave 224 out of --sizes, since networks classify at that size")
     report = Report("scaling", options)
     for size in sizes:
         _measure(report, names, size, options.batch or 1, "inference", rounds, options.memory)
@@ -200,6 +200,6 @@ def _measure(
     case = f"{height}x{width}"
     progress(f"{mode} {case}, batch {batch}")
     measured = measure([report.job(name, case, batch, mode) for name in names], prepare, rounds, memory)
-    # Eager networks are compared to eager Swin-T, compiled ones to the compiled one.
+    # Eager networks are compared to eager Swin-T, compiled ones to compiled Swin-T.
     baselines = {name: f"{SWIN}:compiled" if name.endswith(":compiled") else SWIN for name in measured}
     report.add(case, mode, batch, batch * height * width, rounds, measured, baselines)

@@ -1,4 +1,4 @@
-"""`dgmn bench ops`: sampled attention on every backend beside the original formulation."""
+"""`dgmn bench ops`: compares sampled attention on every backend with the original formulation."""
 
 import argparse
 import functools
@@ -14,8 +14,8 @@ from dgmn.bench.report import Report
 from dgmn.errors import InputError
 from dgmn.ops import BACKENDS, sampled_attention
 
-# Batch, height, width, heads and channels of a head: the four stages of dgmn2_small at 224, and the first one of a
-# 512 x 1024 image.
+# Batch, height, width, heads and channels of a head: the four stages of dgmn2_small at 224 x 224, and the first stage
+# for a 512 x 1024 image.
 SHAPES = ("4x56x56x1x64", "4x28x28x2x64", "4x14x14x5x64", "4x7x7x8x64", "1x128x256x1x64")
 QUICK_SHAPES = ("1x28x28x2x64",)
 TINY = "1x4x4x1x8"
@@ -24,17 +24,17 @@ BASELINE = "original"
 
 
 def contenders() -> list[str]:
-    """All that compute sampled attention: our backends, the original formulation, and Inductor on the reference."""
+    """Names all contenders: our backends, the original formulation, and Inductor on the reference."""
     return [*(name for name in BACKENDS if name != "auto"), BASELINE, "inductor"]
 
 
 def prepare(job: Job) -> Work:
-    """What one measurement runs. Query, key and value are slices of one projection, as in the networks."""
+    """Returns what one measurement runs. Query, key and value are slices of one projection, as in the networks."""
     batch, height, width, heads, dim = _numbers(job.case)
     dtype = getattr(torch, job.dtype)
     torch.manual_seed(0)
     qkv = torch.randn(batch, height, width, 3, heads, dim, device=job.device, dtype=dtype)
-    # Walks and bias are float32 in the networks, whatever the rest is.
+    # The networks keep walks and bias in float32, whatever the dtype of the rest.
     offset = torch.randn(batch, height, width, heads, 9, 2, device=job.device)
     bias = torch.randn(batch, height, width, heads, 9, device=job.device)
     attend = _attention(job.contender)
@@ -72,7 +72,7 @@ def bench_ops(options: argparse.Namespace) -> int:
     names = options.contenders or contenders()
     for name in names:
         if name not in contenders():
-            raise InputError(f"--contenders: no {name!r}, one of {', '.join(contenders())}")
+            raise InputError(f"--contenders: {name!r} must be one of {', '.join(contenders())}")
     report = Report("ops", options)
     for mode in MODES:
         for shape in shapes:

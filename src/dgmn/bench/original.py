@@ -1,8 +1,8 @@
 """DGMN2's attention in its original formulation, as the baseline of our measurements.
 
-Written anew in plain PyTorch from what the original code computes. It differs from ours in two ways: all K sampled
-nodes of key and value are kept in memory, and the relative position multiplies every query with every row of the
-tables.
+We wrote it anew in plain PyTorch from what the original code computes. It differs from our attention in two ways: it
+keeps all K sampled nodes of key and value in memory, and its relative position multiplies every query with every row of
+the tables.
 """
 
 import copy
@@ -25,15 +25,17 @@ def original_attention(
     kernel_size: int = 3,
     dilation: int = 1,
 ) -> Tensor:
-    """Computes the same as [`sampled_attention`][dgmn.ops.sampled_attention], with all sampled nodes in memory.
+    """Computes the same as [`sampled_attention`][dgmn.ops.sampled_attention], but keeps all sampled nodes in memory.
 
     Args:
-        query, key, value: (B, H, W, heads, D).
+        query: (B, H, W, heads, D).
+        key: the same shape.
+        value: the same shape.
         offset: walks in pixels as (dy, dx), (B, H, W, heads or 1, K, 2).
         bias: added to the logits, (B, H, W, heads, K).
-        scale: of the dot products; D ** -0.5 if None.
+        scale: factor of the dot products; D ** -0.5 if None.
         kernel_size: side of the grid; K = kernel_size².
-        dilation: distance of the grid points in pixels.
+        dilation: distance between grid points in pixels.
 
     Returns:
         (B, H, W, heads, D).
@@ -54,7 +56,7 @@ def original_attention(
 
 
 def _grid(offset: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """Where the nodes lie, as `grid_sample` wants it: (x, y) in -1..1, (B * heads, H, W * K, 2), at least float32."""
+    """Places the nodes for `grid_sample`: (x, y) in -1..1, of shape (B * heads, H, W * K, 2), at least float32."""
     batch, height, width, heads, nodes, _ = offset.shape
     # In half precision a coordinate above 256 is off by more than a pixel.
     offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
@@ -68,18 +70,18 @@ def _grid(offset: Tensor, kernel_size: int, dilation: int) -> Tensor:
 
 
 def _sample_all(nodes: Tensor, grid: Tensor) -> Tensor:
-    """All sampled nodes of a map, (B, heads, H * W, K, D)."""
+    """Returns all sampled nodes of a map, (B, heads, H * W, K, D)."""
     batch, height, width, heads, dim = nodes.shape
     maps = nodes.permute(0, 3, 4, 1, 2).reshape(batch * heads, dim, height, width)
-    # The sampler takes one dtype for both and gives channels first; the products want them last. The original code
-    # copies here, too.
+    # `grid_sample` needs map and grid in one dtype and gives channels first, but the products need them last. The
+    # original code copies here, too.
     sampled = F.grid_sample(maps.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     sampled = sampled.to(nodes.dtype).view(batch, heads, dim, height * width, -1)
     return sampled.permute(0, 1, 3, 4, 2).contiguous()
 
 
 class OriginalAttention(nn.Module):
-    """A [`DGMN2Attention`][dgmn.layers.DGMN2Attention] that computes as the original code does, with its parameters."""
+    """Computes a [`DGMN2Attention`][dgmn.layers.DGMN2Attention] as the original code does, with the same parameters."""
 
     def __init__(self, attention: DGMN2Attention) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class OriginalAttention(nn.Module):
 
 
 class OriginalRelativePosition(nn.Module):
-    """A [`RelativePosition`][dgmn.layers.RelativePosition] by H + W + 16 dot products a node; 18 of them are used."""
+    """Computes [`RelativePosition`][dgmn.layers.RelativePosition] by H + W + 16 dot products a node. It uses 18."""
 
     def __init__(self, rel_pos: RelativePosition) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class OriginalRelativePosition(nn.Module):
         self.rel_width = rel_pos.rel_width
 
     def _along(self, query: Tensor, table: Tensor) -> Tensor:
-        """The terms along the last but one dimension: (B, heads, rows, length, D) to (B, heads, rows, length, K)."""
+        """Returns the terms along dimension -2: (B, heads, rows, length, D) to (B, heads, rows, length, K)."""
         length = query.shape[-2]
         rows = length + self.nodes - 1
         if table.shape[0] != rows:
@@ -138,7 +140,7 @@ class OriginalRelativePosition(nn.Module):
 
 
 def use_original(model: nn.Module) -> nn.Module:
-    """A copy of a model in which every attention of DGMN2 computes as the original code does, without its dropout."""
+    """Copies a model. Every DGMN2 attention in the copy computes as the original code does, but without dropout."""
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, DGMN2Attention):

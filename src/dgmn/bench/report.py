@@ -1,4 +1,4 @@
-"""What `dgmn bench` leaves: tables, a CSV file with the hardware and versions at its head, a chart."""
+"""Writes the results of `dgmn bench`: tables, a CSV file that starts with hardware and versions, and charts."""
 
 import argparse
 import csv
@@ -27,18 +27,18 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One measured thing.
+    """One measurement.
 
     Attributes:
         case: shape of the maps, or size of the images.
         mode: what ran: forward, inference, train and so on.
-        contender: who ran it.
+        contender: name of the backend or network that ran.
         time: milliseconds of one call.
-        batch: images of one call.
-        pixels: of all images of one call; of the maps where an operator is measured.
+        batch: images in one call.
+        pixels: pixels of all images of one call, or of the maps for an operator.
         rounds: how many times it was timed.
-        ratio: the baseline's median time over this one's; above 1 is faster.
-        peak_mb: memory needed beside model and input, in 10⁶ bytes.
+        ratio: median time of the baseline over that of this contender; above 1 is faster.
+        peak_mb: peak memory on top of model and input, in 10⁶ bytes.
     """
 
     case: str
@@ -57,11 +57,11 @@ class Row:
 
 
 class Report:
-    """Collects the rows of one command; the CSV file is complete after every case, so nothing is lost on the way.
+    """Collects the rows of one command. Every case rewrites the CSV file, so a stopped run keeps its cases.
 
     Args:
-        name: of the files.
-        options: device, dtype, threads (or None) and out, the folder.
+        name: start of the file names.
+        options: device, dtype, threads (or None) and out (the folder).
 
     Raises:
         InputError: there is no such device, or the folder cannot be made.
@@ -81,7 +81,7 @@ class Report:
         try:
             Path(options.out).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--out {options.out} is no folder and cannot be made one: {error}") from error
+            raise InputError(f"--out {options.out}: cannot make this folder: {error}") from error
         self.csv = Path(options.out) / f"{name}_{options.device}{dtype}.csv"
 
     def job(self, contender: str, case: str, batch: int, mode: str) -> Job:
@@ -97,7 +97,10 @@ class Report:
         measured: Mapping[str, tuple[Timing, float | None]],
         baselines: Mapping[str, str],
     ) -> None:
-        """Takes the measurements of one case, by contender, with the contender that each is compared to."""
+        """Adds the measurements of one case.
+
+        `measured` and `baselines` have the contenders as keys. A baseline is the contender to compare with.
+        """
         for name, (timing, memory) in measured.items():
             baseline = measured.get(baselines[name])
             ratio = baseline[0].median / timing.median if baseline else None
@@ -116,7 +119,7 @@ class Report:
                 writer.writerow((r.case, r.mode, r.contender, *times, *optional, r.batch, r.pixels, r.rounds))
 
     def table(self, mode: str, ratio: str) -> str:
-        """The rows of a mode; `ratio` is the heading of that column."""
+        """Formats the rows of a mode; `ratio` is the heading of the column of ratios."""
         header = ("case", "contender", "ms", "25 %", "75 %", "images/s", ratio, "peak MB")
         rows = [
             (
@@ -135,7 +138,7 @@ class Report:
         return format_table(header, rows)
 
     def mean_ratios(self, mode: str) -> dict[str, float]:
-        """Geometric mean of the ratio over all cases, of the contenders that ran in each of them."""
+        """Returns the geometric mean of the ratio over all cases, for each contender that ran in all of them."""
         rows = [r for r in self.rows if r.mode == mode]
         cases = {r.case for r in rows}
         means = {}
@@ -150,7 +153,7 @@ class Report:
             raise InputError("nothing could be measured: the lines above say why each contender was skipped")
 
     def finish(self, draw: Callable[[list[Row], str, Path], list[Path]]) -> int:
-        """Prints where everything is, and draws if matplotlib is there."""
+        """Prints where the files are, and draws the charts if matplotlib is installed."""
         line = ", ".join(
             self.environment[key] for key in ("device", "threads", "dtype", "torch", "date") if key in self.environment
         )
@@ -158,7 +161,7 @@ class Report:
         try:
             import matplotlib  # noqa: F401
         except ImportError:
-            print("no chart, for want of matplotlib: pip install 'dgmn[bench]'")
+            print("no chart, because matplotlib is missing: pip install 'dgmn[bench]'")
             return 0
         for path in draw(self.rows, line, self.csv.with_suffix("")):
             print(f"wrote {path}")
@@ -166,12 +169,12 @@ class Report:
 
 
 def short(number: float) -> str:
-    """Three or four digits that matter, without an exponent."""
+    """Formats a number without an exponent: 3 decimals below 10, 1 below 1000, else none."""
     return f"{number:.0f}" if number >= 1000 else f"{number:.1f}" if number >= 10 else f"{number:.3f}"
 
 
 def environment(device: str, dtype: str) -> dict[str, str]:
-    """Hardware and versions, for the head of a file."""
+    """Describes hardware and versions, for the head of a file."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processor = _processor()
     threads = torch.get_num_threads()

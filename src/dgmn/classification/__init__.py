@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Augmentation", "ClassificationData", "ClassificationPredictor", "ClassificationTask"]
 
-# Late, because lightning takes seconds to import, and neither networks nor prediction need it.
+# Imported late: lightning takes seconds to import, and neither networks nor prediction need it.
 __getattr__ = lazy_names(
     __name__,
     {

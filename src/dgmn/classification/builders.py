@@ -1,4 +1,4 @@
-"""Classifiers by name, as recipes and checkpoints have them: all of timm's."""
+"""Builds classifiers by the names that recipes and checkpoints use: all of timm's."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,16 +18,16 @@ def classifier(
     model_args: Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> nn.Module:
-    """A network of timm.
+    """Builds a timm classifier.
 
     Args:
         model: name for `timm.create_model`.
-        num_classes: of the data.
+        num_classes: number of classes in the data.
         model_args: more arguments for the network.
-        preprocessing: of the images; None takes what timm knows of the network.
+        preprocessing: preprocessing of the images; None takes timm's own for the network.
 
     Raises:
-        InputError (a ValueError): no such network or argument, or fewer than two classes.
+        InputError (a ValueError): the network or an argument does not exist, or there are fewer than two classes.
     """
     check_name(model, "model.model")
     if num_classes < 2:

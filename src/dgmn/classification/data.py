@@ -29,15 +29,15 @@ class Augmentation:
     """Training augmentation, by timm. The defaults are the paper's for ImageNet.
 
     Attributes:
-        scale: area of the random crop, as a share of the image.
-        ratio: width over height of the crop.
+        scale: range of the random crop's area, as a share of the image.
+        ratio: range of the crop's width over its height.
         hflip: probability of a horizontal flip; 0 for digits and text.
-        color_jitter: of brightness, contrast and saturation; only where `auto_augment` is None.
-        auto_augment: RandAugment and the like in timm's notation; None for none.
+        color_jitter: strength of random brightness, contrast and saturation; used only if `auto_augment` is None.
+        auto_augment: a policy such as RandAugment, in timm's notation; None for none.
         erasing: probability of random erasing.
-        interpolation: of the crop; None for the network's own.
-        repeats: draw every image this often in a row of an epoch's images (repeated augmentation), which then
-            holds 1 / repeats of the set's different images; 1 for none.
+        interpolation: interpolation of the crop; None takes the network's own.
+        repeats: how many times in a row an epoch draws each image (repeated augmentation). The epoch then holds
+            1 / repeats of the set's different images. 1 turns this off.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -50,7 +50,7 @@ class Augmentation:
     repeats: int = 3
 
     def transform(self, image_size: int, preprocessing: Preprocessing) -> Any:
-        """What happens to an image in training."""
+        """The transform of an image in training."""
         return create_transform(
             image_size,
             is_training=True,
@@ -83,20 +83,20 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
 class ClassificationData(ImageData):
     """Images with class labels.
 
-    Give `root`, a folder with `train` and `val` (and perhaps `test`), each with one folder of images per class, as
-    ImageNet has it. Or give datasets, for instance `--data.train torchvision.datasets.CIFAR10`.
+    Give `root`, a folder with `train`, `val` and optionally `test`. Each holds one folder of images per class, as in
+    ImageNet. Or give datasets, for instance `--data.train torchvision.datasets.CIFAR10`.
 
     Args:
         root: folder with `train/<class>/*.jpg` and `val/<class>/*.jpg`.
         train: training set, instead of `root`.
         val: validation set, instead of `root`.
-        test: test set; the validation set if there is none.
+        test: test set; None takes the validation set.
         image_size: side of the images that the network gets.
-        crop_pct: share of the resized image that the centre crop keeps in evaluation; 0.875 is 224 of 256. None for
-            the network's own.
-        augmentation: of the training images.
-        batch_size: of each device.
-        num_workers: processes of each device that load images.
+        crop_pct: share of the resized image that the centre crop keeps in evaluation; 0.875 keeps 224 of 256. None
+            takes the network's own.
+        augmentation: augmentation of the training images.
+        batch_size: images per device in a training step.
+        num_workers: processes per device that load images.
     """
 
     def __init__(
@@ -114,7 +114,8 @@ class ClassificationData(ImageData):
         super().__init__(batch_size, num_workers)
         if image_size < 1 or not (crop_pct is None or 0 < crop_pct <= 1):
             raise InputError(
-                f"data: image_size must be at least 1 and crop_pct in 0..1, not 0, got {image_size} and {crop_pct}"
+                "data: image_size must be at least 1, and crop_pct above 0 and at most 1, "
+                f"got {image_size} and {crop_pct}"
             )
         if augmentation.repeats < 1:
             raise InputError(f"data.augmentation.repeats must be at least 1, got {augmentation.repeats}")
@@ -153,7 +154,7 @@ class ClassificationData(ImageData):
             odd = sorted(set(train.classes) ^ set(val.classes))
             raise InputError(f"data.root {self.root}: train and val have different classes: {', '.join(odd[:5])}")
         paths = [path for path, _ in train.samples + val.samples]
-        # In a spread order, so that the budget of a large set reaches all classes.
+        # In random order, so that the budget reaches all classes of a large set.
         order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
         checked = check_images(paths[i] for i in order)
         say(
@@ -188,7 +189,7 @@ class ClassificationData(ImageData):
     @property
     @override
     def names(self) -> list[str] | None:
-        """Names of the classes in the order of their labels, where the dataset has them."""
+        """The class names in the order of their labels; None if the dataset has none."""
         for images in (*(dataset.images for dataset in self._sets.values()), *self._given.values()):
             names = getattr(images, "classes", None)
             if names is not None:

@@ -23,7 +23,7 @@ class ClassificationResult(Result):
     """The most probable classes of an image.
 
     Attributes:
-        top: name and probability of each, the most probable first.
+        top: name and probability of each class, the most probable first.
     """
 
     def __init__(self, source: AnyImage, image: Image.Image, top: Sequence[tuple[str, float]]) -> None:
@@ -52,11 +52,11 @@ class ClassificationPredictor(Predictor):
     """Names what is in an image.
 
     Args:
-        network: gives logits (B, classes).
-        names: of the classes.
+        network: returns logits (B, classes).
+        names: names of the classes.
         image_size: side of the image that the network gets.
-        preprocessing: of the images.
-        device: to compute on.
+        preprocessing: preprocessing of the images.
+        device: device to compute on.
     """
 
     task: ClassVar[str] = "classification"
@@ -77,7 +77,7 @@ class ClassificationPredictor(Predictor):
     @classmethod
     @override
     def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
-        # Checkpoints of before the preprocessing was written had the crop beside it.
+        # Older checkpoints hold `crop_pct` instead of the whole preprocessing.
         stored = description.get("preprocessing") or {"crop_pct": description.get("crop_pct")}
         preprocessing = Preprocessing.from_values(stored)
         arguments = {key: description[key] for key in ("model", "num_classes", "model_args")}
@@ -95,7 +95,7 @@ class ClassificationPredictor(Predictor):
         return cls(classifier(backbone, len(names)), names, device=device)
 
     @override
-    def predict(  # type: ignore[override] # the options of this task by their names, no others
+    def predict(  # type: ignore[override] # accepts this task's options only
         self,
         images: Any,
         *,
@@ -107,8 +107,11 @@ class ClassificationPredictor(Predictor):
         """The most probable classes; see [`Predictor.predict`][dgmn.predictor.Predictor.predict].
 
         Args:
-            images, batch_size, on_error, progress: see there.
-            top: how many classes.
+            images: one image or many, in any form that `Predictor.predict` takes.
+            top: number of classes in a result.
+            batch_size: images that the network gets at a time; None takes the class's own number.
+            on_error: is told of an image that cannot be read, and why; None raises the error.
+            progress: is told how many images are done.
         """
         if top < 1:
             raise InputError(f"top must be at least 1, got {top}")
@@ -131,9 +134,10 @@ class ClassificationPredictor(Predictor):
 
     @override
     def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
-        """
+        """The nodes that the network samples for a point of the image.
+
         Raises:
-            InputError: also for a point that the centre crop cuts away.
+            InputError: the centre crop cuts the point away, or the network samples no nodes.
         """
         side = self.image_size
         scale, (left, top) = seen_part(self.transform, image, side)
@@ -141,7 +145,7 @@ class ClassificationPredictor(Predictor):
         if not all(0 <= number < side for number in inside):
             right, bottom = left + side * scale[0], top + side * scale[1]
             raise InputError(
-                f"at must lie in the centre of the image that the network sees, x {left:.0f} to {right:.0f} and "
+                f"at must lie in the centre crop that the network sees, x {left:.0f} to {right:.0f} and "
                 f"y {top:.0f} to {bottom:.0f}, got x = {at[0]:g}, y = {at[1]:g}"
             )
         found = sampled_nodes(self.network, self.transform(image)[None].to(self.device), inside)

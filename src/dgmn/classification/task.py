@@ -22,14 +22,16 @@ class ClassificationTask(Task):
     """Trains any timm classifier.
 
     Args:
-        model: name for `timm.create_model`: ours or any other, so that they can be compared.
-        num_classes: of the data.
+        model: name for `timm.create_model`: one of our networks, or any other for comparison.
+        num_classes: number of classes in the data.
         model_args: more arguments for the network, for instance `drop_path_rate: 0.1`.
-        checkpoint: weights to start from, official or own. Their classifier is left out if it has other classes.
+        checkpoint: weights to start from, official or your own. Their classifier is left out if it has other classes.
         mixup: alpha of mixup; 0 for none.
         cutmix: alpha of cutmix; 0 for none. With both, every batch gets one of them.
         label_smoothing: share of the target that is spread over all classes.
-        optimizer, schedule, lr_batch: see [`Task`][dgmn.training.Task].
+        optimizer: makes the optimiser; see [`Task`][dgmn.training.Task].
+        schedule: makes the schedule of the learning rate; see [`Task`][dgmn.training.Task].
+        lr_batch: total batch that the learning rate is for; see [`Task`][dgmn.training.Task].
     """
 
     name = "classification"

@@ -14,13 +14,14 @@ def eval_transform(image_size: int, preprocessing: Preprocessing = Preprocessing
 
 
 def seen_part(transform: Any, image: Image.Image, image_size: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where in an image the crop of [`eval_transform`][dgmn.classification.transforms.eval_transform] lies.
+    """Where the crop of [`eval_transform`][dgmn.classification.transforms.eval_transform] lies in an image.
 
     Returns:
-        Pixels of the image in one of the crop, along x and y, and x and y of the crop's left upper corner.
+        The scale (pixels of the image per pixel of the crop, along x and y), and the crop's upper left corner (x, y) in
+            the image.
     """
     resized = transform.transforms[0](image)
     scale = (image.width / resized.width, image.height / resized.height)
-    # As torchvision's CenterCrop rounds.
+    # Rounded as in torchvision's CenterCrop.
     left, top = (round((length - image_size) / 2) for length in resized.size)
     return scale, (left * scale[0], top * scale[1])

@@ -27,7 +27,7 @@ __all__ = [
     "sparse_rcnn",
 ]
 
-# Late, because lightning takes seconds to import, and neither networks nor prediction need it.
+# Imported late: lightning takes seconds to import, and neither networks nor prediction need it.
 __getattr__ = lazy_names(
     __name__, {"DetectionData": "data", "DetectionPredictor": "predictor", "DetectionTask": "task"}
 )

@@ -1,4 +1,4 @@
-"""Anchors, boxes and the pyramid as mmdet 2.12 defines them, which the published weights were trained with."""
+"""Anchors, boxes and the pyramid of mmdet 2.12, with which the published weights were trained."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 
 class ExactAnchors(AnchorGenerator):
-    """torchvision's anchors, neither rounded to whole pixels nor at strides guessed from the map's size.
+    """torchvision's anchors, not rounded to whole pixels, at given strides and not at those guessed from map sizes.
 
     Args:
-        sizes: of the anchors of every level, in pixels.
-        aspect_ratios: height over width.
-        strides: of the levels.
+        sizes: sizes of the anchors of every level, in pixels.
+        aspect_ratios: height over width of the anchors.
+        strides: stride of every level.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ExactAnchors(AnchorGenerator):
 
 
 class ClampedBoxCoder(BoxCoder):
-    """torchvision's box coder, with the size of a box clamped on both sides."""
+    """torchvision's box coder, with a limit to how much a box grows and to how much it shrinks."""
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         rel_codes = rel_codes.clone()
@@ -64,11 +64,11 @@ class ClampedBoxCoder(BoxCoder):
 
 
 class ExtraLevels(ExtraFPNBlock):
-    """P6 from the last map of the backbone, P7 from P6 without an activation between them.
+    """Makes P6 from the last map of the backbone, and P7 from P6 without an activation between them.
 
     Args:
-        in_channels: of the backbone's last map.
-        out_channels: of the pyramid.
+        in_channels: channels of the backbone's last map.
+        out_channels: channels of the pyramid.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -86,7 +86,7 @@ class ExtraLevels(ExtraFPNBlock):
 
 
 class Subsampled(ExtraFPNBlock):
-    """P6 as every second position of P5."""
+    """Takes every second position of P5 as P6."""
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         return [*results, F.max_pool2d(results[-1], 1, 2, 0)], [*names, "p6"]
@@ -99,7 +99,7 @@ class Pyramid(nn.Module):
         backbone: gives a list of maps, the finest first.
         maps: how many of the last maps go into the pyramid.
         extra: makes the coarser levels.
-        out_channels: of the pyramid.
+        out_channels: channels of the pyramid.
     """
 
     def __init__(self, backbone: Any, maps: int, extra: ExtraFPNBlock, out_channels: int) -> None:

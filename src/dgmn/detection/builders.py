@@ -1,4 +1,4 @@
-"""The detectors by name, as recipes and published models have them."""
+"""The detectors, by the names that recipes and published models use."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Annotations in COCO's format: checked, and as tensors."""
+"""Reads and checks annotations in COCO's format, and makes tensors of them."""
 
 import json
 from collections.abc import Sequence
@@ -16,13 +16,14 @@ from dgmn.errors import InputError
 
 @dataclass
 class CocoImage:
-    """An image and what is annotated on it.
+    """An image and its annotations.
 
     Attributes:
-        id: in the file.
-        path: of the image.
-        size: height and width, as the file says.
-        objects: annotations: `id`, `category_id`, `bbox` within the image, `iscrowd`, and `segmentation` where wanted.
+        id: id of the image in the file.
+        path: path of the image.
+        size: height and width according to the file.
+        objects: annotations with `id`, `category_id`, `bbox` within the image, `iscrowd` and, if wanted,
+            `segmentation`.
     """
 
     id: int
@@ -36,10 +37,10 @@ class CocoSet:
     """Images and categories of a file.
 
     Attributes:
-        images: in the order of their ids.
-        names: of the categories, in the order of the labels.
-        ids: of the categories in the file; label i is category ids[i].
-        left_out: boxes that are not among the objects: less than a pixel of them is in the image.
+        images: images in the order of their ids.
+        names: names of the categories, in the order of the labels.
+        ids: ids of the categories in the file; label i is category ids[i].
+        left_out: number of boxes that are left out because less than a pixel of them is in the image.
     """
 
     images: tuple[CocoImage, ...]
@@ -51,13 +52,13 @@ class CocoSet:
 def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:
     """Reads and checks a file of annotations.
 
-    Category ids need not be contiguous: labels are their places in order. Boxes are cut off at the image's border;
-    those of less than a pixel are left out, as in mmdet: they cannot be learnt.
+    Category ids can have gaps: a label is an id's place among the sorted ids. Boxes are cut off at the image's border.
+    As in mmdet, boxes of less than a pixel are left out, because they cannot be learnt.
 
     Args:
-        file: `instances_*.json`, or any other in COCO's format.
-        folder: with the images.
-        problems: gets all mistakes, one line each; None raises the first.
+        file: `instances_*.json`, or any other file in COCO's format.
+        folder: folder with the images.
+        problems: a list that gets all mistakes, one line each; None raises the first mistake.
         masks: keep the segmentations.
 
     Raises:
@@ -78,14 +79,14 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
     for i, entry in enumerate(content["images"]):
         what = f"images[{i}]"
         if not _has(entry, {"id": int, "file_name": str, "width": int, "height": int}):
-            report(f"{what} needs a whole id, width and height, and a file_name, got {_short(entry)}")
+            report(f"{what} needs id, width and height as whole numbers, and file_name as text, got {_short(entry)}")
         elif entry["id"] in images:
             report(f"{what}: the id {entry['id']} is there twice")
         elif not (folder / entry["file_name"]).is_file():
             report(f"{what}: no image {folder / entry['file_name']}")
             rejected.add(entry["id"])
         elif min(entry["width"], entry["height"]) < 1:
-            report(f"{what}: a size of {entry['width']} x {entry['height']}")
+            report(f"{what}: the size must be at least 1 x 1, got {entry['width']} x {entry['height']}")
             rejected.add(entry["id"])
         else:
             size = (entry["height"], entry["width"])
@@ -95,15 +96,15 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
     for i, entry in enumerate(content["annotations"]):
         what = f"annotations[{i}]"
         if not _has(entry, {"id": int, "image_id": int, "category_id": int}):
-            report(f"{what} needs a whole id, image_id and category_id, got {_short(entry)}")
+            report(f"{what} needs id, image_id and category_id as whole numbers, got {_short(entry)}")
             continue
         what += f" (id {entry['id']})"
         if entry["id"] in seen:
             report(f"{what}: this id is there twice")
         elif entry["image_id"] in rejected:
-            continue  # of which one line is enough
+            continue  # one message for the image is enough
         elif entry["image_id"] not in images:
-            report(f"{what}: the image_id {entry['image_id']} is of no image")
+            report(f"{what}: the image_id {entry['image_id']} belongs to no image")
         elif entry["category_id"] not in names:
             report(f"{what}: the category_id {entry['category_id']} is not declared; there are {_short(list(ids))}")
         else:
@@ -145,7 +146,7 @@ def _categories(entries: list[Any], report: Any) -> dict[int, str]:
     names: dict[int, str] = {}
     for i, entry in enumerate(entries):
         if not _has(entry, {"id": int, "name": str}):
-            report(f"categories[{i}] needs a whole id and a name, got {_short(entry)}")
+            report(f"categories[{i}] needs id as a whole number, and name as text, got {_short(entry)}")
         elif entry["id"] in names:
             report(f"categories[{i}]: the id {entry['id']} is there twice")
         elif entry["name"] in names.values():
@@ -158,8 +159,8 @@ def _categories(entries: list[Any], report: Any) -> dict[int, str]:
 
 
 def _clipped(box: Any, size: tuple[int, int]) -> list[float] | str:
-    """The part of a box that is in an image of this height and width; or what is wrong with it."""
-    # Beyond, numbers are mistakes; infinite ones and NaN are never below.
+    """The part of a box inside an image of `size` (height, width), or a message about what is wrong with the box."""
+    # Larger numbers are mistakes. The comparison is also false for infinity and NaN.
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(x) and abs(x) < 1e9 for x in box):
         return f"bbox must be four numbers x, y, width, height, got {_short(box)}"
     x, y, width, height = box
@@ -170,12 +171,12 @@ def _clipped(box: Any, size: tuple[int, int]) -> list[float] | str:
 
 
 def to_target(image: CocoImage, ids: Sequence[int], masks: bool) -> dict[str, Tensor]:
-    """The objects of an image as a detector takes them, crowds left out.
+    """The objects of an image as a detector takes them, without crowds.
 
     Args:
-        image: with its annotations.
-        ids: of the categories, in the order of the labels.
-        masks: also the masks.
+        image: the image with its annotations.
+        ids: ids of the categories, in the order of the labels.
+        masks: whether the masks are wanted, too.
 
     Returns:
         `boxes` (N, 4) as x1, y1, x2, y2 in pixels, `labels` (N,), and `masks` (N, H, W), uint8.
@@ -202,7 +203,7 @@ def decode_mask(entry: dict[str, Any], size: tuple[int, int]) -> Any:
     """The segmentation of an annotation, polygons or run lengths, as (H, W), uint8.
 
     Raises:
-        InputError: there is none, or it is of another form.
+        InputError: there is no segmentation, or it has another form.
     """
     from faster_coco_eval.core import mask as coco_mask
 
@@ -226,7 +227,7 @@ def decode_mask(entry: dict[str, Any], size: tuple[int, int]) -> Any:
 
 
 def mask_area(runs: dict[str, Any]) -> int:
-    """Pixels of a mask as run lengths in COCO's compressed form."""
+    """The number of pixels of a mask, given as run lengths in COCO's compressed form."""
     from faster_coco_eval.core import mask as coco_mask
 
     return int(coco_mask.area(runs))

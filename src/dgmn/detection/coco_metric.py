@@ -1,4 +1,4 @@
-"""Average precision over all images of an evaluation, in all its processes."""
+"""Average precision over all images and processes of an evaluation."""
 
 import json
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ NAMES = {"bbox": "box", "segm": "mask"}
 
 
 class CocoMetric(Metric):
-    """[`average_precision`][dgmn.detection.metrics.average_precision] of boxes, and of masks where there are some.
+    """[`average_precision`][dgmn.detection.metrics.average_precision] of boxes and, if wanted, of masks.
 
     Args:
         truth: annotations in COCO's format, a file or its content.
-        category_ids: of the labels, in the annotations.
+        category_ids: category ids of the annotations, in the order of the labels.
         masks: whether masks are evaluated, too.
-        most: detections of an image that count.
+        most: number of detections per image that count.
 
     Attributes:
-        results: all detections as COCO's test server takes them, after `compute`.
+        results: all detections as COCO's test server takes them; `compute` sets it.
     """
 
     full_state_update = False
@@ -43,12 +43,12 @@ class CocoMetric(Metric):
         self.kinds = ("bbox", "segm") if masks else ("bbox",)
         self.most = most
         self.results: list[dict[str, Any]] = []
-        # Each a line of JSON in bytes: masks and ids have no other form that all processes could exchange as a tensor.
+        # Each tensor is a line of JSON in bytes: processes exchange tensors, and masks and ids have no other such form.
         self.add_state("lines", default=[], dist_reduce_fx="cat")
 
     @override
     def update(self, image_ids: Sequence[int], found: Sequence[dict[str, Tensor]]) -> None:
-        """Adds images: their ids in the annotations, and what was found in each, as the detectors give it."""
+        """Adds images: their ids in the annotations, and what a detector found in each."""
         pairs = zip(image_ids, found, strict=True)
         results = [row for number, here in pairs for row in to_results(number, here, self.category_ids)]
         line = json.dumps([list(image_ids), results]) + "\n"
@@ -56,7 +56,7 @@ class CocoMetric(Metric):
 
     @override
     def compute(self) -> Scores:
-        """For "box", and perhaps "mask", the scores and the AP of every category id; see `average_precision`."""
+        """The scores and the AP of every category id, for "box" and, if wanted, "mask"; see `average_precision`."""
         lines = bytes(dim_zero_cat(self.lines).cpu().numpy()).splitlines() if len(self.lines) else []
         parts = [json.loads(line) for line in lines]
         seen = [number for ids, _ in parts for number in ids]

@@ -1,4 +1,4 @@
-"""Images with boxes and masks, as they lie in one of the layouts."""
+"""Datasets of images with boxes and masks, in one of the layouts."""
 
 import sys
 from collections import Counter
@@ -24,15 +24,15 @@ from dgmn.training.data import ImageData
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target] | None]):
-    """Images (3, H, W) in 0..1 with targets: `boxes`, `labels`, `masks` where asked for, and `image_id`.
+    """Images (3, H, W) in 0..1 with targets: `boxes`, `labels`, `image_id` and, if asked for, `masks`.
 
     Args:
-        layout: that reads them.
-        split: the part of it.
-        masks: with masks.
-        transform: of a training image and its objects together; None for a set that is evaluated.
-        skip_bad_images: leave out an image that cannot be read, and say so; otherwise it is an error. In training the
-            next one takes its place; where every image counts once, there is None.
+        layout: reads the images and their objects.
+        split: name of the part.
+        masks: whether the targets have masks.
+        transform: changes a training image and its objects together; None for evaluation.
+        skip_bad_images: leave out an image that cannot be read, and report it; otherwise it is an error. In training,
+            the next image takes its place. In evaluation, its sample is None.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target] | None]):
             except InputError as error:
                 if not self.skip_bad_images:
                     raise
-                # In every process, as each reads other images.
+                # Every process prints, because each reads other images.
                 print(f"left out: {error}", file=sys.stderr, flush=True)
         else:
             if not training:
@@ -74,7 +74,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target] | None]):
 
 
 def collate(batch: list[tuple[Tensor, Target] | None]) -> tuple[list[Tensor], list[Target]]:
-    """Images and targets as lists: the images have different sizes, the network pads them."""
+    """Makes lists of images and targets. The images have different sizes; the network pads them."""
     there = [pair for pair in batch if pair is not None]
     return [image for image, _ in there], [target for _, target in there]
 
@@ -85,19 +85,20 @@ class DetectionData(ImageData):
     Args:
         root: folder with the images and annotations, as COCO unpacks: `train2017/*.jpg`, `val2017/*.jpg`,
             `annotations/instances_train2017.json`.
-        train, val: the names of the parts.
-        test: of the part for `dgmn test`; None takes `val`.
-        images: folder of a part's images, below `root`.
-        annotations: file of a part, below `root`.
-        masks: also the masks, for Mask R-CNN.
-        hflip: probability to mirror a training image.
-        crop: probability to take a part of a training image, of about two thirds of its short side or more, as
-            DETR does.
+        train: name of the training part.
+        val: name of the validation part.
+        test: name of the part for `dgmn test`; None takes `val`.
+        images: folder with a part's images, below `root`.
+        annotations: file with a part's annotations, below `root`.
+        masks: also load the masks, for Mask R-CNN.
+        hflip: probability of mirroring a training image.
+        crop: probability of cropping a training image as DETR does. The crop's sides are at least about two thirds
+            of the image's short side.
         epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
-        batch_size: of each device. A batch has images that are all wide or all tall.
-        num_workers: processes of each device that load images.
-        skip_bad_images: leave out an image that cannot be read, and say so; otherwise it ends the run. One that is
-            left out of the validation does not count.
+        batch_size: images per device in a training step. The images of a batch are all wide or all tall.
+        num_workers: processes per device that load images.
+        skip_bad_images: leave out an image that cannot be read, and report it; otherwise it ends the run. An image
+            that is left out of the validation does not count.
     """
 
     collate: ClassVar[Callable[..., Any] | None] = staticmethod(collate)
@@ -132,7 +133,7 @@ class DetectionData(ImageData):
 
     @cached_property
     def layout(self) -> Layout:
-        """Of the dataset.
+        """The layout of the dataset.
 
         Raises:
             InputError: there is no such folder.
@@ -141,7 +142,10 @@ class DetectionData(ImageData):
 
     @cached_property
     def categories(self) -> CocoSet:
-        """A part of the set, for its categories. Before `setup`, as for a prediction with a recipe, the files say."""
+        """A part of the dataset, for its categories.
+
+        Before `setup`, as in a prediction with a recipe, it is read from the files.
+        """
         loaded = next(iter(self._sets.values()), None)
         return self.layout.samples(self.splits["val"], masks=False) if loaded is None else loaded.coco
 
@@ -158,7 +162,7 @@ class DetectionData(ImageData):
     def dataset(self, split: str) -> DetectionDataset:
         training = split == "train"
         transform = augmentation(self.hflip, self.crop) if training else None
-        masks = self.masks and training  # the evaluation reads those of the file
+        masks = self.masks and training  # the evaluation reads the masks from the file
         return DetectionDataset(self.layout, self.splits[split], masks, transform, self.skip_bad_images)
 
     @override
@@ -171,7 +175,7 @@ class DetectionData(ImageData):
         say(f"data: {counts} of {len(val.names)} categories{left_out}")
 
     def _mistakes(self, train: CocoSet, val: CocoSet) -> list[str]:
-        """What is wrong with the two together."""
+        """What is wrong with the training and validation sets together."""
         found = []
         if not any(image.objects for image in train.images):
             found.append(f"{self.truth('train')}: no objects to learn from")

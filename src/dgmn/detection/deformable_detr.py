@@ -1,4 +1,7 @@
-"""Deformable DETR on any timm backbone, as the published weights were trained; its transformer is transformers'."""
+"""Deformable DETR on any timm backbone, as the published weights were trained.
+
+Its encoder and decoder come from the transformers library.
+"""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +22,9 @@ from dgmn.errors import InputError
 from dgmn.models.features import feature_maps, normalisation
 
 _LEVELS = 4
-_MAPS = 3  # that come from the backbone
-_GROUPS = 32  # of the norm of a level
-_PRIOR = 0.01  # of every class before the training
+_MAPS = 3  # levels that come from the backbone
+_GROUPS = 32  # groups of the norm of a level
+_PRIOR = 0.01  # probability of every class before training
 _OWN = {"with_box_refine", "two_stage", "two_stage_num_proposals", "num_feature_levels", "backbone_config"}
 
 
@@ -29,9 +32,9 @@ class Outputs(NamedTuple):
     """What the network predicts for a batch.
 
     Attributes:
-        layers: of every layer of the decoder the logits (B, queries, classes) and the boxes (B, queries, 4) as
+        layers: the logits (B, queries, classes) and the boxes (B, queries, 4) of every layer of the decoder; boxes are
             cx, cy, w, h in 0..1 of the image without padding.
-        proposals: in two stages the same of every position of the maps, (B, positions, ...), else None.
+        proposals: with two stages, the same for every position of the maps, (B, positions, ...); otherwise None.
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -39,13 +42,13 @@ class Outputs(NamedTuple):
 
 
 class DeformableDETR(nn.Module):
-    """A backbone, transformers' deformable encoder and decoder, and heads that start as the original's.
+    """A backbone, transformers' deformable encoder and decoder, and heads that are initialised as in the original.
 
     Args:
         backbone: gives a list of maps, the finest first; the last three are used.
-        config: transformers' `DeformableDetrConfig`; `num_labels` are the classes.
+        config: transformers' `DeformableDetrConfig`; `num_labels` is the number of classes.
         transform: resizes, normalises and pads the images.
-        detections_per_img: of an image at most.
+        detections_per_img: largest number of detections in an image.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class DeformableDETR(nn.Module):
         self.transform = transform
         self.backbone = backbone
         self.transformer = _transformer(config, backbone.feature_info.channels()[-_MAPS:])
-        # Its own backbone's batch norms are frozen. A method, no module: the names of the weights stay single.
+        # transformers' own backbone has frozen batch norms. A method is no module, so weights do not get a second name.
         self.transformer.backbone = self.levels
         self.num_queries: int = config.num_queries
         self.detections_per_img = detections_per_img
@@ -65,7 +68,7 @@ class DeformableDETR(nn.Module):
         heads = config.decoder_layers + config.two_stage if config.with_box_refine else 1
         self.class_heads = nn.ModuleList(nn.Linear(width, config.num_labels) for _ in range(heads))
         self.box_heads = nn.ModuleList(MLP(width, [width, width, 4]) for _ in range(heads))
-        if config.with_box_refine:  # lists, no modules, for the same reason
+        if config.with_box_refine:  # a list is no module, so no second name here either
             self.transformer.decoder.bbox_embed = list(self.box_heads)
         if config.two_stage:
             self.transformer.decoder.class_embed = list(self.class_heads)
@@ -78,11 +81,11 @@ class DeformableDETR(nn.Module):
             nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
         for i, head in enumerate(self.box_heads):
             assert isinstance(head, MLP)
-            last = head[-2]  # a dropout follows
+            last = head[-2]  # head[-1] is a dropout
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
             if i == 0 and not two_stage:
-                last.bias[2:] = -2.0  # points become boxes of an eighth of the image
+                last.bias[2:] = -2.0  # boxes start with sides of an eighth of the image
 
     def about(self) -> About:
         return About(
@@ -94,7 +97,7 @@ class DeformableDETR(nn.Module):
         )
 
     def products(self, images: Tensor) -> None:
-        """Runs everything but the choice of boxes on a batch; sampled points are summed as in the original."""
+        """Runs everything except the choice of boxes on a batch. Sampled points are summed as in the original."""
         fused = [module for module in self.modules() if isinstance(module, FusedMultiScaleAttention)]
         for module in fused:
             module.fused = False
@@ -110,17 +113,17 @@ class DeformableDETR(nn.Module):
         height, width = maps[-1].shape[-2:]
         positions = sum(x.shape[-2] * x.shape[-1] for x in maps)
         positions += math.ceil(height / 2) * math.ceil(width / 2)
-        # A small image has fewer positions than proposals are wanted.
+        # A small image can have fewer positions than the proposals that are wanted.
         self.transformer.config.two_stage_num_proposals = min(self.num_queries, positions)
         mask = valid[None].float()
         return [(x, F.interpolate(mask, size=x.shape[-2:])[0].bool()) for x in maps]
 
     def predict(self, images: Tensor, valid: Tensor | None = None) -> Outputs:
-        """Logits and boxes of a batch, of every layer.
+        """Logits and boxes of every layer for a batch.
 
         Args:
             images: normalised and padded, (B, 3, H, W).
-            valid: where the images are not padding, (B, H, W), bool; None for everywhere.
+            valid: (B, H, W), bool, False in the padding; None if there is no padding.
         """
         if valid is None:
             valid = torch.ones_like(images[:, 0], dtype=torch.bool)
@@ -143,7 +146,7 @@ class DeformableDETR(nn.Module):
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         if self.training and targets is None:
-            raise InputError("in training the detector needs targets")
+            raise InputError("the detector needs targets in training")
         originals = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, targets = self.transform(images, targets)
         valid = torch.zeros_like(batch.tensors[:, 0], dtype=torch.bool)
@@ -156,8 +159,11 @@ class DeformableDETR(nn.Module):
         return self.compute_loss(outputs, [normalised(*x) for x in zip(targets, batch.image_sizes, strict=True)])
 
     def compute_loss(self, outputs: Outputs, objects: Sequence[Objects]) -> dict[str, Tensor]:
-        """Weighted losses: of the last layer `classification`, `l1` and `giou`, of all others together `auxiliary`,
-        and in two stages of the proposals, which know one class only, `encoder`.
+        """The weighted losses.
+
+        Returns:
+            `classification`, `l1` and `giou` of the last layer, and `auxiliary`, the sum over all other layers. With
+            two stages also `encoder`, the loss of the proposals, which know one class only.
         """
         divisor = number_of_objects(objects)
         *earlier, last = (self.criterion(predicted(*x), objects, divisor) for x in outputs.layers)
@@ -171,11 +177,12 @@ class DeformableDETR(nn.Module):
         return losses
 
     def choose(self, logits: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """The best pairs of query and class of every image, the highest score first.
+        """The best pairs of query and class in every image, the highest score first.
 
         Args:
-            logits, boxes: of a layer.
-            sizes: height and width of the images that the boxes are wanted for, in pixels.
+            logits: logits of a layer.
+            boxes: boxes of the layer.
+            sizes: height and width of the images, in pixels. The boxes are scaled to them.
         """
         classes = logits.shape[-1]
         results = []
@@ -188,7 +195,7 @@ class DeformableDETR(nn.Module):
 
 
 def predicted(logits: Tensor, boxes: Tensor) -> Predictions:
-    """Of a layer, as the criterion takes them."""
+    """A layer's predictions, as the criterion takes them."""
     return Predictions(logits, box_convert(boxes, "cxcywh", "xyxy"), boxes)
 
 
@@ -200,7 +207,7 @@ def normalised(target: dict[str, Tensor], size: tuple[int, int]) -> Objects:
 
 
 def _transformer(config: Any, channels: Sequence[int]) -> Any:
-    """transformers' model without its backbone, initialised as the original."""
+    """transformers' model without its backbone, initialised as in the original."""
     from transformers import DeformableDetrModel
 
     model = DeformableDetrModel(config)
@@ -216,13 +223,13 @@ def _transformer(config: Any, channels: Sequence[int]) -> Any:
         assert projection.bias is not None
         nn.init.zeros_(projection.bias)
     model.input_proj = nn.ModuleList(nn.Sequential(x, nn.GroupNorm(_GROUPS, width)) for x in projections)
-    # Made anew, because the model's does not obey `with torch.device`.
+    # A new parameter, because the model's own ignores `with torch.device`.
     model.level_embed = nn.Parameter(nn.init.normal_(torch.empty(_LEVELS, width)))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(("fc1", "fc2", "o_proj", "enc_output", "pos_trans")):
             nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Linear) and name.endswith(("q_proj", "k_proj", "v_proj")):
-            # In the original the three are one matrix of three times as many rows.
+            # The original initialises the three as one matrix with three times as many rows.
             nn.init.xavier_uniform_(module.weight, gain=2**-0.5)
     if not config.two_stage:
         nn.init.normal_(model.query_position_embeddings.weight)
@@ -245,23 +252,28 @@ def deformable_detr(
     """Deformable DETR (Table 9). Needs `pip install 'dgmn[detr]'`.
 
     Args:
-        backbone, num_classes, max_size, detections_per_img, pretrained, backbone_args: see
-            [`retinanet`][dgmn.detection.retinanet.retinanet]. The backbone's batch norms are trained.
-        box_refine: every layer of the decoder has heads of its own, and refines the boxes of the one before.
+        backbone: as in [`retinanet`][dgmn.detection.retinanet.retinanet]. Its batch norms are trained.
+        num_classes: as in `retinanet`.
+        box_refine: every layer of the decoder has its own heads, and refines the boxes of the layer before.
         two_stage: the queries start from the best positions of the encoder; needs `box_refine`.
-        min_size: the short side that images are resized to. Of several, training takes one by chance for every image,
-            and evaluation the last.
+        min_size: pixels of the short side of a resized image. If several are given, training takes one at random
+            for every image, and evaluation takes the last.
+        max_size: as in `retinanet`.
+        detections_per_img: as in `retinanet`.
+        pretrained: as in `retinanet`.
+        backbone_args: as in `retinanet`.
         transformer_args: options of transformers' `DeformableDetrConfig`, for instance
             `{num_queries: 100, encoder_layers: 3, decoder_layers: 3}`.
 
     Returns:
-        Takes images (3, H, W) in 0..1, of any sizes, and in training targets with `boxes` (x1, y1, x2, y2) in pixels
-        and `labels`, 0 to num_classes - 1. Gives a dict of losses in training, else for every image `boxes`, `scores`
-        and `labels`, the highest score first. As in the original, boxes can stick out of the image.
+        The network. It takes images (3, H, W) in 0..1, of any sizes. In training it also takes targets with `boxes`
+        (x1, y1, x2, y2) in pixels and `labels`, 0 to num_classes - 1, and gives a dict of losses. Otherwise it gives
+        `boxes`, `scores` and `labels` for every image, the highest score first. As in the original, boxes can stick
+        out of the image.
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that gives no such maps, unknown options, or
-            transformers is not installed.
+        InputError (a ValueError): timm does not know the backbone, or the backbone gives no maps of several strides; an
+            option is unknown, or transformers is not installed.
 
     Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); Deformable DETR
         (https://arxiv.org/abs/2010.04159), in the form of its own code.
@@ -272,7 +284,7 @@ def deformable_detr(
         raise InputError("two_stage needs box_refine: its queries start from boxes")
     config = _config(num_classes, box_refine, two_stage, transformer_args or {})
     maps = feature_maps(backbone, pretrained, backbone_args)
-    # As in the original, images are padded to the largest of a batch and no further, where the backbone takes that.
+    # As in the original, images are padded only to the largest of the batch, if the backbone takes that.
     divisible = about(maps).multiple
     transform = GeneralizedRCNNTransform(min_size, max_size, **normalisation(maps), size_divisible=divisible)
     return DeformableDETR(maps, config, transform, detections_per_img)
@@ -286,7 +298,7 @@ def _config(num_classes: int, box_refine: bool, two_stage: bool, options: dict[s
     known = set(DeformableDetrConfig.__annotations__) - _OWN
     if odd := sorted(set(options) - known):
         raise InputError(f"transformer_args: no option {', '.join(odd)}; one of {', '.join(sorted(known))}")
-    # The smallest one that needs no network access; it is thrown away.
+    # The smallest backbone that needs no network access; it is thrown away.
     unused = ResNetConfig(
         embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic", out_indices=[2, 3, 4]
     )
@@ -300,7 +312,7 @@ def _config(num_classes: int, box_refine: bool, two_stage: bool, options: dict[s
             num_feature_levels=_LEVELS,
             **given,
         )
-    except Exception as error:  # its validation raises errors of its own
+    except Exception as error:  # transformers' validation raises errors of its own
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"transformer_args: {options} cannot be used ({reason})") from error
     if any(config.d_model % n for n in (_GROUPS, config.encoder_attention_heads, config.decoder_attention_heads)):

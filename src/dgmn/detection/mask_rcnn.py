@@ -25,11 +25,11 @@ _STRIDES = (4, 8, 16, 32, 64)
 
 
 class OverlapMatcher(Matcher):
-    """torchvision's matcher; a ground truth takes its best candidates below the threshold only from an overlap on.
+    """torchvision's matcher, with a least overlap for the candidates that a ground truth takes below the threshold.
 
     Args:
-        high: overlap from which on a candidate is positive.
-        low: overlap below which it is background.
+        high: least overlap of a positive candidate.
+        low: candidates with less overlap are background.
         least: overlap that the best candidates of a ground truth need.
     """
 
@@ -38,7 +38,7 @@ class OverlapMatcher(Matcher):
         self.least = least
 
     def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
-        # As mmdet: the last ground truth wins, also over one that overlaps more.
+        # As in mmdet, the last ground truth wins, even over one that overlaps more.
         best = match_quality_matrix.amax(1)
         for i, overlap in enumerate(best):
             if overlap >= self.least:
@@ -49,8 +49,8 @@ class AlignedRoIs(MultiScaleRoIAlign):
     """RoIAlign shifted by half a pixel, at fixed strides.
 
     Args:
-        output_size: bins of a side.
-        sampling_ratio: samples of a bin's side; 0 takes as many as a region has pixels.
+        output_size: bins along a side of a region.
+        sampling_ratio: samples along a side of a bin; 0 takes as many as a region has pixels.
     """
 
     def __init__(self, output_size: int, sampling_ratio: int = 0) -> None:
@@ -63,7 +63,7 @@ class AlignedRoIs(MultiScaleRoIAlign):
         out = first.new_zeros((len(rois), first.shape[1], *self.output_size))
         for level, name in enumerate(self.featmap_names):
             here = torch.where(levels == level)[0]
-            # In the boxes' precision: rounded to the halves of autocast's maps, they would move by whole pixels.
+            # In the boxes' precision: in the half precision of autocast's maps, the boxes would move by whole pixels.
             values, scale = x[name].to(rois.dtype), 1 / _STRIDES[level]
             pooled = roi_align(values, rois[here], self.output_size, scale, self.sampling_ratio, aligned=True)
             out = out.index_copy(0, here, pooled.to(out.dtype))
@@ -92,7 +92,7 @@ class BoxPredictor(nn.Module):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's, with the L1 loss of mmdet."""
+    """torchvision's region proposal network with mmdet's L1 loss."""
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
@@ -106,7 +106,7 @@ class ProposalNetwork(RegionProposalNetwork):
 
 
 class Heads(RoIHeads):
-    """torchvision's, with the losses, the choice of detections and the mask targets of mmdet."""
+    """torchvision's heads with mmdet's losses, choice of detections and mask targets."""
 
     def forward(
         self,
@@ -132,7 +132,7 @@ class Heads(RoIHeads):
     def mask_logits(
         self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """(regions, classes, 28, 28)"""
+        """Logits of the masks, (regions, classes, 28, 28)."""
         logits: Tensor = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
         return logits
 
@@ -146,7 +146,7 @@ class Heads(RoIHeads):
         labels: list[Tensor],
         box_targets: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Losses of the sampled regions; that of the boxes is divided by the number of all of them."""
+        """Losses of the sampled regions. The loss of the boxes is divided by the number of all these regions."""
         scores, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         label = torch.cat(labels)
         positive = torch.where(label > 0)[0]
@@ -162,7 +162,7 @@ class Heads(RoIHeads):
             ]
         )
         chosen = logits[torch.arange(len(logits), device=logits.device), label[positive] - 1]
-        # A batch without positives has the loss 0, and gradients of 0 for the mask head.
+        # Without positives the loss is 0, and the mask head gets gradients of 0.
         masks = F.binary_cross_entropy_with_logits(chosen, wanted) if len(chosen) else logits.sum() * 0
         return {"loss_classifier": F.cross_entropy(scores, label), "loss_box_reg": boxes, "loss_mask": masks}
 
@@ -189,12 +189,12 @@ class Heads(RoIHeads):
 
 
 def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor, size: int = 28) -> Tensor:
-    """What the mask head should say in each region: (regions, size, size) of 0 and 1.
+    """The masks that the mask head should predict in the regions, (regions, size, size) of 0 and 1.
 
     Args:
-        masks: of the ground truth, (N, H, W).
-        index: which of them each region stands for.
-        boxes: of the regions, (regions, 4).
+        masks: masks of the ground truth, (N, H, W).
+        index: which of the masks belongs to each region, (regions,).
+        boxes: boxes of the regions, (regions, 4).
         size: side of the output.
     """
     if len(boxes) == 0:
@@ -206,20 +206,20 @@ def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor, size: int = 28) ->
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks of regions in an image: each pixel's centre is looked up in its region, bilinearly, 0 outside.
+    """Puts the masks of regions into an image: each pixel's centre is sampled in its region, bilinearly, 0 outside.
 
     Args:
         masks: probabilities (N, 1, h, w).
-        boxes: (N, 4) in pixels of the image.
+        boxes: boxes of the regions (N, 4) in pixels of the image.
         size: height and width of the image.
 
     Returns:
-        Where the probability is at least a half, (N, 1, H, W), bool.
+        (N, 1, H, W), bool, True where the probability is at least a half.
     """
     height, width = size
     out = torch.zeros((len(masks), 1, height, width), dtype=torch.bool, device=masks.device)
     y, x = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) + 0.5 for n in size)
-    # One at a time, and only where its box is: all of them over the whole image would need gigabytes.
+    # One mask at a time, and only around its box: all masks over the whole image would need gigabytes.
     for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
         rows = slice(max(math.floor(y0) - 1, 0), min(math.ceil(y1) + 1, height))
         columns = slice(max(math.floor(x0) - 1, 0), min(math.ceil(x1) + 1, width))
@@ -247,7 +247,7 @@ class Transform(GeneralizedRCNNTransform):
 
 
 class MaskRCNN(GeneralizedRCNN):
-    """torchvision's Mask R-CNN with labels from 0, as data has them; its background class stays inside."""
+    """torchvision's Mask R-CNN with labels from 0, as in the data. Its background class is used only inside."""
 
     def about(self) -> About:
         return About(
@@ -260,7 +260,7 @@ class MaskRCNN(GeneralizedRCNN):
         )
 
     def products(self, images: Tensor) -> None:
-        """Runs everything but the choice of boxes on a batch (B, 3, H, W): 1000 proposals and 100 detections."""
+        """Runs everything except the choice of boxes on a batch (B, 3, H, W): 1000 proposals and 100 detections."""
         features, channels, heads = self.backbone(images), self.backbone.out_channels, self.roi_heads
         self.rpn.head(list(features.values()))
         heads.box_predictor(heads.box_head(images.new_empty(1000, channels, 7, 7)))
@@ -292,19 +292,24 @@ def mask_rcnn(
     """Mask R-CNN (Table 8).
 
     Args:
-        backbone, num_classes, min_size, max_size, detections_per_img, pretrained, backbone_args: see
-            [`retinanet`][dgmn.detection.retinanet.retinanet].
-        channels: of the pyramid and the head of the masks.
-        representation_size: channels of the head of the boxes.
+        backbone: as in [`retinanet`][dgmn.detection.retinanet.retinanet].
+        num_classes: as in `retinanet`.
+        min_size: as in `retinanet`.
+        max_size: as in `retinanet`.
+        channels: channels of the pyramid and the mask head.
+        representation_size: channels of the box head.
         box_batch_size_per_image: regions of an image that the heads are trained on.
+        detections_per_img: as in `retinanet`.
+        pretrained: as in `retinanet`.
+        backbone_args: as in `retinanet`.
 
     Returns:
-        Takes images (3, H, W) in 0..1, of any sizes, and in training targets with `boxes` (x1, y1, x2, y2) in pixels,
-        `labels`, 0 to num_classes - 1, and `masks` (N, H, W) of 0 and 1. Gives a dict of losses in training, else for
-        every image `boxes`, `scores`, `labels` and `masks` (N, 1, H, W), bool.
+        The network. It takes images (3, H, W) in 0..1, of any sizes. In training it also takes targets with `boxes`
+        (x1, y1, x2, y2) in pixels, `labels`, 0 to num_classes - 1, and `masks` (N, H, W) of 0 and 1, and gives a dict
+        of losses. Otherwise it gives `boxes`, `scores`, `labels` and `masks` (N, 1, H, W), bool, for every image.
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that gives no such maps.
+        InputError (a ValueError): timm does not know the backbone, or the backbone gives no maps of several strides.
 
     Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); Mask R-CNN
         (https://arxiv.org/abs/1703.06870), in the form of mmdet 2.12.

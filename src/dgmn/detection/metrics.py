@@ -19,9 +19,9 @@ def to_results(image_id: int, found: dict[str, Tensor], ids: Sequence[int]) -> l
     """Detections of an image as COCO's test server takes them.
 
     Args:
-        image_id: in the file of annotations.
-        found: `boxes` (N, 4) as x1, y1, x2, y2, `scores`, `labels`, and perhaps `masks` (N, 1, H, W), bool.
-        ids: of the categories in the order of the labels.
+        image_id: id of the image in the file of annotations.
+        found: `boxes` (N, 4) as x1, y1, x2, y2, `scores`, `labels`, and optionally `masks` (N, 1, H, W), bool.
+        ids: category ids in the order of the labels.
     """
     boxes = found["boxes"].cpu().double()
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
@@ -42,20 +42,20 @@ def average_precision(
     images: Iterable[int] | None = None,
     most: int = 100,
 ) -> tuple[dict[str, float], dict[int, float]]:
-    """COCO's average precision, by faster-coco-eval, which equals pycocotools.
+    """COCO's average precision. It is computed by faster-coco-eval, which gives the same numbers as pycocotools.
 
     Args:
         annotations: file or content in COCO's format.
-        results: of [`to_results`][dgmn.detection.metrics.to_results], of all images.
+        results: detections of all images, from [`to_results`][dgmn.detection.metrics.to_results].
         kind: "bbox" or "segm".
-        images: ids of the images that count; None for all of the file.
-        most: detections of an image that count, those with the highest scores; COCO counts 100.
+        images: ids of the images that count; None for all images of the file.
+        most: number of detections per image that count, those with the highest scores; COCO counts 100.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl in 0..1, -1 where there is nothing to find; and the AP of every category id.
+        AP, AP50, AP75, APs, APm, APl in 0..1, or -1 where there is nothing to find; and the AP of every category id.
 
     Raises:
-        InputError (a ValueError): another kind, or results of images that are not in the file.
+        InputError (a ValueError): `kind` is neither, or a result is of an image that is not in the file.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -66,7 +66,7 @@ def average_precision(
     unknown = {result["image_id"] for result in results} - set(truth.imgs)
     if unknown:
         raise InputError(f"results of the image {min(unknown)}, which is not in the annotations")
-    # Copies, as it writes into them; of boxes it would make masks where it finds some.
+    # Copies, because loadRes writes into them. If a mask had a box with it, it would get the box's area.
     fields = ("image_id", "category_id", "score", "bbox" if kind == "bbox" else "segmentation")
     copies = [{name: copy(result[name]) for name in fields} for result in results]
     evaluation = COCOeval_faster(truth, truth.loadRes(copies), kind)
@@ -86,7 +86,10 @@ def average_precision(
 
 
 def _with_area(entry: dict[str, Any]) -> dict[str, Any]:
-    """With the area that the sizes of objects go by; where it is missing, the box's, as it would count as small."""
+    """The annotation with an area, which decides whether the object is small, medium or large.
+
+    A missing area would count as small, so the area of the box takes its place.
+    """
     return entry if "area" in entry else {**entry, "area": entry["bbox"][2] * entry["bbox"][3]}
 
 

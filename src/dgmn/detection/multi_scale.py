@@ -22,23 +22,22 @@ def multi_scale_aggregate(value: Tensor, shapes: Sequence[Shape], locations: Ten
     Args:
         value: the maps' pixels one after the other, (B, N, heads, D).
         shapes: height and width of every map.
-        locations: of the points, x and y as shares of the map's width and height, (B, N, heads, maps, points, 2).
-        weights: of the points, (B, N, heads, maps, points).
+        locations: x and y of the points as shares of the map's width and height, (B, N, heads, maps, points, 2).
+        weights: weights of the points, (B, N, heads, maps, points).
 
     Returns:
-        (B, N, heads * D).
+        The sums, (B, N, heads * D).
 
     Source: Deformable DETR, eq. 3 (https://arxiv.org/abs/2010.04159).
     """
     batch, _, heads, dim = value.shape
-    locations = locations.to(
-        torch.promote_types(locations.dtype, torch.float32)
-    )  # pixels need more than half precision
+    # Half precision is too coarse for pixels.
+    locations = locations.to(torch.promote_types(locations.dtype, torch.float32))
     nodes = weights.shape[3] * weights.shape[4]
     side = math.isqrt(nodes - 1) + 1
     origins, sheet = _places(shapes)
     size = locations.new_tensor([(width, height) for height, width in shapes])[:, None]
-    # A point further out than a pixel reads zeros there as well, and not the next map.
+    # Points stop one pixel outside of their map: they read zeros there. Further out they would read the next map.
     points = torch.minimum((locations * size - 0.5).clamp(min=-1), size)
     points = points + locations.new_tensor([(x, y) for y, x in origins])[:, None]
     points = F.pad(points.flatten(3, 4).flip(-1), (0, 0, 0, side**2 - nodes))
@@ -63,7 +62,10 @@ def multi_scale_aggregate(value: Tensor, shapes: Sequence[Shape], locations: Ten
 
 
 def _places(shapes: Sequence[Shape]) -> tuple[list[Shape], Shape]:
-    """Upper left corners of the maps, the first at the left and the others below each other, and the sheet's size."""
+    """Upper left corners of the maps, and the sheet's size.
+
+    The first map is at the left. The others are to its right, below each other.
+    """
     origins, bottom = [(0, 0)], 0
     for height, _ in shapes[1:]:
         origins.append((bottom, shapes[0][1] + 1))
@@ -80,13 +82,13 @@ def _slices(shapes: Sequence[Shape]) -> list[slice]:
 
 
 class FusedMultiScaleAttention(nn.Module):
-    """Takes the place of transformers' `MultiScaleDeformableAttention`.
+    """Replaces transformers' `MultiScaleDeformableAttention`.
 
     Args:
-        fallback: that module, for queries that are not the pixels of the maps: those of a decoder.
+        fallback: the replaced module. It serves queries that are not the pixels of the maps: a decoder's.
 
     Attributes:
-        fused: take the fused kernels; otherwise always the fallback.
+        fused: whether to take the fused kernels; if not, always the fallback.
     """
 
     def __init__(self, fallback: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Published names of the detectors' weights, and ours."""
+"""Translates the names of the published detectors' weights into ours."""
 
 import re
 
@@ -10,9 +10,9 @@ from dgmn.errors import InputError
 from dgmn.models.official import official_around_dgmn2
 from dgmn.weights.keys import Rules
 
-_BODY = "backbone.body.model."  # where our detectors with a pyramid have the DGMN2
+_BODY = "backbone.body.model."  # prefix of the DGMN2 in our detectors with a pyramid
 
-# mmdet's neck and heads. RetinaNet's pyramid has its coarser levels among the others.
+# mmdet's neck and heads. For RetinaNet, mmdet numbers the pyramid's coarser levels along with the others.
 _RETINANET_RULES: Rules = (
     (r"neck\.lateral_convs\.(\d)\.conv\.(\w+)", lambda m: f"backbone.fpn.inner_blocks.{m[1]}.0.{m[2]}"),
     (r"neck\.fpn_convs\.([0-2])\.conv\.(\w+)", lambda m: f"backbone.fpn.layer_blocks.{m[1]}.0.{m[2]}"),
@@ -42,7 +42,7 @@ def official_retinanet(state_dict: Weights) -> Renamed | None:
     """The weights of a published RetinaNet (mmdet 2.12) under our names; None for another file.
 
     Raises:
-        InputError (a ValueError): a name that the published network does not have.
+        InputError (a ValueError): the file has a name that the published network does not have.
     """
     return official_around_dgmn2(state_dict, _RETINANET_RULES, "RetinaNet", _BODY)
 
@@ -51,7 +51,7 @@ def official_mask_rcnn(state_dict: Weights) -> Renamed | None:
     """The weights of a published Mask R-CNN (mmdet 2.12) under our names; None for another file.
 
     Raises:
-        InputError (a ValueError): a name that the published network does not have.
+        InputError (a ValueError): the file has a name that the published network does not have.
     """
     return official_around_dgmn2(state_dict, _MASK_RCNN_RULES, "Mask R-CNN", _BODY)
 
@@ -79,12 +79,12 @@ def official_sparse_rcnn(state_dict: Weights) -> Renamed | None:
     """The weights of a published Sparse R-CNN (detectron2 0.4) under our names; None for another file.
 
     Raises:
-        InputError (a ValueError): a name that the published network does not have.
+        InputError (a ValueError): the file has a name that the published network does not have.
     """
     return official_around_dgmn2(state_dict, _SPARSE_RCNN_RULES, "Sparse R-CNN", _BODY, "backbone.bottom_up.")
 
 
-# In the original the decoder's norms are numbered in the order of their making: crosswise attention, own, the rest.
+# The original numbers the decoder's norms in the order of creation: cross-attention, self-attention, the rest.
 _DECODER_NORMS = {"1": "encoder_attn_layer_norm", "2": "self_attn_layer_norm", "3": "final_layer_norm"}
 _ENCODER_NORMS = {"1": "self_attn_layer_norm", "2": "final_layer_norm"}
 _DEFORMABLE_DETR_RULES: Rules = (
@@ -108,21 +108,21 @@ _DEFORMABLE_DETR_RULES: Rules = (
     (r"class_embed\.(\d)\.(\w+)", lambda m: f"class_heads.{m[1]}.{m[2]}"),
     (r"bbox_embed\.(\d)\.layers\.(\d)\.(\w+)", lambda m: f"box_heads.{m[1]}.{3 * int(m[2])}.{m[3]}"),
 )
-# The published class heads have 91 outputs, numbered as COCO numbers its categories; these numbers have none.
+# The published class heads have 91 outputs, numbered by COCO's category ids. These ids have no category.
 _NO_CATEGORY = {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
 def official_deformable_detr(state_dict: Weights, num_classes: int) -> Renamed | None:
-    """The weights of a published Deformable DETR, also refined and in two stages, under our names.
+    """The weights of a published Deformable DETR under our names, also with box refinement and in two stages.
 
-    The original keeps heads under several names; ours have one. Its matrix of query, key and value becomes three. Where
-    80 classes are wanted, the 91 outputs of its class heads become those of COCO's 80 categories.
+    The original stores a head under several names; ours has one. Its joint matrix of query, key and value becomes
+    three. If `num_classes` is 80, the 91 outputs of its class heads become those of COCO's 80 categories.
 
     Returns:
-        None for another file.
+        The weights; None for another file.
 
     Raises:
-        InputError (a ValueError): a name that the published network does not have, or copies that differ.
+        InputError (a ValueError): the file has a name that the published network does not have, or its copies differ.
     """
     found = official_around_dgmn2(
         _single(state_dict), _DEFORMABLE_DETR_RULES, "Deformable DETR", "backbone.model.", "backbone.0."
@@ -133,7 +133,7 @@ def official_deformable_detr(state_dict: Weights, num_classes: int) -> Renamed |
 
 
 def _single(state_dict: Weights) -> dict[str, Tensor]:
-    """Every tensor once."""
+    """The weights with every tensor once, and with separate tensors for query, key and value."""
     refined = any(key.startswith("transformer.decoder.bbox_embed.") for key in state_dict)
     single: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
@@ -144,7 +144,7 @@ def _single(state_dict: Weights) -> dict[str, Tensor]:
         if first is not None:
             if first not in state_dict or not torch.equal(tensor, state_dict[first]):
                 raise InputError(
-                    f"{key!r} and {first!r} are one tensor in the official Deformable DETR, here they are not"
+                    f"{key!r} and {first!r} are one tensor in the official Deformable DETR, but here they differ"
                 )
         elif packed:
             for name, part in zip("qkv", tensor.chunk(3), strict=True):
@@ -155,11 +155,11 @@ def _single(state_dict: Weights) -> dict[str, Tensor]:
 
 
 def _leave_gaps_out(mapped: dict[str, Tensor]) -> None:
-    """Keeps the rows of COCO's categories, in place."""
+    """Keeps only the rows of COCO's categories, in place."""
     rows = [number for number in range(91) if number not in _NO_CATEGORY]
     two_stages = "transformer.enc_output.weight" in mapped
     heads = sorted({key.split(".")[1] for key in mapped if key.startswith("class_heads.")})
     for key, tensor in mapped.items():
         if key.startswith("class_heads.") and len(tensor) == 91:
-            # The head for proposals knows one class, the first, which is no category of COCO.
+            # The head of the proposals knows one class, the first, which is not a category of COCO.
             mapped[key] = tensor[:80] if two_stages and key.split(".")[1] == heads[-1] else tensor[rows]

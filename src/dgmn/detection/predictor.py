@@ -37,9 +37,9 @@ class DetectionResult(Result):
     Attributes:
         boxes: x1, y1, x2, y2 in pixels, (N, 4), float32.
         scores: (N,), float32.
-        labels: places of their names among the model's, (N,), int64.
-        names: of their classes, (N,).
-        masks: (N, H, W), bool, or None where the network finds none.
+        labels: indices of their classes in the model's names, (N,), int64.
+        names: names of their classes, (N,).
+        masks: (N, H, W), bool, or None if the network predicts no masks.
     """
 
     def __init__(self, source: AnyImage, image: Image.Image, found: Found, predictor: "DetectionPredictor") -> None:
@@ -53,7 +53,7 @@ class DetectionResult(Result):
         self.masks: NDArray[np.bool_] | None = found["masks"][:, 0].numpy() if "masks" in found else None
 
     def above(self, score: float) -> "DetectionResult":
-        """The objects of at least this score."""
+        """The objects with at least this score."""
         keep = self._found["scores"] >= score
         found = {key: value[keep] for key, value in self._found.items()}
         return DetectionResult(self.source, self.image, found, self._predictor)
@@ -66,7 +66,7 @@ class DetectionResult(Result):
         return f"{objects}: {self._summary()}" if len(self) else objects
 
     def _summary(self, most: int = 6) -> str:
-        """Classes by how often they were found, with the best score of each."""
+        """The classes, the most frequent first, with the best score of each."""
         counts = Counter(self.names.tolist()).most_common()
         parts = [f"{count} {name} ({self.scores[self.names == name].max():.0%})" for name, count in counts[:most]]
         return ", ".join(parts) + (f" and {len(counts) - most} more" if len(counts) > most else "")
@@ -77,7 +77,10 @@ class DetectionResult(Result):
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: `objects` with `name`, `score`, `box` (x1, y1, x2, y2), and a `mask` as COCO's run lengths."""
+        """Plain values for JSON.
+
+        The `objects` have `name`, `score`, `box` (x1, y1, x2, y2) and, with masks, `mask` as COCO's run lengths.
+        """
         objects = [
             {"name": name, "score": round(score, 6), "box": [round(corner, 2) for corner in box]}
             for name, score, box in zip(self.names.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
@@ -91,7 +94,7 @@ class DetectionResult(Result):
         """Annotations with scores in COCO's format, without ids of their own.
 
         Args:
-            image_id: of the image.
+            image_id: id of the image.
         """
         rows = to_results(image_id, self._found, self._predictor.category_ids)
         for row in rows:
@@ -101,7 +104,7 @@ class DetectionResult(Result):
         return rows
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections`, with the names as `class_name`.
+        """The objects as `supervision.Detections`, with the names of their classes as `class_name`.
 
         Raises:
             InputError (a ValueError): supervision is not installed.
@@ -123,10 +126,10 @@ class DetectionPredictor(Predictor):
     """Finds the objects in an image.
 
     Args:
-        network: takes a list of images (3, H, W) in 0..1, gives `boxes`, `scores`, `labels` and perhaps `masks`.
-        names: of the classes.
-        category_ids: of the classes, for results in COCO's format; None counts from 1.
-        device: to compute on.
+        network: takes a list of images (3, H, W) in 0..1, gives `boxes`, `scores`, `labels` and optionally `masks`.
+        names: names of the classes.
+        category_ids: ids of the classes, for results in COCO's format; None counts from 1.
+        device: device to compute on.
     """
 
     task: ClassVar[str] = "detection"
@@ -156,7 +159,7 @@ class DetectionPredictor(Predictor):
         return cls(network, tuple(CATEGORIES.values()), tuple(CATEGORIES), device)
 
     @override
-    def predict(  # type: ignore[override] # the options of this task by their names, no others
+    def predict(  # type: ignore[override] # takes only this task's options, by name
         self,
         images: Any,
         *,
@@ -168,10 +171,12 @@ class DetectionPredictor(Predictor):
         """The objects in an image; see [`Predictor.predict`][dgmn.predictor.Predictor.predict].
 
         Args:
-            images, on_error, progress: see there.
+            images: see `Predictor.predict`.
             score: least score of an object.
-            batch_size: images that the network gets at a time. They are padded to one size, which changes their
-                results a little, so it is 1 where nothing else is said.
+            batch_size: images that the network gets at a time; None is 1. More images are padded to one size, which
+                changes their results a little.
+            on_error: see `Predictor.predict`.
+            progress: see `Predictor.predict`.
         """
         if not 0 <= score <= 1:
             raise InputError(f"score must be in 0..1, got {score}")
@@ -205,7 +210,7 @@ class DetectionPredictor(Predictor):
         return sampled_nodes(self.network, [self._pixels(image)], at)
 
     def categories(self) -> list[dict[str, Any]]:
-        """As COCO's format has them."""
+        """The categories in COCO's format."""
         return [{"id": number, "name": name} for number, name in zip(self.category_ids, self.names, strict=True)]
 
     @override
@@ -238,7 +243,7 @@ class _CocoWriter(JsonWriter):
 
 
 def drawn(image: Image.Image, found: Found, names: Sequence[str]) -> Image.Image:
-    """An image with detections: boxes, masks, names and scores; the first stand out where they overlap."""
+    """An image with detections: boxes, masks, names and scores. Where they overlap, the first are on top."""
     colors = distinct_colors(len(names))
     labels = found["labels"].tolist()
     captions = [f"{names[label]}  {score:.0%}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]

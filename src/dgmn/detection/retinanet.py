@@ -19,7 +19,7 @@ _STRIDES = (8, 16, 32, 64, 128)
 
 
 class RetinaNet(TorchvisionRetinaNet):
-    """torchvision's RetinaNet with the losses and the choice of detections of mmdet."""
+    """torchvision's RetinaNet with mmdet's losses and choice of detections."""
 
     def about(self) -> About:
         return About(
@@ -31,7 +31,7 @@ class RetinaNet(TorchvisionRetinaNet):
         )
 
     def products(self, images: Tensor) -> None:
-        """Runs everything but the choice of boxes on a batch (B, 3, H, W)."""
+        """Runs everything except the choice of boxes on a batch (B, 3, H, W)."""
         self.head(list(self.backbone(images).values()))
 
     def compute_loss(
@@ -54,7 +54,7 @@ class RetinaNet(TorchvisionRetinaNet):
         return {"classification": classification / divisor, "bbox_regression": regression / divisor}
 
     def match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """For every anchor the box that it stands for, -1 for background, -2 for neither."""
+        """The index of every anchor's box; -1 for background, -2 for neither."""
         if len(boxes) == 0:
             return torch.full((len(anchors),), -1, dtype=torch.long, device=anchors.device)
         matched: Tensor = self.proposal_matcher(box_iou(boxes, anchors))
@@ -66,7 +66,10 @@ class RetinaNet(TorchvisionRetinaNet):
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Of every level the anchors of the highest score in any class; then all their classes above the threshold."""
+        """Chooses the detections.
+
+        Every level gives its anchors with the highest score in any class; all their classes above the threshold count.
+        """
         detections = []
         for i, shape in enumerate(image_shapes):
             all_boxes, all_scores = [], []
@@ -100,21 +103,21 @@ def retinanet(
 
     Args:
         backbone: any of timm's networks that gives maps of several strides.
-        num_classes: of the objects; there is no class for the background.
-        min_size: the short side that images are resized to.
-        max_size: the long side is at most this.
-        channels: of the pyramid and the heads.
-        detections_per_img: of an image at most; COCO counts 100.
+        num_classes: number of object classes; there is no class for the background.
+        min_size: pixels of the short side of a resized image.
+        max_size: pixels of the long side at most.
+        channels: channels of the pyramid and the heads.
+        detections_per_img: largest number of detections in an image; COCO counts 100.
         pretrained: start the backbone from its published weights.
         backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
 
     Returns:
-        Takes images (3, H, W) in 0..1, of any sizes, and in training targets with `boxes` (x1, y1, x2, y2) in pixels
-        and `labels`, 0 to num_classes - 1. Gives a dict of losses in training, else for every image `boxes`, `scores`
-        and `labels`.
+        The network. It takes images (3, H, W) in 0..1, of any sizes. In training it also takes targets with `boxes`
+        (x1, y1, x2, y2) in pixels and `labels`, 0 to num_classes - 1, and gives a dict of losses. Otherwise it gives
+        `boxes`, `scores` and `labels` for every image.
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that gives no such maps.
+        InputError (a ValueError): timm does not know the backbone, or the backbone gives no maps of several strides.
 
     Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); RetinaNet
         (https://arxiv.org/abs/1708.02002), in the form of mmdet 2.12.

@@ -1,7 +1,8 @@
-"""Matching of predictions with objects, and the losses of it: what DETR's relatives are trained with.
+"""Matches predictions with objects, and gives the losses that DETR's relatives are trained with.
 
-Deformable DETR compares the sizes relative to the image as (cx, cy, w, h), Sparse R-CNN as (x1, y1, x2, y2). So a box
-comes in two forms: `boxes`, its corners in any unit, for the overlap, and `coordinates`, what the L1 distance compares.
+The L1 distance compares boxes relative to the image: Deformable DETR as (cx, cy, w, h), Sparse R-CNN as
+(x1, y1, x2, y2). So a box comes in two forms: `boxes` are its corners in any unit, for the overlap; `coordinates` are
+what the L1 distance compares.
 
     criterion = SetCriterion()
     objects = [Objects(labels, boxes, coordinates) for every image]
@@ -20,14 +21,14 @@ from torchvision.ops import box_area, generalized_box_iou_loss, sigmoid_focal_lo
 
 from dgmn.errors import InputError
 
-_EPSILON = 1e-9  # far below the area of one pixel relative to an image's
+_EPSILON = 1e-9  # far below the area of a pixel relative to its image
 
 
 class Predictions(NamedTuple):
     """What a layer predicts for a batch.
 
     Attributes:
-        logits: of the classes, before the sigmoid, (B, N, classes).
+        logits: logits of the classes, before the sigmoid, (B, N, classes).
         boxes: x1, y1, x2, y2 in the unit of the objects' `boxes`, (B, N, 4).
         coordinates: what the L1 distance compares, (B, N, 4).
     """
@@ -41,7 +42,7 @@ class Objects(NamedTuple):
     """The objects of an image; there may be none.
 
     Attributes:
-        labels: from 0, (M,), integers.
+        labels: classes, counted from 0, (M,), integers.
         boxes: x1, y1, x2, y2, (M, 4).
         coordinates: what the L1 distance compares, (M, 4).
     """
@@ -54,12 +55,15 @@ class Objects(NamedTuple):
 class SetCriterion:
     """Hungarian matching on the CPU, and the losses of the matched predictions.
 
-    The cost of a pair is the difference of the focal loss as that class and as background, plus the L1 distance, plus
-    the negative GIoU; the losses are the same three, with the same weights.
+    The cost of a pair has three terms: the focal loss as the object's class minus the focal loss as background, the L1
+    distance, and the negative GIoU. The losses are the same three, with the same weights.
 
     Args:
-        classification, l1, giou: weights of the three.
-        alpha, gamma: of the focal loss.
+        classification: weight of the focal loss.
+        l1: weight of the L1 distance.
+        giou: weight of the GIoU.
+        alpha: the focal loss's alpha.
+        gamma: the focal loss's gamma.
 
     Source: Deformable DETR (https://arxiv.org/abs/2010.04159) and Sparse R-CNN (https://arxiv.org/abs/2011.12450), in
         the form of their own code.
@@ -79,7 +83,7 @@ class SetCriterion:
 
     @torch.no_grad()
     def cost(self, predictions: Predictions, image: int, objects: Objects) -> Tensor:
-        """Of every prediction for every object of an image, (N, M)."""
+        """The cost of every prediction for every object of an image, (N, M)."""
         logits, boxes, coordinates = (x[image].float() for x in predictions)
         labels = objects.labels
         probability = logits.sigmoid()
@@ -95,10 +99,10 @@ class SetCriterion:
         )
 
     def match(self, predictions: Predictions, objects: Sequence[Objects]) -> list[tuple[Tensor, Tensor]]:
-        """The pairs of least total cost, min(N, M) of every image.
+        """The pairs with the least total cost, min(N, M) in every image.
 
         Returns:
-            For every image the indices of predictions, rising, and of their objects; both on the predictions' device.
+            For every image, the indices of predictions, rising, and of their objects; both on the predictions' device.
 
         Raises:
             InputError (a ValueError): scipy is not installed.
@@ -110,7 +114,7 @@ class SetCriterion:
         device = predictions.logits.device
         pairs = []
         for image, here in enumerate(objects):
-            # A network that overflowed gets a loss that is not finite, which a gradient scaler skips, not an error.
+            # If the network overflowed, the matching must not fail: a gradient scaler skips a loss that is not finite.
             cost = self.cost(predictions, image, here).cpu().nan_to_num(1e6, 1e6, -1e6)
             rows, columns = linear_sum_assignment(cost.numpy())
             pairs.append((torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)))
@@ -119,12 +123,12 @@ class SetCriterion:
     def __call__(
         self, predictions: Predictions, objects: Sequence[Objects], divisor: float | Tensor
     ) -> dict[str, Tensor]:
-        """The losses of a layer, weighted: `classification`, `l1` and `giou`, scalars of float32.
+        """The weighted losses of a layer: `classification`, `l1` and `giou`, float32 scalars.
 
         Args:
-            predictions: of the layer.
-            objects: of every image.
-            divisor: see [`number_of_objects`][dgmn.detection.set_prediction.number_of_objects].
+            predictions: predictions of the layer.
+            objects: objects of every image.
+            divisor: divides the losses; see [`number_of_objects`][dgmn.detection.set_prediction.number_of_objects].
 
         Raises:
             InputError (a ValueError): scipy is not installed.
@@ -149,7 +153,7 @@ class SetCriterion:
 
 
 def number_of_objects(objects: Sequence[Objects]) -> Tensor:
-    """What the losses are divided by: the objects of the batch, averaged over all processes, at least 1; a scalar."""
+    """The divisor of the losses: the objects in the batch, averaged over all processes, at least 1; a scalar."""
     labels = objects[0].labels
     number = torch.tensor(float(sum(len(here.labels) for here in objects)), device=labels.device)
     if dist.is_available() and dist.is_initialized():
@@ -159,7 +163,7 @@ def number_of_objects(objects: Sequence[Objects]) -> Tensor:
 
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised overlap of boxes (N, 4) and (M, 4), -1..1, (N, M). Two boxes without area have 0, not NaN.
+    """Generalised IoU of boxes (N, 4) and (M, 4), in -1..1, (N, M). A hull without area gives 0, not NaN.
 
     Source: equations of https://arxiv.org/abs/1902.09630.
     """

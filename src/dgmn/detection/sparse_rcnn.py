@@ -20,29 +20,29 @@ from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, nu
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps, normalisation
 
-_BINS = 7  # of a region's side
-_HEADS = 8  # of the attention between proposals
+_BINS = 7  # bins along a side of a region
+_HEADS = 8  # heads of the attention between proposals
 _PRIOR = 0.01  # probability of every class at the start, for the focal loss
 
 
 class ProposalRoIs(AlignedRoIs):
-    """RoIAlign of detectron2: shifted by half a pixel, with two by two samples in every bin."""
+    """detectron2's RoIAlign, shifted by half a pixel, with two by two samples in every bin."""
 
     def __init__(self) -> None:
         super().__init__(_BINS, 2)
 
     @staticmethod
     def levels(boxes: Tensor) -> Tensor:
-        # A learned box may have turned inside out; its root would not be a number.
+        # A learned box can turn inside out; the root of its negative area would be NaN.
         size = box_area(boxes).clamp(min=0).sqrt()
         return torch.floor(4 + torch.log2(size / 224 + 1e-8)).clamp(2, 5).long() - 2
 
 
 class LearnedProposals(nn.Module):
-    """The same boxes for every image, relative to its size; at first each is the whole image.
+    """The same boxes for every image, relative to its size. Each starts as the whole image.
 
     Args:
-        num_proposals: of an image.
+        num_proposals: number of boxes.
     """
 
     def __init__(self, num_proposals: int) -> None:
@@ -52,7 +52,7 @@ class LearnedProposals(nn.Module):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """For every image x1, y1, x2, y2 in pixels, (proposals, 4); and no losses."""
+        """The boxes of every image as x1, y1, x2, y2 in pixels, (proposals, 4), and no losses."""
         corners = box_convert(self.boxes, "cxcywh", "xyxy")
         return [corners * _extent(corners, size) for size in images.image_sizes], {}
 
@@ -61,7 +61,7 @@ class DynamicInteraction(nn.Module):
     """Every proposal filters its own region with two 1x1 convolutions that it predicts.
 
     Args:
-        channels: of proposals and regions.
+        channels: channels of proposals and regions.
         hidden: channels between the two convolutions.
 
     Source: section 3.2 of Sparse R-CNN.
@@ -89,8 +89,8 @@ class Stage(nn.Module):
     """Refines proposals: attention between them, interaction with their regions, new classes and boxes.
 
     Args:
-        channels: of the proposals.
-        num_classes: of the objects.
+        channels: channels of the proposals.
+        num_classes: number of object classes.
     """
 
     def __init__(self, channels: int, num_classes: int) -> None:
@@ -105,7 +105,7 @@ class Stage(nn.Module):
         self.cls_logits = nn.Linear(channels, num_classes)
         self.reg_tower = _tower(channels, 3)
         self.box_deltas = nn.Linear(channels, 4)
-        # Unlike in mmdet, a box may grow by 6250 at once, and there is no lower limit.
+        # Unlike in mmdet, a box can grow 6250-fold in a stage, and there is no lower limit.
         self.box_coder = BoxCoder((2.0, 2.0, 1.0, 1.0), math.log(100_000 / 16))
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -113,21 +113,21 @@ class Stage(nn.Module):
         nn.init.constant_(self.cls_logits.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
     def forward(self, features: Tensor, regions: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step.
+        """Refines the proposals once.
 
         Args:
-            features: of the proposals, (B, N, channels).
-            regions: what the maps hold in their boxes, (B * N, channels, 7, 7).
+            features: features of the proposals, (B, N, channels).
+            regions: the maps' content in the boxes, (B * N, channels, 7, 7).
             boxes: x1, y1, x2, y2 in pixels, (B, N, 4).
 
         Returns:
-            New features, logits (B, N, classes) and boxes; boxes are neither clipped nor made to have an area.
+            New features, logits (B, N, classes) and boxes. The boxes are not clipped, and some can be without area.
         """
         features = self.norm1(features + self.attention(features, features, features, need_weights=False)[0])
         features = self.norm2(features + self.interaction(features.flatten(0, 1), regions).view_as(features))
         features = self.norm3(features + self.mlp(features))
         logits = self.cls_logits(self.cls_tower(features))
-        # In the boxes' precision: under autocast a half would round them to whole pixels.
+        # In the boxes' precision: autocast's half precision would round them to whole pixels.
         deltas = self.box_deltas(self.reg_tower(features)).to(boxes.dtype)
         moved = self.box_coder.decode_single(deltas.flatten(0, 1), boxes.flatten(0, 1))
         return features, logits, moved.view_as(boxes)
@@ -137,11 +137,11 @@ class SparseHeads(nn.Module):
     """The features of the proposals, the stages that refine them, and their losses.
 
     Args:
-        channels: of the maps and the proposals.
-        num_classes: of the objects.
-        num_proposals: of an image.
-        num_stages: that refine them.
-        detections_per_img: of an image at most.
+        channels: channels of the maps and the proposals.
+        num_classes: number of object classes.
+        num_proposals: number of proposals in an image.
+        num_stages: number of stages that refine the proposals.
+        detections_per_img: largest number of detections in an image.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class SparseHeads(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Logits (B, N, classes) and boxes (B, N, 4) in pixels after every stage.
 
-        The boxes and features of a stage are the proposals of the next, which reads its regions there.
+        The boxes and features of a stage are the proposals of the next stage, which reads its regions in these boxes.
 
         Source: section 3.2 of Sparse R-CNN, "Dynamic instance interactive head".
         """
@@ -183,7 +183,7 @@ class SparseHeads(nn.Module):
             regions = self.roi_pool(maps, list(boxes.detach()), image_shapes)
             features, logits, boxes = stage(features, regions, boxes)
             outputs.append((logits, boxes))
-            # Gradients of a stage end at its boxes: the learned ones learn from the first stage only.
+            # A later stage's gradients end here, so the learned boxes learn from the first stage only.
             boxes = boxes.detach()
         return outputs
 
@@ -193,7 +193,11 @@ class SparseHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """Weighted losses: of the last stage `classification`, `l1` and `giou`, of all others together `auxiliary`."""
+        """The weighted losses.
+
+        Returns:
+            `classification`, `l1` and `giou` of the last stage, and `auxiliary`, the sum over all other stages.
+        """
         *earlier, last = self.stage_losses(outputs, image_shapes, targets)
         if earlier:
             last["auxiliary"] = torch.stack([loss for stage in earlier for loss in stage.values()]).sum()
@@ -205,8 +209,10 @@ class SparseHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
     ) -> list[dict[str, Tensor]]:
-        """Weighted losses of every stage, each with its own matching. Boxes are compared by corners relative to the
-        image."""
+        """Weighted losses of every stage, each with its own matching.
+
+        The L1 distance compares corners relative to the image.
+        """
         extents = torch.stack([_extent(targets[0]["boxes"], shape) for shape in image_shapes])
         objects = [
             Objects(target["labels"], target["boxes"], target["boxes"] / extent)
@@ -221,9 +227,9 @@ class SparseHeads(nn.Module):
     def postprocess_detections(
         self, logits: Tensor, boxes: Tensor, image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Of every image the pairs of proposal and class with the highest scores; empty boxes are left out."""
+        """The pairs of proposal and class with the highest scores in every image; empty boxes are left out."""
         detections = []
-        # In the boxes' precision: the halves of autocast would make many scores equal.
+        # In the boxes' precision: autocast's half precision would make many scores equal.
         probabilities = logits.to(boxes.dtype).sigmoid()
         for scores, corners, shape in zip(probabilities, boxes, image_shapes, strict=True):
             best = scores.flatten().topk(min(self.detections_per_img, scores.numel()))
@@ -247,7 +253,7 @@ class SparseRCNN(GeneralizedRCNN):
         )
 
     def products(self, images: Tensor) -> None:
-        """Runs everything but the pooling of regions on a batch of one image (1, 3, H, W)."""
+        """Runs everything except the pooling of regions on a batch of one image (1, 3, H, W)."""
         self.backbone(images)
         heads = self.roi_heads
         proposals, boxes = heads.features.detach()[None], images.new_empty(1, len(heads.features), 4)
@@ -272,22 +278,27 @@ def sparse_rcnn(
     """Sparse R-CNN (Table 10).
 
     Args:
-        backbone, num_classes, max_size, pretrained, backbone_args: see
-            [`retinanet`][dgmn.detection.retinanet.retinanet].
-        min_size: the short side that images are resized to; of several, training takes one by chance, else the last.
-        num_proposals: learned boxes, and as many features, that every image starts from.
-        num_stages: that refine them.
-        channels: of the pyramid and the proposals; a multiple of 8.
-        detections_per_img: of an image at most; None takes as many as there are proposals, as the original does.
+        backbone: as in [`retinanet`][dgmn.detection.retinanet.retinanet].
+        num_classes: as in `retinanet`.
+        num_proposals: number of learned boxes, and of their features, that every image starts from.
+        num_stages: number of stages that refine the proposals.
+        min_size: pixels of the short side of a resized image. If several are given, training takes one at random
+            for every image, and evaluation takes the last.
+        max_size: as in `retinanet`.
+        channels: channels of the pyramid and the proposals; a multiple of 8.
+        detections_per_img: largest number of detections in an image; None takes the number of proposals, as in the
+            original.
+        pretrained: as in `retinanet`.
+        backbone_args: as in `retinanet`.
 
     Returns:
-        Takes images (3, H, W) in 0..1, of any sizes, and in training targets with `boxes` (x1, y1, x2, y2) in pixels
-        and `labels`, 0 to num_classes - 1. Gives a dict of losses in training, else for every image `boxes`, `scores`
-        and `labels`, the highest score first. Training needs scipy.
+        The network. It takes images (3, H, W) in 0..1, of any sizes. In training it also takes targets with `boxes`
+        (x1, y1, x2, y2) in pixels and `labels`, 0 to num_classes - 1, and gives a dict of losses. Otherwise it gives
+        `boxes`, `scores` and `labels` for every image, the highest score first. Training needs scipy.
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that gives no such maps, or a number that is
-            too small or not such a multiple.
+        InputError (a ValueError): timm does not know the backbone, or the backbone gives no maps of several strides; a
+            number is too small, or `channels` is not a multiple of 8.
 
     Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); Sparse R-CNN
         (https://arxiv.org/abs/2011.12450), in the form of its code on detectron2.
@@ -313,5 +324,5 @@ def _tower(channels: int, layers: int) -> nn.Sequential:
 
 
 def _extent(like: Tensor, size: tuple[int, int]) -> Tensor:
-    """Width, height, width, height of an image of height and width `size`."""
+    """Width, height, width, height of an image of `size` (height, width)."""
     return like.new_tensor([size[1], size[0], size[1], size[0]])

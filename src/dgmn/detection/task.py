@@ -20,7 +20,7 @@ from dgmn.models.build import build_named
 from dgmn.training.schedules import MultiStep
 from dgmn.training.task import ScheduleCallable, Table, Task
 
-_DRAWN = 0.3  # score from which on a detection is drawn
+_DRAWN = 0.3  # least score of a detection that is drawn
 
 
 class DetectionTask(Task):
@@ -28,13 +28,15 @@ class DetectionTask(Task):
 
     Args:
         model: one of `dgmn.detection.builders.BUILDERS`, for instance "retinanet", "mask_rcnn", "deformable_detr".
-        backbone: name for `timm.create_model`: ours or any other, so that they can be compared.
-        num_classes: categories of the data.
+        backbone: name for `timm.create_model`: one of ours, or any other to compare with.
+        num_classes: number of categories in the data.
         model_args: more arguments for the network, for instance `min_size: 400`.
-        checkpoint: weights to start from, official or own: of a detector, or of a classifier for the backbone.
-        optimizer, schedule, lr_batch: see [`Task`][dgmn.training.Task].
-        lr_multipliers: of the learning rate of the parameters whose names contain the key, for instance
-            `{backbone: 0.1}`; of several keys that fit the longest counts.
+        checkpoint: official or own weights to start from: a detector's, or a classifier's for the backbone.
+        optimizer: see [`Task`][dgmn.training.Task].
+        schedule: see `Task`.
+        lr_batch: see `Task`.
+        lr_multipliers: factors on the learning rate of the parameters whose names contain the key, for instance
+            `{backbone: 0.1}`. If several keys fit, the longest counts.
     """
 
     name = "detection"
@@ -89,7 +91,7 @@ class DetectionTask(Task):
 
     def _evaluate(self, batch: tuple[list[Tensor], list[dict[str, Any]]], split: str) -> list[dict[str, Tensor]]:
         images, targets = batch
-        # Without images, all of them were left out.
+        # A batch is empty if all its images were left out.
         results: list[dict[str, Tensor]] = self.model(images) if images else []
         self._metric(split).update([target["image_id"] for target in targets], results)
         return results
@@ -105,7 +107,7 @@ class DetectionTask(Task):
         scores = metric.compute()
         for name, (values, _) in scores.items():
             for key, value in values.items():
-                if value >= 0 or key == "AP":  # there are objects of this size
+                if value >= 0 or key == "AP":  # -1: there are no objects of this size
                     self.log(f"{split}/{name}_{key}", value, prog_bar=key == "AP", sync_dist=True)
         data = self.trainer.datamodule
         self._rows = [

@@ -1,4 +1,4 @@
-"""What happens to images and their objects in training."""
+"""Augmentation of images and their objects in training."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from dgmn.detection.layouts import Target
 
 
 def augmentation(hflip: float, crop: float) -> v2.Transform:
-    """Mirrors images, and takes parts of them, by chance, with their boxes and masks.
+    """Randomly mirrors and crops images, together with their boxes and masks.
 
     Args:
-        hflip: probability to mirror an image.
-        crop: probability to take a part of an image; see [`DetrCrop`][dgmn.detection.transforms.DetrCrop].
+        hflip: probability of mirroring an image.
+        crop: probability of cropping an image; see [`DetrCrop`][dgmn.detection.transforms.DetrCrop].
     """
     return v2.Compose(
         [
             *([v2.RandomHorizontalFlip(hflip)] if hflip > 0 else []),
-            # Of what is left of an object less than a pixel cannot be learnt.
+            # An object of which less than a pixel is left cannot be learnt.
             *([v2.RandomApply([DetrCrop(), v2.SanitizeBoundingBoxes(1.0)], crop)] if crop > 0 else []),
             v2.Identity(),
         ]
@@ -28,10 +28,10 @@ def augmentation(hflip: float, crop: float) -> v2.Transform:
 
 
 class DetrCrop(v2.Transform):
-    """A random part of an image.
+    """Takes a random part of an image.
 
-    Its sides are 384 to 600 pixels long where the image's short side is 400, 500 or 600 pixels long, chosen by chance.
-    The part keeps its resolution; the network resizes it.
+    Its sides have 384 to 600 pixels at a scale where the image's short side has 400, 500 or 600 pixels, chosen at
+    random. The part keeps its resolution; the network resizes it.
 
     Source: the augmentation of DETR (https://arxiv.org/abs/2005.12872) and its relatives.
     """
@@ -51,7 +51,7 @@ class DetrCrop(v2.Transform):
 
 
 def transformed(transform: v2.Transform, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """An image (3, H, W) and its target after a transform of both together."""
+    """Transforms an image (3, H, W) and its target together."""
     size = (image.shape[-2], image.shape[-1])
     boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
     wrapped = {**target, "boxes": boxes}

@@ -1,4 +1,4 @@
-"""Layers on the primitives in `dgmn.ops`, and the modules that the paper compares with."""
+"""Layers built on the primitives in `dgmn.ops`, and the modules that the paper compares them with."""
 
 from dgmn.layers.attention import DGMN2Attention, DGMN2Block, RelativePosition
 from dgmn.layers.context import CrissCross, DeformableConv2d, context_module

@@ -12,7 +12,7 @@ from dgmn.ops import position_scores, sampled_attention
 from dgmn.ops.precision import PreciseLinear, compute_dtype
 from dgmn.ops.reference import attention_weights, sampling_points
 
-# For FX tracing, which cannot look into them. timm's register_notrace_function acts only in the root's own module.
+# FX tracing cannot look into these. timm's register_notrace_function acts only in the Python module of the root.
 torch.fx.wrap("sampled_attention")
 torch.fx.wrap("position_scores")
 
@@ -21,17 +21,17 @@ torch.fx.wrap("position_scores")
 class RelativePosition(nn.Module):
     """Position term of the attention logits, r_j of eq. 9 (Fig. 4b).
 
-    Two tables hold one row of `dim` numbers for every distance along the height and the width. The node s of
-    position (y, x) gets `query(y, x) · rel_width[W - 1 - x + s]` plus the same along the height, so a position
-    costs 2K dot products whatever the size of the map. Both tables are resized linearly to the map.
+    Two tables hold one row of `dim` numbers for every distance along the height and the width. Node s of
+    position (y, x) gets `query(y, x) · rel_width[W - 1 - x + s]` plus the same along the height. A position
+    costs 2K dot products, whatever the size of the map. Both tables are resized linearly to the map.
 
     Args:
         dim: channels of one head.
         map_size: height and width of the map that the tables are made for.
         nodes: sampled nodes of a position, K.
-        rel_pos: "aligned": the height term at (y, x) belongs to the query at (y, x), as the paper says.
-            "official": it comes from the query at the mirrored position (x, y), stretched to the map where this
-            is not square. The published weights were trained with it.
+        rel_pos: "aligned": the height term at (y, x) comes from the query at (y, x), as the paper says.
+            "official": it comes from the query at the mirrored position (x, y). If the map is not square, the
+            mirrored term is stretched to the map. The published weights were trained with "official".
 
     Shape:
         query (B, H, W, heads, dim) to bias (B, H, W, heads, K), in float32 (float64 for float64 input).
@@ -68,12 +68,12 @@ class RelativePosition(nn.Module):
 
     def forward(self, query: Tensor, backend: str = "auto") -> Tensor:
         batch, height, width, heads, _ = query.shape
-        backend = "auto" if backend == "triton" else backend  # which has no kernel of this
+        backend = "auto" if backend == "triton" else backend  # Triton has no kernel for this
         rows, columns = self._resized(self.rel_height, height), self._resized(self.rel_width, width)
         mirrored = self.rel_pos == "official"
         if not mirrored or height == width:
             return position_scores(query, rows, columns, nodes=self.nodes, mirrored=mirrored, backend=backend)
-        # Not square: the height term of the mirrored map, stretched to the map's shape.
+        # Not square: the height term is mirrored, then stretched to the map's shape.
         along_height = position_scores(query, rows, nodes=self.nodes, backend=backend).transpose(1, 2)
         maps = along_height.flatten(3).permute(0, 3, 1, 2)  # (B, heads * K, W, H)
         maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
@@ -89,13 +89,13 @@ class DGMN2Attention(nn.Module):
     """Message passing of DGMN2 with query, key and value (eq. 8 and 9).
 
     Every position predicts where its K nodes lie (the walks Δd_j, eq. 4), reads key and value there and
-    sums the values with a softmax over K. The walks of a head are predicted from its share of the input channels,
-    by one linear layer that all heads use. It starts at zero, on the regular grid.
+    sums the values with a softmax over K. One linear layer, shared by all heads, predicts the walks of a head
+    from its share of the input channels. The layer starts at zero, so the nodes start on the regular grid.
 
     Args:
         dim: channels C.
         num_heads: heads, a divisor of `dim`.
-        map_size: height and width of the map that the relative position is made for; other sizes work.
+        map_size: height and width of the map that the relative position is made for; other sizes work too.
         kernel_size: K = kernel_size² nodes.
         rel_pos: "official" or "aligned", see [`RelativePosition`][dgmn.layers.RelativePosition].
         attn_drop: dropout of attention weights.
@@ -125,10 +125,10 @@ class DGMN2Attention(nn.Module):
         self.head_dim = dim // num_heads
         self.kernel_size = kernel_size
         self.attn_drop = attn_drop
-        self.backend = "auto"  # of the ops, see dgmn.ops.BACKENDS
+        self.backend = "auto"  # backend of the ops, see dgmn.ops.BACKENDS
         nodes = kernel_size * kernel_size
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
-        self.offset = PreciseLinear(self.head_dim, 2 * nodes, **dd)  # a walk is added to a pixel coordinate
+        self.offset = PreciseLinear(self.head_dim, 2 * nodes, **dd)  # walks are added to pixel coordinates
         self.rel_pos = RelativePosition(self.head_dim, map_size, nodes, rel_pos, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -139,13 +139,13 @@ class DGMN2Attention(nn.Module):
         nn.init.zeros_(self.offset.bias)
 
     def predict_walks(self, x: Tensor) -> Tensor:
-        """Δd of the nodes of every position, (B, H, W, heads, K, 2) in pixels as (dy, dx)."""
+        """Walks Δd of every position's nodes, (B, H, W, heads, K, 2) in pixels as (dy, dx)."""
         batch, height, width, _ = x.shape
         walks: Tensor = self.offset(x.reshape(batch, height, width, self.num_heads, self.head_dim))
         return walks.reshape(batch, height, width, self.num_heads, self.kernel_size**2, 2)
 
     def predict_weights(self, x: Tensor, walks: Tensor) -> Tensor:
-        """The softmax over the nodes of every position, (B, H, W, heads, K), which `forward` never holds."""
+        """Softmax over the nodes of every position, (B, H, W, heads, K). `forward` does not return or keep it."""
         query, key, _ = self._project(x)
         points = sampling_points(walks, self.kernel_size, 1)
         return attention_weights(query, key, *points, self.rel_pos(query, self.backend), self.head_dim**-0.5)
@@ -173,15 +173,16 @@ class DGMN2Attention(nn.Module):
         return out
 
 
-# Hidden numbers of the perceptron that a thread computes at a time: 2 MiB in float32, about a core's cache.
+# How many hidden numbers of the perceptron a thread computes at a time: 2 MiB in float32, about a core's cache.
 _HIDDEN = 2**19
 
 
 @register_notrace_module
 class DGMN2Mlp(Mlp):
-    """timm's two-layer perceptron. For inference on the CPU it takes some positions at a time.
+    """timm's two-layer perceptron. For inference on the CPU it computes some positions at a time.
 
-    Its hidden layer is up to eight times as wide as the map: written and read at once, it costs more than the products.
+    Its hidden layer has up to eight times the channels of the map. To write and read the whole layer at once costs
+    more than the matrix products.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ class DGMN2Mlp(Mlp):
 
 
 class DGMN2Block(nn.Module):
-    """One DGMN2 layer: attention and a two-layer perceptron, each with a LayerNorm before and a residual around.
+    """One DGMN2 layer: attention and a two-layer perceptron, each with a LayerNorm before it and a residual around it.
 
     Args:
         dim: channels C.

@@ -1,4 +1,4 @@
-"""The modules that the paper compares with, and ours, at one interface: (B, C, H, W) to (B, C, H, W)."""
+"""DGMN and the modules that the paper compares it with, with one interface: (B, C, H, W) to (B, C, H, W)."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +20,18 @@ from dgmn.ops.precision import PreciseConv2d, without_autocast
 class DeformableConv2d(DeformConv2d):
     """A deformable convolution, version 2, that predicts its own offsets and masks from its input.
 
-    Starts on the regular grid with masks of a half. Offsets are in float32 also under autocast.
+    It starts on the regular grid with all masks at 0.5. Offsets are in float32, also under autocast.
+    The arguments are those of `nn.Conv2d`, but numbers are whole: kernel, stride and so on are square.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as of `nn.Conv2d`, but whole
-            numbers only: kernel, stride and so on are square.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: side of the kernel.
+        stride: step between output positions, in pixels.
+        padding: zeros on every side of the map.
+        dilation: distance of the kernel's taps, in pixels.
+        groups: groups of channels.
+        bias: add a learned bias.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, H', W').
@@ -66,15 +73,15 @@ class DeformableConv2d(DeformConv2d):
 
 
 class CrissCross(nn.Module):
-    """Criss-cross attention: a position attends to those of its row and column, twice, so that all are reached.
+    """Criss-cross attention: every position attends to its row and column. Two rounds reach all positions.
 
-    `γ Σ_u A_ui g(x_u) + x_i` over the H + W - 1 positions u; γ starts at 0, as the identity. The rounds share all
-    parameters.
+    A round computes `γ Σ_u A_ui g(x_u) + x_i`, summed over the H + W - 1 positions u of the row and the column.
+    γ starts at 0, so the module starts as the identity. The rounds share all parameters.
 
     Args:
         channels: C.
-        reduction: of the channels of query and key.
-        recurrence: rounds.
+        reduction: C divided by the channels of query and key.
+        recurrence: number of rounds.
 
     Shape:
         (B, C, H, W) to (B, C, H, W).
@@ -88,7 +95,7 @@ class CrissCross(nn.Module):
         check_number("reduction", reduction)
         check_number("recurrence", recurrence)
         inner = max(1, channels // reduction)
-        # Nothing divides the sums of their products: half precision could not hold them.
+        # The dot products are not scaled down: half precision could not hold them.
         self.query = PreciseConv2d(channels, inner, 1)
         self.key = PreciseConv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -97,7 +104,7 @@ class CrissCross(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[-2]
-        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # is in its row already
+        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # the row already has this position
         for _ in range(self.recurrence):
             query, key, value = self.query(x), self.key(x), self.value(x)
             with without_autocast(x):
@@ -111,7 +118,9 @@ class CrissCross(nn.Module):
 
 
 class NonLocal(NonLocalAttn):
-    """timm's non-local block, with PyTorch's attention: the affinities are in float32, and on most devices not stored.
+    """timm's non-local block, with PyTorch's attention.
+
+    The affinities are in float32. Most devices do not store them.
 
     Shape:
         (B, C, H, W) to (B, C, H, W).
@@ -132,8 +141,8 @@ def non_local(channels: int, inner_channels: int | None = None, convolution: boo
 
     Args:
         channels: C.
-        inner_channels: of query, key and value; None: half of C.
-        convolution: a 3x3 convolution with batch norm and ReLU follows. Table 2 of the paper has the cost of that.
+        inner_channels: channels of query, key and value; None: half of C.
+        convolution: add a 3x3 convolution with batch norm and ReLU. Table 2 of the paper gives the cost with it.
 
     Source: Non-local Neural Networks (https://arxiv.org/abs/1711.07971).
     """
@@ -146,11 +155,11 @@ def non_local(channels: int, inner_channels: int | None = None, convolution: boo
 
 
 def global_context(channels: int, reduction: int = 16) -> nn.Module:
-    """timm's block of GCNet: one context for all positions, added to each.
+    """timm's GCNet block: it computes one context for all positions and adds it to each.
 
     Args:
         channels: C.
-        reduction: of the bottleneck's channels.
+        reduction: C divided by the channels of the bottleneck.
 
     Source: GCNet (https://arxiv.org/abs/1904.11492), section 3.4.
     """
@@ -158,19 +167,18 @@ def global_context(channels: int, reduction: int = 16) -> nn.Module:
     block: nn.Module = GlobalContext(
         channels, fuse_add=True, fuse_scale=False, rd_channels=max(1, channels // reduction)
     )
-    nn.init.zeros_(
-        block.get_parameter("mlp_add.fc2.bias")
-    )  # as its weights, so that a pretrained network starts as it was
+    # timm sets the weights of this layer to zero. With a zero bias, a pretrained network starts unchanged.
+    nn.init.zeros_(block.get_parameter("mlp_add.fc2.bias"))
     return block
 
 
 def aspp(channels: int, sampling_rates: Sequence[int] = (12, 24, 36), inner_channels: int = 256) -> nn.Module:
-    """torchvision's atrous spatial pyramid pooling, and a 1x1 convolution back to C channels.
+    """torchvision's atrous spatial pyramid pooling, then a 1x1 convolution back to C channels.
 
     Args:
         channels: C.
-        sampling_rates: dilations of its 3x3 convolutions.
-        inner_channels: of its branches and its output.
+        sampling_rates: dilations of the pyramid's 3x3 convolutions.
+        inner_channels: channels of the pyramid's branches and of its output.
 
     Source: DeepLabv3 (https://arxiv.org/abs/1706.05587), section 3.3.
     """
@@ -190,7 +198,8 @@ def deformable(channels: int, inner_channels: int | None = None) -> nn.Module:
 
     Args:
         channels: C.
-        inner_channels: of its output, from which a 1x1 convolution leads back to C; None: C, and no such convolution.
+        inner_channels: channels of its output; a 1x1 convolution then leads back to C. None: C channels, without the
+            1x1 convolution.
 
     Source: see [`DeformableConv2d`][dgmn.layers.DeformableConv2d].
     """
@@ -202,7 +211,7 @@ def deformable(channels: int, inner_channels: int | None = None) -> nn.Module:
 
 
 def none(channels: int) -> nn.Module:
-    """Nothing, for the baseline."""
+    """The identity, for the baseline."""
     return nn.Identity()
 
 
@@ -216,20 +225,20 @@ MODULES: Mapping[str, Callable[..., nn.Module]] = {
     "global_context": global_context,
     "criss_cross": CrissCross,
 }
-"""The modules by name, as networks and recipes have them. Each takes a number of channels, and options."""
+"""The modules by the names that networks and recipes use. Each takes a number of channels and its own options."""
 
 
 def context_module(name: str, channels: int, args: Mapping[str, Any] | None = None) -> nn.Module:
-    """One of [`MODULES`][dgmn.layers.context.MODULES].
+    """Builds one of [`MODULES`][dgmn.layers.context.MODULES].
 
     Args:
         name: "dgmn", "deformable_message_passing", "deformable", "aspp", "non_local", "global_context", "criss_cross"
             or "none".
-        channels: of its input and output.
-        args: more arguments for it, for instance `{"sampling_rates": [1, 6, 12]}`.
+        channels: channels of the module's input and output.
+        args: more arguments of the module, for instance `{"sampling_rates": [1, 6, 12]}`.
 
     Raises:
-        InputError (a ValueError): no such module, or arguments that it does not take.
+        InputError: there is no such module, or it does not take these arguments. This is a ValueError.
     """
     if not isinstance(name, str) or name not in MODULES:
         raise InputError(f"module: no {name!r}; one of {', '.join(MODULES)}")

@@ -13,20 +13,21 @@ from dgmn.ops.precision import PreciseConv2d, compute_dtype
 
 _SIDE = 3
 _NODES = _SIDE * _SIDE  # K
-_MAX_HEAD = 256  # channels of a head that the CUDA kernels accept
+_MAX_HEAD = 256  # the most channels of a head that the CUDA kernels accept
 
 
 def _parts(channels: int) -> int:
-    """The fewest equal parts of so many channels that are small enough for every kernel."""
+    """Into how many equal parts to split the channels: the fewest whose size every kernel accepts."""
     return next(n for n in range(1, channels + 1) if channels % n == 0 and channels // n <= _MAX_HEAD)
 
 
 class DGMNMessage(nn.Module):
     """The message of one sampling rate: `Σ_j A_ij ϱ(h_j | V, j, Δd_j) w_j` (eq. 5 without β).
 
-    `filters` predicts the weights and the affinities of a position from its sampled nodes, jointly: its first G * K
-    channels are the weights, group by group, its last K the logits of the affinities. Without both it is a
-    convolution with weights of its own, w_j of eq. 1. See [`DGMN`][dgmn.layers.DGMN], also for the forms.
+    `filters` predicts the weights and the affinities of a position jointly, from its sampled nodes. Its first G * K
+    channels are the weights, group by group. Its last K channels are the logits of the affinities. If neither is
+    predicted, `filters` is a convolution with learned weights, w_j of eq. 1. See
+    [`DGMN`][dgmn.layers.DGMN] for the equations and the forms.
 
     Shape:
         (B, C, H, W) to (B, C, H, W).
@@ -49,14 +50,14 @@ class DGMNMessage(nn.Module):
         self.groups = groups
         self.dynamic_affinity = dynamic_affinity
         self.released = released
-        self.affinities_at = affinities_at  # the channel of `filters` from which on the logits are read
-        self.backend = "auto"  # of the ops, see dgmn.ops.BACKENDS
+        self.affinities_at = affinities_at  # first channel of `filters` that is read as logits
+        self.backend = "auto"  # backend of the ops, see dgmn.ops.BACKENDS
         self.fixed = not (dynamic_affinity or groups)
         predicted = _NODES * (groups + dynamic_affinity)
         grid: dict[str, Any] = {"kernel_size": _SIDE, "padding": sampling_rate, "dilation": sampling_rate}
         self.sampling_rate = sampling_rate
         self.walks: PreciseConv2d | None = None
-        if dynamic_sampling:  # a walk is added to a pixel coordinate
+        if dynamic_sampling:  # precise, because walks are added to pixel coordinates
             self.walks = PreciseConv2d(channels, 2 * _NODES, **grid, bias=not released, **dd)
         bias = not released and not self.fixed
         self.filters = nn.Conv2d(channels, predicted or channels, **grid, bias=bias, **dd)
@@ -64,13 +65,13 @@ class DGMNMessage(nn.Module):
 
     def reset_parameters(self) -> None:
         self.filters.reset_parameters()
-        if self.walks is not None:  # on the regular grid, as deformable convolutions start
+        if self.walks is not None:  # start on the regular grid, as deformable convolutions do
             nn.init.zeros_(self.walks.weight)
             if self.walks.bias is not None:
                 nn.init.zeros_(self.walks.bias)
 
     def predict_walks(self, x: Tensor) -> Tensor | None:
-        """Δd of the nodes of every position, (B, H, W, K, 2) in pixels as (dy, dx); None without dynamic sampling."""
+        """Walks Δd of every position's nodes, (B, H, W, K, 2) in pixels as (dy, dx); None without dynamic sampling."""
         if self.walks is None:
             return None
         walks: Tensor = self.walks(x)
@@ -78,10 +79,10 @@ class DGMNMessage(nn.Module):
         return walks.permute(0, 2, 3, 1).reshape(batch, height, width, _NODES, 2)
 
     def predict_weights(self, x: Tensor, walks: Tensor | None) -> Tensor:
-        """A_ij w_j of every position, (B, H, W, G, K), or A_ij alone, (B, H, W, 1, K), without dynamic weights.
+        """A_ij w_j of every position, (B, H, W, G, K). Without dynamic weights: A_ij alone, (B, H, W, 1, K).
 
         Raises:
-            ValueError: the weights are not predicted.
+            ValueError: the message predicts neither weights nor affinities.
         """
         weight, affinity = self.predict_parts(x, walks)
         if weight is None or affinity is None:
@@ -92,11 +93,11 @@ class DGMNMessage(nn.Module):
         return weight * affinity
 
     def predict_parts(self, x: Tensor, walks: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The weights w_j, (B, H, W, G, K), and the affinities A_ij, (B, H, W, 1, K); None what is not predicted."""
+        """Weights w_j, (B, H, W, G, K), and affinities A_ij, (B, H, W, 1, K); None for a part that is not predicted."""
         if self.fixed:
             return None, None
         maps = self._filtered(x, walks)
-        # The softmax, and the product of both, in float32, also under autocast.
+        # The softmax and the product of both are in float32, also under autocast.
         maps = maps.to(compute_dtype(maps))
         batch, height, width, _ = maps.shape
         weight = maps[..., : _NODES * self.groups].reshape(batch, height, width, self.groups, _NODES)
@@ -115,15 +116,15 @@ class DGMNMessage(nn.Module):
     def _convolve_sampled(self, x: Tensor, walks: Tensor) -> Tensor:
         """`filters` on the sampled nodes instead of the grid (v' of eq. 6): a deformable convolution.
 
-        Its products come first, tap by tap, then their results are sampled. Both are linear, so the order makes no
-        difference; but there are fewer channels to sample, and the K sampled nodes are never held in memory.
+        The products are computed first, tap by tap. Then their results are sampled. Both steps are linear, so the order
+        makes no difference. But this order samples fewer channels and never holds the K sampled nodes in memory.
         """
         weight, bias = self.filters.weight, self.filters.bias
         batch, _, height, width = x.shape
         outputs = weight.shape[0]
         parts = _parts(outputs)
         maps = F.linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1).flatten(0, 2))
-        # Every tap is a head that has one node, on its place in the grid.
+        # Every tap is a head with one node, at the tap's place in the grid.
         steps = torch.arange(-1, 2, device=x.device, dtype=walks.dtype) * self.sampling_rate
         grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(_NODES, 2)
         offset = (walks + grid).repeat_interleave(parts, 3).unsqueeze(4)
@@ -164,43 +165,44 @@ class DGMNMessage(nn.Module):
 class DGMN(nn.Module):
     """Dynamic graph message passing on a feature map (eq. 1 to 7).
 
-    Every position is a node of a graph. At every sampling rate it receives the message of K = 3 x 3 nodes on a
-    grid of that dilation, moved by predicted walks Δd (dynamic sampling, eq. 4). Their affinities A_ij, a softmax over
-    the K nodes, and their weights w_j, one number for every group of channels, are predicted from the sampled nodes
-    (eq. 6 and 7). With f the input and h = f at the start:
+    Every position is a node of a graph. At every sampling rate it receives the message of K = 3 x 3 nodes. They lie
+    on a grid of that dilation and are moved by predicted walks Δd (dynamic sampling, eq. 4). From the sampled nodes,
+    the module predicts their affinities A_ij, a softmax over the K nodes, and their weights w_j, one number for every
+    group of channels (eq. 6 and 7). The input is f, and h starts as f. The module computes, `steps` times:
 
-    `m_q = Σ_j A_ij ϱ(h_j | V, j, Δd_j) w_j` (eq. 5), `h = σ(f + Σ_q β_q m_q)` (eq. 2), `steps` times.
+    `m_q = Σ_j A_ij ϱ(h_j | V, j, Δd_j) w_j` (eq. 5), `h = σ(f + Σ_q β_q m_q)` (eq. 2).
 
     Forms:
 
     * "paper": the equations. σ is ReLU, the predictors have biases. Without dynamic affinity A is 1.
-    * "released": what the code that the authors published computes, for its weights. No σ, no biases. Without
-      dynamic affinity the weights go through a softmax over the nodes. With it, the fourth sampling rate takes the
-      weights of the last group for the affinities' logits, too, and leaves its own logits unused.
+    * "released": what the authors' published code computes; its weights need this form. No σ, no biases. Without
+      dynamic affinity the weights go through a softmax over the nodes. With dynamic affinity, the fourth sampling
+      rate also takes the weights of the last group as the logits of the affinities. Its own logits stay unused.
 
-    Without dynamic weights and dynamic affinity, w_j is a learned C x C matrix (eq. 1): the message is a
-    convolution, with dynamic sampling a deformable one ("deformable message passing" in Table 3).
+    Without dynamic weights and dynamic affinity, w_j is a learned C x C matrix (eq. 1). The message is then a
+    convolution. With dynamic sampling it is a deformable one ("deformable message passing" in Table 3).
 
     Args:
         channels: C.
-        sampling_rates: φ, a message for each. The paper has (1, 4, 8, 12) for detection and (1, 6, 12, 24, 36) for
-            segmentation.
-        groups: G groups of channels with weights of their own, a divisor of `channels`; 0: no dynamic weights.
+        sampling_rates: φ, each gives one message. The paper uses (1, 4, 8, 12) for detection and (1, 6, 12, 24, 36)
+            for segmentation.
+        groups: G, the groups of channels that have their own weights, a divisor of `channels`; 0: no dynamic weights.
         dynamic_affinity: predict affinities.
-        dynamic_sampling: predict walks. The costs in Table 2 of the paper are those without.
+        dynamic_sampling: predict walks. Table 2 of the paper gives the costs without it.
         steps: T, message passing steps, which share all parameters.
-        fusion: "sum" as above. "concat": `h = σ(W [f, m_1, .., m_S])`, where W is a 1x1 convolution; Table 2 of
-            the paper has its cost.
+        fusion: "sum" as above. "concat": `h = σ(W [f, m_1, .., m_S])`, where W is a 1x1 convolution. Table 2 of
+            the paper gives the cost of "concat".
         form: "paper" or "released".
-        initial_beta: what every β_q starts from; at 0, the module starts as the identity (in the paper's form on
-            maps that have passed a ReLU). The published code has 1.
+        initial_beta: start value of every β_q. At 0, the module starts as the identity (in the paper's form on
+            maps that have passed a ReLU). The published code uses 1.
 
     Shape:
         (B, C, H, W) to (B, C, H, W), of any height and width.
 
     Raises:
-        ValueError: a map or number that does not fit, an unknown fusion or form, or a released form that was never
-            released: without dynamic weights, with affinities but no walks, or with other than four sampling rates.
+        ValueError: a map or number does not fit, the fusion or form is unknown, or the released form is asked for a
+            variant that was never released: without dynamic weights, with affinities but no walks, or with other
+            than four sampling rates.
 
     Source: Zhang et al., Dynamic Graph Message Passing Networks, CVPR 2020; section 3 of
     https://arxiv.org/abs/2209.09760.
@@ -251,7 +253,7 @@ class DGMN(nn.Module):
         self.initial_beta = initial_beta
         self.messages = nn.ModuleList()
         for index, rate in enumerate(sampling_rates):
-            # A slip in the published code, which its weights were trained with.
+            # The published code has this slip, and its weights were trained with it.
             affinities_at = _NODES * (groups - (released and index == 3))
             switches = (groups, dynamic_affinity, dynamic_sampling, released, affinities_at)
             self.messages.append(DGMNMessage(channels, rate, *switches, **dd))
@@ -272,7 +274,7 @@ class DGMN(nn.Module):
             raise ValueError(f"x must have the shape {wanted}, got {tuple(x.shape)}")
         state = x
         for _ in range(self.steps):
-            # Nodes are read with all their channels at once.
+            # The kernels read all channels of a node at once.
             nodes = state.contiguous(memory_format=torch.channels_last)
             messages = [message(nodes) for message in self.messages]
             if self.beta is None:
@@ -291,9 +293,10 @@ class DGMN(nn.Module):
 
 
 def check_number(name: str, number: int, at_least: int = 1) -> None:
-    """
+    """Checks that `number` is a whole number of at least `at_least`.
+
     Raises:
-        ValueError: `number` is no whole number, or a smaller one.
+        ValueError: it is not.
     """
     if isinstance(number, bool) or not isinstance(number, int) or number < at_least:
         wanted = "whole numbers" if name.endswith("rates") else "a whole number"

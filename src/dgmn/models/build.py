@@ -1,4 +1,4 @@
-"""Networks of a task by name, as recipes and checkpoints have them."""
+"""Builds a task's networks by the names that recipes and checkpoints use."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -19,18 +19,18 @@ def build_named(
     model_args: Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Network:
-    """One of a task's networks.
+    """Builds one of a task's networks.
 
     Args:
         builders: the task's networks by name; each takes a backbone and a number of classes.
-        model: name of one of them.
+        model: name of the network.
         backbone: name for `timm.create_model`.
-        num_classes: of the data.
+        num_classes: number of classes in the data.
         model_args: more arguments for the network.
-        preprocessing: of the images; None takes what timm knows of the backbone.
+        preprocessing: how images are prepared; None takes what timm knows of the backbone.
 
     Raises:
-        InputError (a ValueError): no such network, backbone or argument.
+        InputError (a ValueError): there is no such network, backbone or argument.
     """
     if model not in builders:
         hint = did_you_mean(model, builders, f"; one of {', '.join(builders)}")

@@ -24,7 +24,7 @@ from dgmn.weights import ZOO, cached_file, match_keys, read_checkpoint
 
 __all__ = ["DGMN2"]
 
-# The relative position tables are made for the maps of a 224 x 224 image, whatever is fed later.
+# The relative position tables are made for the maps of a 224 x 224 image, whatever the size of later images.
 _TABLE_IMAGE = 224
 _STRIDES = (4, 8, 16, 32)
 
@@ -63,8 +63,11 @@ class DGMN2(nn.Module):
         in_chans: channels of the image.
         num_classes: outputs of the classifier; 0 leaves it out.
         global_pool: "avg", or "" to return the map of the last stage.
-        output_stride: 32, 16 or 8; below 32 the patch embeddings of the last stages do not reduce.
-        embed_dims, depths, num_heads, mlp_ratios: of the four stages (Table 1).
+        output_stride: 32, 16 or 8; below 32 the patch embeddings of the last stages keep the resolution.
+        embed_dims: channels of the four stages (Table 1).
+        depths: blocks of the four stages.
+        num_heads: attention heads of the four stages.
+        mlp_ratios: width of the perceptrons' hidden layers over the channels, for the four stages.
         rel_pos: "official" or "aligned", see [`RelativePosition`][dgmn.layers.RelativePosition].
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout after projections.
@@ -189,7 +192,7 @@ class DGMN2(nn.Module):
 
         Args:
             x: images (B, in_chans, H, W).
-            indices: the last n stages if a number, all if None, else these.
+            indices: a number n for the last n stages, None for all, or the stages themselves.
             norm: accepted for timm; DGMN2 has no norm after its stages.
             stop_early: do not compute the stages after the last one asked for.
             output_fmt: "NCHW" or "NHWC".
@@ -261,7 +264,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Official or own keys to ours, strictly; timm then adapts the first convolution and the classifier."""
+    """Renames official or own keys to ours, strictly. timm then adapts the first convolution and the classifier."""
     has_head = any(key == "head.weight" or key.endswith(".head.weight") for key in state_dict)
     return match_keys(state_dict, model, reset_head=not has_head, check_shapes=False).state_dict
 
@@ -282,7 +285,7 @@ def _create_dgmn2(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.M
     for network in model.modules():  # the feature extractor and what it wraps
         cfg = getattr(network, "pretrained_cfg", None)
         if isinstance(cfg, dict):
-            cfg.pop("state_dict", None)  # loaded: not to be kept twice
+            cfg.pop("state_dict", None)  # loaded, so it need not be kept twice
     return model
 
 
@@ -296,7 +299,7 @@ def _with_weights(variant: str, overlay: dict[str, Any], pretrained_cfg: Any) ->
         file = cached_file(variant)
     if file is None:
         published = any(model.name == variant for model in ZOO)
-        how = f"fetch them with `dgmn zoo download {variant}`" if published else "there are no published ones"
+        how = f"fetch them with `dgmn zoo download {variant}`" if published else "train your own (none are published)"
         raise RuntimeError(
             f"no weights of {variant} on this machine: {how}, or give pretrained_cfg_overlay=dict(file=...)"
         )
@@ -336,7 +339,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def dgmn2_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """1.5 M parameters, for CPUs and small images. Ours, not in the paper."""
+    """DGMN2-Nano, 1.5 M parameters, for CPUs and small images. It is ours, not in the paper."""
     args: dict[str, Any] = {
         "embed_dims": (32, 64, 128, 192),
         "depths": (2, 2, 2, 1),

@@ -1,4 +1,4 @@
-"""ResNets with DGMN, or a module that the paper compares with, inside (paper, section 5)."""
+"""ResNets with DGMN modules inside, or with modules that the paper compares with (paper, section 5)."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,21 +24,23 @@ Place = Literal["c5", "c4_c5", "res4"]
 class DGMNResNet(ResNet):
     """timm's ResNet of bottlenecks with modules that let distant positions exchange messages.
 
-    Where the paper has them: after the 3x3 convolution, its norm and its ReLU, in every block of the last stage
-    ("c5") or of the last two ("c4_c5"); or one before the last block of the last stage but one ("res4"), where
-    non-local networks have theirs. Names of all other weights are those of the plain network, whose weights load:
-    then the modules start anew.
+    The modules stand where the paper has them: after the 3x3 convolution, its norm and its ReLU, in every block of the
+    last stage ("c5") or of the last two ("c4_c5"). "res4" is a single module before the last block of the stage before
+    the last, as in non-local networks. All other weights have the names of the plain network, so its weights load; the
+    modules then start anew.
 
     Args:
-        block, layers: see `timm.models.resnet.ResNet`; the blocks are bottlenecks.
+        block: class of the blocks, a bottleneck; see `timm.models.resnet.ResNet`.
+        layers: number of blocks in every stage.
         module: one of `dgmn.layers.context.MODULES`, for instance "dgmn", "non_local"; "none" is the plain network.
         at: "c5", "c4_c5" or "res4".
         module_args: more arguments for the module, for instance `{"sampling_rates": (1, 4, 8)}`.
-        frozen_norms: keep the network's batch norms as its weights have them, statistics and all, as the paper does
-            on COCO. Norms inside of the modules are trained.
-        frozen_stages: the stem and so many stages are not trained, nor do their norms change, but for modules in them;
-            on COCO it is usually 1. Like `frozen_norms` this is for pretrained weights.
-        kwargs: those of `timm.models.resnet.ResNet`.
+        frozen_norms: keep the network's batch norms, with their statistics, as its weights have them. The paper does
+            so on COCO. Norms inside the modules are trained.
+        frozen_stages: this many of the first stages, and the stem, are not trained, and their norms do not change.
+            Modules in them are trained. 0 freezes nothing; on COCO it is usually 1. Like `frozen_norms` this is for
+            pretrained weights.
+        **kwargs: those of `timm.models.resnet.ResNet`.
 
     Raises:
         InputError (a ValueError): an unknown module or place, or a network that has no such place.
@@ -60,7 +62,7 @@ class DGMNResNet(ResNet):
     ) -> None:
         if not isinstance(frozen_stages, int) or not 0 <= frozen_stages <= len(layers):
             raise InputError(f"frozen_stages must be a whole number in 0..{len(layers)}, got {frozen_stages!r}")
-        # A branch that a frozen norm multiplies by its initial 0 would never come to life.
+        # A frozen norm whose weight starts at 0 would keep its branch at 0 for ever.
         some_frozen = frozen_norms or frozen_stages > 0
         super().__init__(cast(Any, block), tuple(layers), **{"zero_init_last": not some_frozen, **kwargs})
         if frozen_norms:
@@ -76,7 +78,7 @@ class DGMNResNet(ResNet):
                     raise InputError(f"module_args: deformable takes none here, got {dict(module_args)}")
                 found.conv2 = _deformable(found.conv2)
                 continue
-            # What follows the activation stands in its place, so that the names of all weights stay.
+            # Activation and module together take the activation's place, so that the names of all weights stay.
             activation, channels = ("act3", found.conv3) if at == "res4" else ("act2", found.conv2)
             added = context_module(module, channels.out_channels, module_args).to(channels.weight)
             setattr(found, activation, Inserted(getattr(found, activation), added))
@@ -86,7 +88,7 @@ class DGMNResNet(ResNet):
 
 
 class Inserted(nn.Sequential):
-    """A module behind an activation, whose place in a network it takes."""
+    """An activation and a module behind it, in the activation's place in a network."""
 
     def __init__(self, act: nn.Module, module: nn.Module) -> None:
         super().__init__(OrderedDict(act=act, module=module))
@@ -123,11 +125,11 @@ def set_multi_grid(network: nn.Module, grid: Sequence[int] = (1, 2, 4)) -> None:
     """Multiplies the dilation of the last stage of a dilated ResNet, block by block, in place.
 
     Args:
-        network: a ResNet of timm with `output_stride` 8 or 16, or its feature maps with `feature_cls="getter"`.
+        network: a ResNet of timm with `output_stride` 8 or 16, or its feature extractor with `feature_cls="getter"`.
         grid: a factor for each block of the last stage.
 
     Raises:
-        InputError (a ValueError): another network, one that is not dilated, or another number of blocks.
+        InputError (a ValueError): the network is no ResNet or not dilated, or `grid` does not fit its blocks.
 
     Source: DeepLabv3 (https://arxiv.org/abs/1706.05587), section 3.1.
     """
@@ -139,7 +141,7 @@ def set_multi_grid(network: nn.Module, grid: Sequence[int] = (1, 2, 4)) -> None:
     factors = list(grid) if isinstance(grid, Sequence) else []
     if len(factors) != len(blocks) or not all(type(n) is int and n >= 1 for n in factors):
         raise InputError(f"multi_grid: a factor of at least 1 for each of {len(blocks)} blocks, got {grid!r}")
-    dilation = 32 // last["reduction"]  # which timm's first block of the stage does not have yet
+    dilation = 32 // last["reduction"]  # timm gives it to all blocks of the stage but the first
     if dilation == 1:
         raise InputError("multi_grid: the network is not dilated: it needs an output_stride of 8 or 16")
     for block, factor in zip(blocks, factors, strict=True):
@@ -169,7 +171,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 def _plain(name: str) -> dict[str, Any]:
-    """Where timm has the weights of the plain network; they are of its own recipe of that time, as in the paper."""
+    """timm's entry for the plain network's weights: those of torchvision's recipe of that time, as in the paper."""
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
     return {key: value for key, value in cfg.to_dict().items() if key not in ("architecture", "tag")}

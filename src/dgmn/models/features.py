@@ -9,9 +9,10 @@ from dgmn.errors import InputError, did_you_mean
 
 
 def check_name(name: str, option: str) -> None:
-    """
+    """Checks that timm knows a network of this name.
+
     Raises:
-        InputError: timm knows no network of this name; the message names the option and suggests some.
+        InputError: it does not; the message names the option and suggests other names.
     """
     if not timm.is_model(name):
         ours = f"; for instance {', '.join(timm.list_models('dgmn2*'))}"
@@ -26,16 +27,16 @@ def normalisation(maps: Any) -> dict[str, list[float]]:
 
 
 def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, output_stride: int = 32) -> Any:
-    """The last four maps of a timm network, the finest first.
+    """A timm network that gives its last four feature maps, the finest first.
 
     Args:
-        name: of the network.
-        pretrained: with its published weights.
-        args: more arguments for it.
-        output_stride: of the last map.
+        name: name of the network.
+        pretrained: load its published weights.
+        args: more arguments for the network.
+        output_stride: stride of the last map.
 
     Raises:
-        InputError (a ValueError): timm does not know it, or it gives no four maps with these arguments.
+        InputError (a ValueError): timm does not know the network, or it gives no four maps with these arguments.
     """
     check_name(name, "backbone")
     if args is not None and not isinstance(args, dict):
@@ -46,9 +47,9 @@ def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, outpu
     if output_stride != 32:
         options["output_stride"] = output_stride
     try:
-        try:  # keeps the names of the weights, and gives channels first also where the network has them last
+        try:  # the getter keeps the names of the weights, and always gives maps with channels first
             maps = timm.create_model(name, pretrained=pretrained, feature_cls="getter", **options)
-        except AttributeError:  # the few networks that timm reads in another way only
+        except AttributeError:  # a few networks do not support the getter
             maps = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # every network of timm has its own way to refuse
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -57,7 +58,7 @@ def feature_maps(name: str, pretrained: bool, args: dict[str, Any] | None, outpu
             raise InputError(f"backbone {name}: {error}") from error
         if pretrained and isinstance(error, OSError):
             raise InputError(
-                f"backbone {name}: its published weights cannot be fetched ({reason}); without a network, leave "
+                f"backbone {name}: its published weights cannot be fetched ({reason}); offline, leave "
                 "pretrained out and give a file of its weights as checkpoint"
             ) from error
         unknown = [key for key in args or () if f"unexpected keyword argument '{key}'" in reason]

@@ -1,4 +1,4 @@
-"""Networks prepared for inference."""
+"""Prepares networks for inference."""
 
 import copy
 from itertools import pairwise
@@ -14,11 +14,11 @@ def fuse(model: Network) -> Network:
     """Folds every batch norm into the convolution before it: fewer passes over the maps, equal outputs.
 
     Args:
-        model: any network; a convolution and its norm must follow each other in an `nn.Sequential`, as they do in
-            ours. It stays as it is.
+        model: any network; it is not changed. A norm is folded if it follows its convolution in an `nn.Sequential`,
+            as in our networks.
 
     Returns:
-        A copy in evaluation mode, for inference only: its norms are gone, and their statistics fixed.
+        A copy in evaluation mode, for inference only: its norms are gone, and their statistics are fixed.
 
     Raises:
         TypeError: `model` is no network.
@@ -36,12 +36,12 @@ def fuse(model: Network) -> Network:
 def _fold(layers: nn.Sequential) -> None:
     for first, second in pairwise(list(layers._modules)):
         conv, norm = layers._modules[first], layers._modules[second]
-        # The very classes: subclasses (timm's norms with an activation, parametrised weights) compute something else.
+        # Only these classes: subclasses (timm's norms with an activation, parametrised weights) compute something else.
         if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
             continue
         assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
         if norm.track_running_stats and not (_hooked(conv) or _hooked(norm)):
-            # Layers are addressed by name: the norm leaves an empty place.
+            # Layers are addressed by name, so an identity takes the norm's place.
             layers._modules[first] = fuse_conv_bn_eval(conv, norm)
             layers._modules[second] = nn.Identity()
 

@@ -1,4 +1,4 @@
-"""Published names of the weights of our networks, and ours. Pure: dict in, dict out."""
+"""Renames the weights of published networks to our names. Pure: dict in, dict out."""
 
 import re
 
@@ -8,7 +8,7 @@ from dgmn.about import Renamed, Weights
 from dgmn.errors import InputError
 from dgmn.weights.keys import Rules, rename, under
 
-# A name that every published DGMN2 has, wherever it is in the file.
+# A name that every published DGMN2 has, behind any prefix.
 _FIRST = "patch_embed1.conv1.weight"
 _DGMN2_RULES: Rules = (
     (r"patch_embed1\.conv([123])\.(\w+)", lambda m: f"stem.{int(m[1]) - 1}.conv.{m[2]}"),
@@ -32,7 +32,7 @@ _DGMN2_RULES: Rules = (
 
 
 def dgmn2_from_official(state_dict: Weights) -> dict[str, Tensor]:
-    """Official DGMN2 backbone or classifier names to ours.
+    """Renames the weights of an official DGMN2 backbone or classifier to our names.
 
     Raises:
         InputError (a ValueError): a name that the official network does not have.
@@ -56,11 +56,11 @@ def official_around_dgmn2(
     """The weights of a published network with a DGMN2 inside, under our names; None for another file.
 
     Args:
-        state_dict: of the file.
-        rules: for the names outside of the DGMN2.
+        state_dict: name to tensor, as in the file.
+        rules: rules for the names outside the DGMN2.
         whose: name of the network, for messages.
-        ours: where our network has the DGMN2.
-        theirs: where the published one has it.
+        ours: prefix of the DGMN2's names in our network.
+        theirs: prefix of the DGMN2's names in the published network.
     """
     if theirs + _FIRST not in state_dict:
         return None
@@ -70,8 +70,8 @@ def official_around_dgmn2(
     return Renamed(mapped | rename(outer, rules, whose), f"official {whose}")
 
 
-# Branches are numbered 1 to 4 where they are gated, and lettered where they are computed. What predicts the weights has
-# another name where the code has no walks.
+# The official code numbers the branches 1 to 4 in the names of their gates, and letters them a to d in all other names.
+# The layer that predicts the weights is `kernel_conv` in code with walks, `cat` in code without.
 _BRANCH = "abcd"
 _MODULE_RULES = (
     (re.compile(r"gamma([1-4])"), "beta.{}"),
@@ -81,10 +81,10 @@ _MODULE_RULES = (
 
 
 def dgmn_from_official(state_dict: Weights) -> dict[str, Tensor]:
-    """Names of one DGMN module of the official code to those of `DGMN(form="released")`.
+    """Renames the weights of one DGMN module of the official code to the names of `DGMN(form="released")`.
 
     Raises:
-        InputError (a ValueError): a name that the module does not have, or two names of one tensor.
+        InputError (a ValueError): a name that the module does not have, or two names for one tensor.
     """
     mapped: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
@@ -94,20 +94,20 @@ def dgmn_from_official(state_dict: Weights) -> dict[str, Tensor]:
         branch = int(found[0]) - 1 if found[0].isdigit() else _BRANCH.index(found[0])
         name = found[1].format(branch)
         if name in mapped:
-            raise InputError(f"{key!r} is there under its other name, too: not an official DGMN module")
+            raise InputError(f"{key!r} is also there under its other name: not an official DGMN module")
         mapped[name] = tensor
     return mapped
 
 
 def dgmn_resnet_from_official(state_dict: Weights) -> dict[str, Tensor]:
-    """The modules in an official detector's weights, under their names in a `DGMNResNet` with such modules.
+    """The DGMN modules in an official detector's weights, under their names in a `DGMNResNet`.
 
-    Its modules are `module_args={"form": "released"}`; the official file has them under `model`, named
-    `backbone.body.layer4.<block>.dw_block.` and so on. What else is in the file is left out: it is of a Mask R-CNN
-    with other conventions, which is not defined here.
+    That network needs `module_args={"form": "released"}`. The official file has the modules under `model`, with names
+    such as `backbone.body.layer4.<block>.dw_block.`. The rest of the file is left out: it belongs to a Mask R-CNN with
+    other conventions, which is not defined here.
 
     Raises:
-        InputError (a ValueError): no such module in it, or one with unknown names.
+        InputError (a ValueError): there is no such module, or a module has unknown names.
     """
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state_dict.items():
@@ -124,9 +124,10 @@ def dgmn_resnet_from_official(state_dict: Weights) -> dict[str, Tensor]:
 
 
 def refuse_released(state_dict: Weights) -> None:
-    """
+    """Refuses a released detector of the first paper, whose modules are read in another way.
+
     Raises:
-        InputError: the file is a released detector of the first paper, whose modules are read in another way.
+        InputError: the weights are from such a detector.
     """
     if any(".dw_block." in key for key in state_dict):
         raise InputError("the modules of a released DGMN are read by dgmn.models.official.dgmn_resnet_from_official")

@@ -3,7 +3,7 @@
 * [`sampled_aggregate`][dgmn.ops.sampled_aggregate]: sum sampled nodes with given weights (DGMN, eq. 5);
 * [`sampled_attention`][dgmn.ops.sampled_attention]: sum them with softmax attention (DGMN2, eq. 8 and 9).
 
-Beside them, [`position_scores`][dgmn.ops.position_scores]: the relative position term of DGMN2's logits.
+[`position_scores`][dgmn.ops.position_scores] computes the relative position term of DGMN2's logits.
 """
 
 from dgmn.ops.functional import BACKENDS, position_scores, sampled_aggregate, sampled_attention

@@ -13,9 +13,9 @@ from torch.autograd import forward_ad
 from dgmn.ops import library, native, reference
 
 BACKENDS = ("auto", "reference", "native", "triton")
-"""What the argument `backend` accepts: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
+"""Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
 
-_MAX_DILATION = 2**20  # of pixels; the kernels' positions are 32 bit
+_MAX_DILATION = 2**20  # in pixels; the kernels' positions have 32 bits
 _HAS_TRITON = find_spec("triton") is not None
 
 
@@ -28,29 +28,29 @@ def sampled_aggregate(
     dilation: int = 1,
     backend: str = "auto",
 ) -> Tensor:
-    """Sums K sampled nodes of a feature map at every position, with weights of the position's own.
+    """Sums K sampled nodes of a feature map at every position, with the position's own weights.
 
     `m_i = Σ_j w_ij ϱ(h_j | V, j, Δd_j)`, where ϱ samples the map at node j moved by its walk Δd_j.
 
     The K = `kernel_size`² nodes start on a grid around each position, `dilation` pixels apart (the sampling
-    rate), are moved by the predicted walks and read bilinearly. What lies outside of the map counts as zero, as
-    in deformable convolution.
+    rate). The predicted walks move them. They are read bilinearly. Pixels outside of the map count as zero, as in
+    deformable convolution.
 
     Args:
         value: the nodes, (B, H, W, heads, D), floating point. Any strides.
-        offset: walks in pixels as (dy, dx), (B, H, W, heads or 1, K, 2); 1 shares them among the heads.
-        weight: (B, H, W, heads, K).
+        offset: walks in pixels as (dy, dx), (B, H, W, heads or 1, K, 2); with 1, all heads share them.
+        weight: weights of the nodes, (B, H, W, heads, K).
         kernel_size: side of the grid.
         dilation: distance of the grid points in pixels.
         backend: one of [`BACKENDS`][dgmn.ops.BACKENDS].
 
     Returns:
-        (B, H, W, heads, D), in the dtype of `value`; under autocast in that of autocast.
+        (B, H, W, heads, D), in the dtype of `value`; under autocast in autocast's dtype.
 
     Raises:
-        TypeError: an argument is no tensor, or not of floating point.
-        ValueError: shapes, devices or numbers that do not fit; the message names the argument.
-        RuntimeError: the backend asked for cannot run here; the message says why.
+        TypeError: an argument is not a tensor, or not of floating point.
+        ValueError: shapes, devices or numbers do not fit; the message names the argument.
+        RuntimeError: the chosen backend cannot run here; the message says why.
 
     Source: Dynamic Graph Message Passing Networks, eq. 3 and 5 (https://arxiv.org/abs/2209.09760).
     """
@@ -83,28 +83,29 @@ def sampled_attention(
 
     `m_i = Σ_j softmax_j(s q_i · k_j + r_ij) v_j`
 
-    where the key and the value of a node are sampled at the same point (see
-    [`sampled_aggregate`][dgmn.ops.sampled_aggregate] for where). A node outside of the map has key and value
-    zero and stays in the softmax. Logits and softmax are computed in float32 also for half precision inputs.
+    The key and the value of a node are sampled at the same point, as in
+    [`sampled_aggregate`][dgmn.ops.sampled_aggregate]. A node outside of the map has a key and a value of zero
+    and stays in the softmax. Logits and softmax are computed in float32 also for half precision inputs.
 
     Args:
-        query, key, value: (B, H, W, heads, D), floating point, of one dtype. Any strides: the slices of one
-            qkv projection need no copy.
-        offset: walks in pixels as (dy, dx), (B, H, W, heads or 1, K, 2); 1 shares them among the heads.
+        query: (B, H, W, heads, D), floating point. Any strides: the slices of one qkv projection need no copy.
+        key: shape and dtype of `query`, any strides.
+        value: shape and dtype of `query`, any strides.
+        offset: walks in pixels as (dy, dx), (B, H, W, heads or 1, K, 2); with 1, all heads share them.
         bias: added to the logits, (B, H, W, heads, K).
-        scale: of the dot products; D ** -0.5 if None.
+        scale: factor of the dot products; D ** -0.5 if None.
         kernel_size: side of the grid; K = kernel_size².
         dilation: distance of the grid points in pixels.
         dropout_p: probability to drop an attention weight (pass 0 in evaluation).
         backend: one of [`BACKENDS`][dgmn.ops.BACKENDS].
 
     Returns:
-        (B, H, W, heads, D), in the dtype of `value`; under autocast in that of autocast.
+        (B, H, W, heads, D), in the dtype of `value`; under autocast in autocast's dtype.
 
     Raises:
-        TypeError: an argument is no tensor, or not of floating point.
-        ValueError: shapes, devices or numbers that do not fit; the message names the argument.
-        RuntimeError: the backend asked for cannot run here; the message says why.
+        TypeError: an argument is not a tensor, or not of floating point.
+        ValueError: shapes, devices or numbers do not fit; the message names the argument.
+        RuntimeError: the chosen backend cannot run here; the message says why.
 
     Source: Dynamic Graph Message Passing Networks for Visual Recognition, eq. 8 and 9
     (https://arxiv.org/abs/2209.09760).
@@ -143,26 +144,26 @@ def position_scores(
     mirrored: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """The relative position term of the attention logits: every query times the table rows that it meets.
+    """The relative position term of the attention logits: dot products of every query with rows of two tables.
 
-    Node s of position (y, x) gets `query(y, x) · rows[H - 1 - y + s] + query(y, x) · columns[W - 1 - x + s]`: up
-    to 2K dot products a position, whatever the size of the map.
+    Node s of position (y, x) gets `query(y, x) · rows[H - 1 - y + s] + query(y, x) · columns[W - 1 - x + s]`.
+    This takes up to 2K dot products per position, whatever the size of the map.
 
     Args:
         query: (B, H, W, heads, D), floating point. Any strides.
         rows: table of the height, (H + nodes - 1, D), or None to leave the term out.
-        columns: table of the width, (W + nodes - 1, D), or None.
-        nodes: K, scores of a position.
-        mirrored: take the height term of the position (x, y), which needs a square map.
+        columns: table of the width, (W + nodes - 1, D), or None to leave the term out.
+        nodes: K, the number of scores per position.
+        mirrored: take the height term at (y, x) from position (x, y). This needs a square map.
         backend: "auto", "reference" or "native".
 
     Returns:
         (B, H, W, heads, K) in float32, or float64 if `query` is.
 
     Raises:
-        TypeError: an argument is no tensor, or not of floating point.
-        ValueError: shapes, devices or numbers that do not fit; the message names the argument.
-        RuntimeError: the backend asked for cannot run here; the message says why.
+        TypeError: an argument is not a tensor, or not of floating point.
+        ValueError: shapes, devices or numbers do not fit; the message names the argument.
+        RuntimeError: the chosen backend cannot run here; the message says why.
 
     Source: Dynamic Graph Message Passing Networks for Visual Recognition, eq. 9, Fig. 4b
     (https://arxiv.org/abs/2209.09760).
@@ -185,7 +186,7 @@ def position_scores(
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Maps in the dtype of autocast, where it is on: as in scaled_dot_product_attention."""
+    """Casts maps to the dtype of autocast where it is on, as scaled_dot_product_attention does."""
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
@@ -194,7 +195,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _transformed(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, of which operators with kernels know nothing."""
+    """Whether torch.func or forward-mode differentiation is active. The operators with kernels support neither."""
     if torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active():
@@ -229,7 +230,7 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        return "reference"  # ONNX has no operator of ours
+        return "reference"  # ONNX does not have our operators
     if value.device.type == "cpu":
         if native.LIBRARY is None and not torch.compiler.is_compiling():
             warnings.warn(
@@ -267,7 +268,9 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 def _check_map(name: str, tensor: Tensor) -> None:
     _check_tensor(name, tensor)
     if tensor.dim() != 5 or 0 in tensor.shape[1:]:
-        raise ValueError(f"{name} must have the shape (B, H, W, heads, D), none but B zero, got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name} must have the shape (B, H, W, heads, D), only B may be zero, got {tuple(tensor.shape)}"
+        )
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], like: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The kernels as PyTorch operators, `torch.ops.dgmn.*`: shapes, gradients and costs, for autograd, compile and export.
 
-Every operator has a backward operator of its own. Saved for it are the inputs and one number a node, never the
-sampled nodes. Arguments are checked and the backend is chosen in `functional.py`.
+Every operator has its own backward operator. The inputs are saved for it, and for attention one number per position
+and head, but never the sampled nodes. `functional.py` checks the arguments and chooses the backend.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,11 @@ def _kernels(backend: str, value: Tensor) -> ModuleType:
     """The module with the kernels of a backend.
 
     Raises:
-        RuntimeError: it cannot run on such a map. Exported programs come here with whatever they are given.
+        RuntimeError: the backend is unknown or cannot run on such a map. Exported programs call this with arguments
+            that nothing has checked.
     """
     if backend not in ("native", "triton"):
-        raise RuntimeError(f"dgmn: no kernels for the backend {backend!r}; native or triton")
+        raise RuntimeError(f"dgmn: no kernels for the backend {backend!r}, it must be native or triton")
     kernels: ModuleType = native
     # An exported program names the backend of the machine that exported it, and may run on another device.
     if backend == "triton" or value.is_cuda:
@@ -36,7 +37,7 @@ def _kernels(backend: str, value: Tensor) -> ModuleType:
 
 
 def _check(value: Tensor, maps: Sequence[Tensor], offset: Tensor, nodes: int, weights: Sequence[Tensor | None]) -> None:
-    """Refuses what the kernels would read beyond the end of."""
+    """Refuses shapes and devices with which the kernels would read beyond the end of a tensor."""
     shape = value.shape
     offsets = [(*shape[:3], heads, nodes, 2) for heads in (1, *shape[3:4])]
     fits = (
@@ -228,8 +229,8 @@ position_scores_backward.register_autograd(_no_second_derivatives)
 position_scores.register_autograd(_position_gradients, setup_context=_save_position)
 
 
-# Counted as the matrix products of the reference, so that a network costs the same whatever runs it. Sampling is not
-# counted, as the counter counts no interpolation.
+# The formulas count the matrix products of the reference, so a network costs the same on every backend. They leave out
+# the sampling, because PyTorch's counter counts no interpolation.
 
 
 def _products(shape: Any, nodes: int, times: int) -> int:

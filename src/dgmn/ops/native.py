@@ -1,6 +1,6 @@
 """The native CPU kernels (`csrc/`), called with ctypes: plain tensors in and out.
 
-The library is optional. Where it was not built, `LIBRARY` is None and everything runs on the reference.
+The library is optional. If it was not built, `LIBRARY` is None and everything runs on the reference.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ class _Problem(ctypes.Structure):
 
 
 def _load() -> ctypes.CDLL | None:
-    # torch is imported by now: ours is bound to the OpenMP runtime that it brought.
+    # torch is already imported, so our library is bound to the OpenMP runtime that torch loaded.
     path = Path(__file__).resolve().parent.parent / "_native.so"
     try:
         library = ctypes.CDLL(str(path))
@@ -47,13 +47,13 @@ def _load() -> ctypes.CDLL | None:
 
 
 LIBRARY = _load()
-"""None where the package was installed without a C++ compiler."""
+"""The library with the kernels; None if the package was installed without a C++ compiler."""
 
-_target = 0  # instruction set, 0: the best; tests choose
+_target = 0  # instruction set; 0 stands for the best; tests set others
 
 
 def targets() -> dict[str, int]:
-    """The instruction sets that this processor runs, by name."""
+    """The instruction sets that this processor supports: name to number."""
     if LIBRARY is None:
         return {}
     named = {LIBRARY.dgmn_target_name(i): i for i in range(1, 4)}
@@ -81,7 +81,7 @@ def attention_forward(
     kernel_size: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor]:
-    """The messages, and the log-sum-exp of every node's logits (B, H, W, heads), in float32."""
+    """The messages, and the log-sum-exp of every position's logits, (B, H, W, heads) in float32."""
     problem = _problem(value, offset, kernel_size, dilation)
     query, key, value = (_rows(x) for x in (query, key, value))
     offset, bias = _floats(offset), None if bias is None else _floats(bias)
@@ -106,9 +106,9 @@ def attention_backward(
     kernel_size: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of query, key, value, offset and bias, each in the dtype of its own.
+    """Gradients of query, key, value, offset and bias, each in the dtype of its input.
 
-    The softmax is computed anew: with nine nodes it costs nothing, and its weights sum to one, whatever was rounded.
+    The softmax is computed again. With nine nodes it costs almost nothing, and its weights sum to one despite rounding.
     """
     problem = _problem(value, offset, kernel_size, dilation)
     nodes = (*value.shape[:4], kernel_size**2)
@@ -144,7 +144,7 @@ def aggregate_forward(value: Tensor, offset: Tensor, weight: Tensor, kernel_size
 def aggregate_backward(
     grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, offset and weight, each in the dtype of its own."""
+    """Gradients of value, offset and weight, each in the dtype of its input."""
     problem = _problem(value, offset, kernel_size, dilation)
     grad_value = torch.zeros(value.shape, dtype=torch.float32)
     grad_offset = torch.empty(offset.shape, dtype=torch.float32)
@@ -198,14 +198,14 @@ def position_backward(
 def _problem(value: Tensor, offset: Tensor | None = None, kernel_size: int = 0, dilation: int = 0) -> _Problem:
     batch, height, width, heads, dim = value.shape
     if height * width > _MAX_POSITIONS:
-        raise ValueError(f"the native kernels take maps of less than 2**31 positions, got {tuple(value.shape)}")
+        raise ValueError(f"the native kernels take maps of fewer than 2**31 positions, got {tuple(value.shape)}")
     offset_heads = 1 if offset is None else offset.shape[3]
     sizes = (batch, height, width, heads, dim, kernel_size, dilation, offset_heads)
     return _Problem(*sizes, value.dtype == torch.bfloat16, torch.get_num_threads(), _target)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """A map whose positions lie evenly apart and whose channels are adjacent: itself, if it can be."""
+    """The map with evenly spaced positions and adjacent channels: `x` itself if it has them, otherwise a copy."""
     even = x.shape[1] == 1 or x.stride(1) == x.shape[2] * x.stride(2)
     return x if even and (x.stride(4) == 1 or x.shape[4] == 1) else x.contiguous()
 

@@ -1,4 +1,4 @@
-"""Computing in at least float32, where half precision would lose too much: walks, pixel coordinates, logits.
+"""Computes in at least float32 where half precision would lose too much: walks, pixel coordinates, logits.
 
 In bfloat16 the coordinate 200.5 rounds to 200.
 """
@@ -20,7 +20,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Keeps the dtypes that the code asks for; also on devices that know no autocast, such as meta."""
+    """Switches autocast off, so that the code sets the dtypes. Also works on devices without autocast, such as meta."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 

@@ -1,7 +1,7 @@
 """The specification of both primitives in plain PyTorch operations.
 
-Runs on every device and in every floating dtype, is differentiable, and is what
-faster implementations are tested against. Arguments are checked in `functional.py`.
+It runs on every device and in every floating dtype, and is differentiable. Faster implementations are tested
+against it. Arguments are checked in `functional.py`.
 """
 
 import torch
@@ -12,7 +12,7 @@ from dgmn.ops.precision import compute_dtype, without_autocast
 
 
 def node_coordinates(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
-    """Pixel coordinates of the nodes, wherever they lie.
+    """Pixel coordinates of the nodes, on the map or outside of it.
 
     Node ``t = kernel_size * i + j`` of position ``(y, x)`` lies at
     ``(y + i * dilation - pad, x + j * dilation - pad)`` plus its walk (eq. 4), where ``pad`` is the
@@ -20,6 +20,8 @@ def node_coordinates(offset: Tensor, kernel_size: int, dilation: int) -> tuple[T
 
     Args:
         offset: walks in pixels as (dy, dx), (B, H, W, heads, K, 2).
+        kernel_size: side of the grid.
+        dilation: distance of the grid points in pixels.
 
     Returns:
         y and x, each (B, H, W, heads, K).
@@ -36,13 +38,13 @@ def node_coordinates(offset: Tensor, kernel_size: int, dilation: int) -> tuple[T
 
 
 def counts(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where y and where x lie on the map; a point counts if both do, so neither an infinite walk nor NaN does."""
+    """Where y and where x lie between -1 and the map's size. A point counts if both do; infinity and NaN do not."""
     return (y > -1) & (y < height), (x > -1) & (x < width)
 
 
 def sampling_points(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
-    """The coordinates that are read: those of [`node_coordinates`][dgmn.ops.reference.node_coordinates], -2 where a
-    point does not count.
+    """The coordinates that are read: [`node_coordinates`][dgmn.ops.reference.node_coordinates], with -2 for each
+    coordinate that does not count.
     """
     y, x = node_coordinates(offset, kernel_size, dilation)
     along_y, along_x = counts(y, x, *offset.shape[1:3])
@@ -54,15 +56,16 @@ def sample_nodes(nodes: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Bilinear sampling (the sampler of eq. 5 and 8); corners outside of the map count as zero.
 
     Args:
-        nodes: (B, H, W, heads, D).
-        y, x: pixel coordinates, (B, H, W, heads or 1, K).
+        nodes: the map, (B, H, W, heads, D).
+        y: pixel coordinates along the height, (B, H, W, heads or 1, K).
+        x: pixel coordinates along the width, in the shape of `y`.
 
     Returns:
         (B, heads, D, H * W, K).
     """
     batch, height, width, heads, dim = nodes.shape
     taps = y.shape[-1]
-    # grid_sample wants (x, y) in -1..1, where with align_corners=False the pixel p of n lies at (2p + 1) / n - 1.
+    # grid_sample wants (x, y) in -1..1. With align_corners=False, pixel p of n lies at (2p + 1) / n - 1.
     grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
     grid = grid.expand(batch, height, width, heads, taps, 2).permute(0, 3, 1, 2, 4, 5)
     maps = nodes.permute(0, 3, 4, 1, 2).reshape(batch * heads, dim, height, width)
@@ -92,10 +95,12 @@ def attention_weights(query: Tensor, key: Tensor, y: Tensor, x: Tensor, bias: Te
     """The softmax of eq. 8: how much a position attends to each of its nodes.
 
     Args:
-        query, key: (B, H, W, heads, D).
-        y, x: pixel coordinates of the nodes, (B, H, W, heads or 1, K).
-        bias: (B, H, W, heads, K), or None.
-        scale: of the products.
+        query: (B, H, W, heads, D).
+        key: (B, H, W, heads, D).
+        y: pixel coordinates of the nodes along the height, (B, H, W, heads or 1, K).
+        x: pixel coordinates of the nodes along the width, in the shape of `y`.
+        bias: added to the logits, (B, H, W, heads, K), or None.
+        scale: factor of the dot products.
 
     Returns:
         (B, H, W, heads, K) in float32, or float64 if `query` is.
@@ -152,5 +157,5 @@ def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, 
 
 
 def _windows(table: Tensor, nodes: int) -> Tensor:
-    """The rows that every position along an axis meets, (length, dim, nodes)."""
+    """The table rows for every position along an axis, (length, dim, nodes)."""
     return table.unfold(0, nodes, 1).flip(0)

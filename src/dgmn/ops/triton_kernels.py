@@ -1,11 +1,11 @@
 """Both primitives as fused GPU kernels in Triton, forward and backward, on plain tensors.
 
-A program takes some positions of one head. It walks over their K nodes and reads the four pixels around each; the
-sampled nodes never exist in memory. Shapes and meaning of all arguments are those of `reference.py`, and offsets,
+A program takes some positions of one head. It loops over their K nodes and reads the four pixels around each. The
+sampled nodes never exist in memory. All arguments have the shapes and meaning of those in `reference.py`. Offsets,
 logits, softmax and sums are in float32 whatever the dtype of the maps.
 """
 
-# Kernels have no types that Python knows, and Triton's constants are written in capitals.
+# Kernel arguments have no Python types, and Triton's constants are written in capitals.
 # mypy: disable-error-code="no-untyped-def"
 # ruff: noqa: N803, N806
 
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-"""Whether TRITON_INTERPRET=1 was set on import: then the kernels run anywhere, slowly."""
+"""Whether TRITON_INTERPRET=1 was set on import. If so, the kernels also run on the CPU, but slowly."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
 # From this many elements on, indices need 64 bits.
@@ -51,7 +51,7 @@ def _rows(positions, heads, height, width, TILE: tl.constexpr, BLOCK_D: tl.const
     program = tl.program_id(0)
     if WIDE:
         program = program.to(tl.int64)
-    # Neighbouring programs take the heads of the same positions: their offsets share cache lines.
+    # Neighbouring programs take the heads of the same positions, because their offsets share cache lines.
     head = program % heads
     position = program // heads * ROWS + tl.arange(0, ROWS)
     place = (position // width // height, position // width % height, position % width, head)
@@ -62,8 +62,8 @@ def _rows(positions, heads, height, width, TILE: tl.constexpr, BLOCK_D: tl.const
 def _channels(CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr):
     """The channels of a head as (CHUNKS, 1, BLOCK_D // CHUNKS), in tiles (CHUNKS, positions, BLOCK_D // CHUNKS).
 
-    A thread holds the same few channels of every chunk, so it computes one address for all its chunks. With one chunk
-    more threads share a position, and each computes the same addresses.
+    A thread holds the same few channels of every chunk, so it computes one address for all its chunks. With one
+    chunk, more threads share a position, and each computes the same addresses.
     """
     WIDTH: tl.constexpr = BLOCK_D // CHUNKS
     return (tl.arange(0, CHUNKS) * WIDTH)[:, None, None] + tl.arange(0, WIDTH)[None, None, :]
@@ -71,7 +71,7 @@ def _channels(CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _spread(row):
-    """One number per position as a tile with channels."""
+    """One number per position, as a tile that broadcasts over the channels."""
     return row[None, :, None]
 
 
@@ -99,8 +99,8 @@ def _cell(walks, strides, live, place, height, width, i, j, dilation, SIZE: tl.c
     pad = dilation * (SIZE - 1) // 2
     y = (place[1] + (i * dilation - pad)).to(tl.float32) + _load(walk, live)
     x = (place[2] + (j * dilation - pad)).to(tl.float32) + _load(walk + strides[5], live)
-    # A point further out has no pixel of the map around it either. But this one converts to an integer: infinity does
-    # not, nor does NaN, which minimum and maximum drop.
+    # Beyond these bounds a point has no pixel of the map around it, so the bounds change no result. Infinity and NaN
+    # do not convert to an integer; minimum and maximum drop NaN.
     y = tl.minimum(tl.maximum(y, -2.0), height + 1.0)
     x = tl.minimum(tl.maximum(x, -2.0), width + 1.0)
     top = tl.floor(y)
@@ -125,13 +125,13 @@ def _corner(cell, strides, DOWN: tl.constexpr, RIGHT: tl.constexpr):
 @triton.jit
 def _pixel(pointer, strides, cell, columns, DOWN: tl.constexpr, RIGHT: tl.constexpr):
     index, inside, weight = _corner(cell, strides, DOWN, RIGHT)
-    # What is outside is not read, not just multiplied by zero: it may be NaN or not exist.
+    # Pixels outside are not read. A weight of zero is not enough: they may be NaN or not exist.
     return _load(pointer + _spread(index), _spread(inside) & columns), _spread(weight)
 
 
 @triton.jit
 def _add_sample(sums, factor, pointer, strides, cell, columns):
-    """sums + factor * the map at the point. The factor joins the four weights: a product less per channel."""
+    """sums + factor * the map at the point. The factor joins the four weights, which saves a product per channel."""
     pixel, weight = _pixel(pointer, strides, cell, columns, 0, 0)
     sums += factor * weight * pixel
     pixel, weight = _pixel(pointer, strides, cell, columns, 0, 1)
@@ -159,14 +159,15 @@ def _sample_with_slopes(pointer, strides, cell, columns):
 @triton.jit
 def _scatter_one(pointer, strides, cell, columns, gradient, DOWN: tl.constexpr, RIGHT: tl.constexpr):
     index, inside, weight = _corner(cell, strides, DOWN, RIGHT)
-    # Atomics take most of the backward's time. At whole walks, where training starts, one corner in four has a weight.
+    # Atomics take most of the backward's time. Training starts with walks of whole pixels, where only one corner in
+    # four has a weight.
     mask = _spread(inside & (weight != 0)) & columns
     tl.atomic_add(pointer + _spread(index), _spread(weight) * gradient, mask=mask, sem="relaxed")
 
 
 @triton.jit
 def _scatter(pointer, strides, cell, columns, gradient):
-    """Adds the gradient of a sample to the pixels that it was made of."""
+    """Adds the gradient of a sample to the pixels that it was read from."""
     _scatter_one(pointer, strides, cell, columns, gradient, 0, 0)
     _scatter_one(pointer, strides, cell, columns, gradient, 0, 1)
     _scatter_one(pointer, strides, cell, columns, gradient, 1, 0)
@@ -174,9 +175,9 @@ def _scatter(pointer, strides, cell, columns, gradient):
 
 
 def _tuned(*choices: tuple[int, int, int]) -> Callable[[Any], Any]:
-    """Compiles a kernel; on the first call of a kind Triton tries the choices: elements of a program, chunks, warps."""
+    """Compiles a kernel. On its first call of a kind, Triton times the choices: program elements, chunks, warps."""
     if INTERPRETED:
-        choices = ((2048, 2, 1),)  # one: there is nothing to time
+        choices = ((2048, 2, 1),)  # one choice, because there is nothing to time
 
     def decorate(kernel: Any) -> Any:
         # Not specialised: a new size of the map must not compile a new kernel.
@@ -188,7 +189,7 @@ def _tuned(*choices: tuple[int, int, int]) -> Callable[[Any], Any]:
                 for tile, chunks, warps in choices
             ],
             key=["BLOCK_D", "size_class"],
-            # The trials add to them.
+            # The trials add to these sums, so each has to start from zero.
             reset_to_zero=[name for name in ("grad_key", "grad_value") if name in jitted.arg_names],
         )(jitted)
 
@@ -216,7 +217,7 @@ def _attention_forward_kernel(
     values = value + _spread(_start(value_strides, origin)) + channel
     walks = offset + _start(offset_strides, place)
 
-    # Softmax as the nodes come: sums relative to the highest logit so far. It starts with a finite number, because a
+    # Online softmax: the sums are relative to the highest logit so far. That starts at a finite number, because a
     # bias may be -inf and the difference of two infinities is NaN.
     highest = tl.full(row.shape, -3e38, tl.float32)
     total = tl.zeros(row.shape, tl.float32)
@@ -261,7 +262,7 @@ def _attention_backward_kernel(
     values = value + _spread(_start(value_strides, origin)) + channel
     walks = offset + _start(offset_strides, place)
 
-    # The gradient of a logit is weight * (gradient of the weight - their mean): first the mean.
+    # The gradient of a logit is weight * (gradient of the weight - weighted mean of these gradients). First the mean.
     mean = tl.zeros(row.shape, tl.float32)
     zeros = tl.zeros(q.shape, tl.float32)
     for i in range(SIZE):
@@ -441,19 +442,19 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _walk_strides(offset: Tensor, value: Tensor) -> tuple[int, ...]:
-    """The strides of `offset` as if it had all heads: shared walks are the same memory for each."""
+    """The strides of `offset` expanded to all heads: heads that share walks read the same memory."""
     return offset.expand(*value.shape[:4], *offset.shape[4:]).stride()
 
 
 def _sum_like(x: Tensor) -> Tensor:
-    # Pixels are met by many positions, whose contributions are added atomically. In half precision the sum would lose
-    # those that come late, and its atomics are slow or missing.
+    # Many positions add to one pixel, atomically. In half precision the sum would lose late contributions, and atomics
+    # are slow or missing.
     return torch.zeros(x.shape, dtype=torch.float32, device=x.device)
 
 
 def _per_head(offset: Tensor, value: Tensor) -> Tensor:
     heads = value.shape[3]
-    # Heads that share walks are summed by _over_heads, in float32, which needs no atomics.
+    # _over_heads sums the heads that share walks. It sums in float32 and needs no atomics.
     dtype = offset.dtype if offset.shape[3] == heads else torch.float32
     return torch.empty((*value.shape[:4], *offset.shape[4:]), dtype=dtype, device=offset.device)
 
@@ -480,7 +481,7 @@ def _launch(
     if positions == 0:
         return
     block = max(16, triton.next_power_of_2(dim))
-    # Tuned for maps that do not fill a GPU, that fill it, and that are larger.
+    # Tuned separately for maps that do not fill a GPU, maps that fill it, and larger ones.
     size_class = (positions >= 2**13) + (positions >= 2**17)
     with torch.cuda.device_of(value):  # type: ignore[no-untyped-call]
         kernel[lambda meta: (triton.cdiv(positions, max(1, meta["TILE"] // block)) * heads,)](

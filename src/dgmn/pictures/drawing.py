@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dgmn.images import stacked
 
-_MANY = 20  # boxes in a picture
+_MANY = 20  # with more boxes than this, captions avoid boxes, too
 INK, PAPER = (33, 33, 33), (255, 255, 255)
 _GREEN, _RED = (46, 125, 50), (198, 40, 40)
 
@@ -33,7 +33,7 @@ def captioned(image: Image.Image, lines: Sequence[str], color: tuple[int, int, i
 
 
 def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """As much of a text as fits into a width."""
+    """Shortens a text to fit into a width."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -65,14 +65,14 @@ def prediction_grid(
 def overlay(
     image: Image.Image, labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]], alpha: float = 0.55
 ) -> Image.Image:
-    """An image with its labels (H, W) in colours over it; pixels without a label (255) stay as they are."""
+    """Paints labels (H, W) over an image in colours; pixels without a label (255) stay as they are."""
     table = np.zeros((256, 3), np.float32)
     table[: len(colors)] = colors
     share = np.zeros((256, 1), np.float32)
     share[: len(colors)] = alpha
     pixels = np.asarray(image.convert("RGB"))
     out = np.empty_like(pixels)
-    for rows in range(0, len(out), 256):  # in floats, a large image would need eight times its memory
+    for rows in range(0, len(out), 256):  # in strips, because a large image in floats would need eight times its memory
         part = slice(rows, rows + 256)
         mixed = pixels[part] * (1 - share[labels[part]]) + table[labels[part]] * share[labels[part]]
         out[part] = mixed.round()
@@ -105,10 +105,10 @@ def boxed(
     colors: Sequence[tuple[int, int, int]],
     masks: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
-    """An image with boxes (x1, y1, x2, y2), perhaps masks (N, H, W), and captions.
+    """Draws boxes (x1, y1, x2, y2), captions and, if given, masks (N, H, W) on an image.
 
-    The first is on top. A caption that would cover another one is left out, and among many boxes one that would cover
-    another box. A small image is enlarged, so that the captions leave something of it.
+    The first box is on top. A caption that would cover another caption is left out. With more than 20 boxes, so is a
+    caption that would cover another box. A small image is enlarged, so that the captions do not hide it.
     """
     scale = max(1, round(480 / max(image.size)))
     image = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
@@ -131,7 +131,7 @@ def boxed(
         others = [other for other in boxes if other is not box] if len(boxes) > _MANY else []
         _, _, width, height = draw.textbbox((0, 0), caption, font)
         left = min(max(0.0, x1), max(0.0, canvas.width - width - 4.0))
-        for top in (y1 - height - 4, y1, y2):  # above the box, else in it, else below
+        for top in (y1 - height - 4, y1, y2):  # above the box, or else in it, or else below
             place = (left, top, left + width + 4, top + height + 3)
             if (
                 top >= 0
@@ -164,7 +164,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours that neighbours in the list do not share."""
+    """A list of colours in which neighbours differ."""
     colors = []
     for i in range(count):
         rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i // 5 % 2], (0.95, 0.7, 0.5)[i // 10 % 3])
@@ -173,7 +173,7 @@ def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int) -> Image.Image:
-    """The classes beside their colours, in rows."""
+    """Draws the class names beside their colours, in rows."""
     font = ImageFont.load_default(size=14)
     column = min(width, int(max(font.getlength(name) for name in names)) + 36)
     columns = max(1, width // column)

@@ -15,27 +15,27 @@ from dgmn.pictures.drawing import INK, PAPER, fitting
 _FAMILIES = {
     "affinities": ((255, 226, 80), (120, 48, 0), "affinity"),
     "weights": ((165, 215, 255), (8, 36, 120), "weight |w|, mean of the groups"),
-    "positions": ((255, 226, 80), (120, 48, 0), "nodes"),  # alone, of a layer that predicts neither
+    "positions": ((255, 226, 80), (120, 48, 0), "nodes"),  # for a layer that predicts neither affinities nor weights
 }
 _RECEIVER = (230, 20, 20)
-_FINE = 3  # drawn that many times as large, then reduced: smooth circles
-_Word = tuple[str, tuple[int, int, int] | None]  # with the colour of its disc
+_FINE = 3  # discs are drawn this many times larger and then reduced, which makes them smooth
+_Word = tuple[str, tuple[int, int, int] | None]  # a text and the colour of its disc
 
 
 def node_picture(image: Image.Image, nodes: Sequence[SampledNodes], layer: str | None = None) -> Image.Image:
-    """The nodes that a layer samples for one position, as in Fig. 5 of the paper.
+    """Draws the nodes that a layer samples for one position, as in Fig. 5 of the paper.
 
-    The receiving node is red. Yellow to brown discs are affinities, blue ones weights, each in a picture of its own;
-    the area of a disc is its value, darker shades are larger sampling rates, or later heads. Nodes out of the image
-    are left out, and counted below.
+    The receiving node is red. Yellow to brown discs show affinities, blue discs show weights; each kind has its own
+    picture. The area of a disc is its value. Darker shades are larger sampling rates or later heads. Nodes outside
+    the image are not drawn; the text below gives their number.
 
     Args:
-        image: that the points belong to; it is drawn with a long side of 640 to 1200 pixels.
+        image: the image that the points belong to; it is drawn with a long side of 640 to 1200 pixels.
         nodes: from [`sampled_nodes`][dgmn.nodes.sampled_nodes].
         layer: name of the layer; None for the last one.
 
     Raises:
-        InputError (a ValueError): no such layer among `nodes`.
+        InputError (a ValueError): `nodes` has no such layer.
     """
     layers = list(dict.fromkeys(each.layer for each in nodes))
     if not layers or layer not in (None, *layers):
@@ -58,14 +58,14 @@ def node_picture(image: Image.Image, nodes: Sequence[SampledNodes], layer: str |
     total = sum(len(each.positions) for each in nodes)
     words: list[_Word] = [("receiving node", _RECEIVER), (f"layer {layer}", None)]
     if there < total:
-        words.append((f"{total - there} of {total} nodes lie outside of the image", None))
+        words.append((f"{total - there} of {total} nodes lie outside the image", None))
     return stacked([canvas, _key([words], canvas.width, letters)])
 
 
 def _node_panel(
     picture: Image.Image, factor: float, nodes: Sequence[SampledNodes], family: str, letters: int
 ) -> Image.Image:
-    """The picture with the nodes of one family, the receiving node on top, and what the discs mean below."""
+    """Draws the nodes of one family on the picture, the receiving node on top, and explains the discs below."""
     first, last, meaning = _FAMILIES[family]
     side = max(picture.size)
     unit = _FINE * side / 640
@@ -83,9 +83,9 @@ def _node_panel(
     canvas = picture.resize((picture.width * _FINE, picture.height * _FINE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     largest = max((disc[0] for disc in discs), default=0.0)
-    for value, x, y, color in sorted(discs, reverse=True):  # the small ones on top
+    for value, x, y, color in sorted(discs, reverse=True):  # small discs on top
         radius = 5.0 if family == "positions" else max(2.0, 12 * (value / (largest or 1.0)) ** 0.5)
-        _disc(draw, x, y, (radius + 1) * unit, PAPER, PAPER)  # seen on dark images, too
+        _disc(draw, x, y, (radius + 1) * unit, PAPER, PAPER)  # a white rim, for dark images
         _disc(draw, x, y, radius * unit, color, INK)
     x, y = nodes[0].receiver
     _disc(draw, x * factor, y * factor, 6 * unit, _RECEIVER, PAPER)
@@ -114,7 +114,7 @@ def _disc(
 
 
 def _key(rows: Sequence[Sequence[_Word]], width: int, size: int) -> Image.Image:
-    """Rows of words in letters of this size, each perhaps behind a disc of its colour; a long row is broken."""
+    """Draws rows of words in letters of this size; a word with a colour gets a disc before it; long rows are broken."""
     font = ImageFont.load_default(size=size)
     left, line = size // 2, size * 3 // 2
     y, placed = size // 2 - line, []

@@ -1,4 +1,4 @@
-"""`dgmn quickstart`: the whole way from images to a trained network, with data that comes with scikit-learn."""
+"""The command `dgmn quickstart`: from images to a trained network, with data that comes with scikit-learn."""
 
 import argparse
 import csv
@@ -6,7 +6,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from dgmn.cli import run_training  # says what to install where lightning is missing
+from dgmn.cli import run_training  # its import error says what to install for training
 from dgmn.errors import InputError
 from dgmn_base.terminal import format_table
 

@@ -20,7 +20,7 @@ def recipe(options: argparse.Namespace) -> str:
 
 
 def write(folder: Path) -> None:
-    """The digits as PNG in ImageFolder layout."""
+    """Writes the digits as PNG files in ImageFolder layout."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for split, digit, index, pixels in digits():

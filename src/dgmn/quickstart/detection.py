@@ -30,7 +30,7 @@ def recipe(options: argparse.Namespace) -> str:
 
 
 def write(folder: Path, counts: Mapping[str, int] = MappingProxyType(_COUNTS)) -> None:
-    """The scenes, as many of every split as `counts` says, and their annotations."""
+    """Writes `counts` scenes per split, and their annotations."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "annotations").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, three fifths of them for training, alone and in scenes."""
+"""scikit-learn's 1,797 handwritten digits, alone and in scenes; three fifths of them are for training."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_SPLITS = ("train", "train", "train", "val", "test")  # of every five images of a digit
+_SPLITS = ("train", "train", "train", "val", "test")  # the splits of every five images of a digit
 
 
 def digits() -> Iterator[tuple[str, int, int, NDArray[np.uint8]]]:
-    """Split, digit, number and image (8, 8) of every one."""
+    """Gives the split, digit, number and pixels (8, 8) of every image."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -25,13 +25,13 @@ def enlarged(pixels: NDArray[np.uint8], size: int) -> Image.Image:
 
 
 class Scenes:
-    """Digits painted on parts of photographs, in cells of a grid, so that none covers another.
+    """Paints digits on parts of photographs, in cells of a grid, so that no digit covers another.
 
     Args:
         size: height and width of a scene.
-        grid: rows and columns.
-        digit_sizes: the least and the largest side of a digit.
-        share: of the cells that have a digit.
+        grid: number of rows and columns.
+        digit_sizes: smallest and largest side of a digit, in pixels.
+        share: probability that a cell has a digit.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Scenes:
             self._glyphs[split].append((digit, pixels))
 
     def draw(self, split: str) -> tuple[NDArray[np.uint8], list[tuple[int, NDArray[np.bool_]]]]:
-        """A scene (H, W, 3) with digits of "train", "val" or "test", and every digit with its mask (H, W)."""
+        """Draws a scene (H, W, 3) of "train", "val" or "test"; also returns its digits with their masks (H, W)."""
         random = self._random
         height, width = self.size
         photo = self._photos[random.integers(len(self._photos))]

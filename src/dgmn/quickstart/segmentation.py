@@ -32,7 +32,7 @@ def recipe(options: argparse.Namespace) -> str:
 
 
 def write(folder: Path, counts: Mapping[str, int] = MappingProxyType(_COUNTS)) -> None:
-    """The scenes, as many of every split as `counts` says, their masks and the classes."""
+    """Writes `counts` scenes per split, their masks and the classes."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     scenes = Scenes(_SIZE, grid=(1, 2), digit_sizes=(36, 48))

@@ -40,7 +40,7 @@ __all__ = [
     "setr_pup",
 ]
 
-# Late, because lightning takes seconds to import, and neither networks nor prediction need it.
+# Imported late: lightning takes seconds to import, and neither networks nor prediction need it.
 __getattr__ = lazy_names(
     __name__,
     {

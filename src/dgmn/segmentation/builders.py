@@ -1,4 +1,4 @@
-"""The segmenters by name, as recipes and published models have them."""
+"""The segmenters by the names that recipes and published models use."""
 
 from collections.abc import Callable
 
@@ -14,4 +14,4 @@ BUILDERS: dict[str, Callable[..., Segmenter]] = {
     "setr_mla": setr_mla,
     "dilated_fcn": dilated_fcn,
 }
-"""Each takes a backbone, a number of classes, and options."""
+"""The segmenters by name. Each takes a backbone, a number of classes, and options."""

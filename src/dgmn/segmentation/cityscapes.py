@@ -1,4 +1,4 @@
-"""Cityscapes: its 19 classes, and what its test server takes."""
+"""Cityscapes: its 19 classes, and the names and numbers that its test server takes."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dgmn.errors import InputError
 from dgmn.segmentation.labels import Classes, named
 
-# Name, number in `_labelIds` masks, colour, in the order of the train ids: the table of cityscapesscripts.
+# Name, number in `_labelIds` masks and colour, in the order of the train ids, from cityscapesscripts' table.
 _LABELS = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),
@@ -34,17 +34,17 @@ _LABELS = (
 _NAMES, _IDS, _COLORS = (tuple(column) for column in zip(*_LABELS, strict=True))
 
 CITYSCAPES = named(_NAMES, _COLORS)
-"""As `_labelTrainIds` masks have them."""
+"""The classes as `_labelTrainIds` masks number them."""
 
 CITYSCAPES_IDS = Classes(_NAMES, _COLORS, _IDS, tuple(i for i in range(34) if i not in _IDS))
-"""As `_labelIds` masks have them."""
+"""The classes as `_labelIds` masks number them."""
 
 
 def submission_name(image: Path) -> str:
-    """The name of a result for the test server, which finds the image by city, sequence and frame.
+    """The file name of a result for the test server, which finds the image by city, sequence and frame.
 
     Raises:
-        InputError: the image has no name as Cityscapes gives them.
+        InputError: the image is not named as in Cityscapes.
     """
     match = re.fullmatch(r"(.+_\d{6}_\d{6})(_leftImg8bit)?", image.stem)
     if match is None:
@@ -53,7 +53,7 @@ def submission_name(image: Path) -> str:
 
 
 def to_label_ids(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Train ids to the numbers that the test server takes."""
+    """Converts train ids to the numbers that the test server takes."""
     table = np.zeros(256, np.uint8)
     table[: len(_IDS)] = _IDS
     return table[labels]

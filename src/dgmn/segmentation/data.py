@@ -1,4 +1,4 @@
-"""Images and masks, as they lie in one of the layouts."""
+"""Images and masks for training and evaluation, read by one of the layouts."""
 
 import warnings
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from dgmn.training.data import ImageData
 
 @dataclass(frozen=True)
 class Splits:
-    """The names of the parts of a dataset; "train+val" is both.
+    """The names of the splits of a dataset; "train+val" takes both.
 
     Attributes:
-        train: to train on.
-        val: to validate on.
-        test: for `dgmn test`.
+        train: split to train on.
+        val: split to validate on.
+        test: split for `dgmn test`.
     """
 
     train: str = "train"
@@ -42,12 +42,12 @@ class Splits:
 
 
 class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images (3, H, W) with masks (H, W), uint8, whose values are classes and 255.
+    """Images (3, H, W) with masks (H, W), uint8, whose values are class numbers, and 255 for no label.
 
     Args:
-        layout: that reads them.
-        split: the part of it.
-        transform: of an image and its mask together.
+        layout: reads the images and masks.
+        split: name of the split.
+        transform: is applied to an image and its mask together.
     """
 
     def __init__(self, layout: Layout, split: str, transform: Callable[..., Any]) -> None:
@@ -67,21 +67,21 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
 class SegmentationData(ImageData):
     """Images with a class for every pixel.
 
-    `root` holds either Cityscapes as it unpacks (`leftImg8bit`, `gtFine`, `gtCoarse`; with a `classes.json` beside
-    them other classes), or folders of images and masks, and `classes.txt` or `classes.json`
-    (see [`read_classes`][dgmn.segmentation.labels.read_classes]).
+    `root` holds either Cityscapes as it unpacks (`leftImg8bit`, `gtFine`, `gtCoarse`), or folders of images and masks
+    with `classes.txt` or `classes.json` (see [`read_classes`][dgmn.segmentation.labels.read_classes]). A `classes.json`
+    beside the folders of Cityscapes gives other classes.
 
     Args:
-        root: the folder.
-        splits: the names of the parts.
-        images: folder of the images of a part, below `root`; not for Cityscapes.
-        masks: mask of an image of a part, below `root`; `{name}` is the image's path below `images` without its ending.
-        labels: of Cityscapes, "gtFine" or "gtCoarse".
-        palette_masks: masks with a palette hold class numbers as indices, as those of PASCAL VOC do.
-        augmentation: of the training images.
-        epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
-        batch_size: of each device in training; validation takes one image at a time, at its own size.
-        num_workers: processes of each device that load images.
+        root: folder of the dataset.
+        splits: names of the splits.
+        images: folder of a split's images, below `root`; `{split}` is the name of the split. Not for Cityscapes.
+        masks: path of an image's mask, below `root`; `{name}` is the image's path below `images`, without extension.
+        labels: masks of Cityscapes, "gtFine" or "gtCoarse".
+        palette_masks: accept masks with a palette; their indices are the class numbers, as in PASCAL VOC.
+        augmentation: augmentation of the training images.
+        epoch_steps: training steps of an epoch; the validation runs after them. None passes through the set once.
+        batch_size: images per device in a training step. Validation takes one image at a time, at its own size.
+        num_workers: processes per device that load images.
     """
 
     eval_batch_size: ClassVar[int | None] = 1
@@ -107,10 +107,10 @@ class SegmentationData(ImageData):
 
     @cached_property
     def layout(self) -> Layout:
-        """Of the dataset.
+        """The layout of the dataset.
 
         Raises:
-            InputError: there is no such folder, or no file of classes in it.
+            InputError: the folder does not exist, or holds no file of classes.
         """
         return find_layout(LAYOUTS, self.root, self._options)
 
@@ -127,7 +127,7 @@ class SegmentationData(ImageData):
 
     @override
     def check(self, budget: int = 256 * 2**20) -> None:
-        """Sees that all files are there, and reads `budget` bytes of them."""
+        """Checks that all masks exist, and reads images and masks until `budget` bytes are read."""
         samples = [(dataset, sample) for dataset in self._sets.values() for sample in dataset.samples]
         for _, sample in samples:
             if not sample.mask.is_file():
@@ -144,7 +144,7 @@ class SegmentationData(ImageData):
         if problem is not None:
             if checked == len(samples):
                 raise InputError(f"data: {problem}")
-            warnings.warn(f"of {checked} images read: {problem}", stacklevel=2)
+            warnings.warn(f"in the {checked} images that were read: {problem}", stacklevel=2)
         train, val = (len(self._sets[name]) for name in ("train", "val"))
         say(
             f"data: {train} training and {val} validation images of {len(self.names)} classes; "
@@ -194,7 +194,7 @@ class SegmentationData(ImageData):
 
 
 def _nothing_to_learn(pixels: NDArray[np.int64]) -> str | None:
-    """What is wrong with masks of such values, counted, or None."""
+    """What is wrong with masks whose values have these counts; None if nothing is."""
     if pixels[:IGNORED].sum() == 0:
         return "no pixel has a label: all masks hold 255 only"
     if pixels[1:IGNORED].sum() == 0 and pixels[IGNORED] > 0:

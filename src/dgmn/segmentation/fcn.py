@@ -14,14 +14,14 @@ from dgmn.segmentation.segmenter import Segmenter, checked_classes
 
 
 class FCNHead(nn.Module):
-    """A 3x3 convolution on the last map, perhaps a module that relates its positions, a classifier.
+    """A 3x3 convolution on the last map, an optional module that relates its positions, and a classifier.
 
     Args:
-        in_channels: of the last map.
-        num_classes: outputs.
-        channels: of the convolution and the module.
+        in_channels: channels of the last map.
+        num_classes: number of outputs.
+        channels: channels of the convolution and the module.
         module: one of `dgmn.layers.context.MODULES`, for instance "dgmn".
-        module_args: more arguments for it.
+        module_args: more arguments for the module.
     """
 
     def __init__(
@@ -59,27 +59,28 @@ def dilated_fcn(
     pretrained: bool = False,
     backbone_args: dict[str, Any] | None = None,
 ) -> Segmenter:
-    """Dilated FCN: a 3x3 convolution on the last map of a dilated ResNet, a module, a classifier (Table 2).
+    """Dilated FCN: a 3x3 convolution on the last map of a dilated ResNet, a module and a classifier (Table 2).
 
     Args:
-        backbone: any of timm's networks that takes this `output_stride`.
-        num_classes: outputs.
-        module: what relates the positions, one of `dgmn.layers.context.MODULES`: "dgmn", "non_local" and so on;
-            "none" is the baseline.
-        module_args: more arguments for it; for instance, the paper's rates on Cityscapes are
+        backbone: any timm network that takes this `output_stride`.
+        num_classes: number of outputs.
+        module: the module that relates the positions, one of `dgmn.layers.context.MODULES`: "dgmn", "non_local" and
+            so on; "none" is the baseline.
+        module_args: more arguments for the module. For instance, the paper's rates on Cityscapes are
             `{"sampling_rates": (1, 6, 12, 24, 36), "fusion": "concat"}`.
-        channels: of the convolution and the module.
-        multi_grid: factors of the dilations in the last stage's blocks, for instance (1, 2, 4); timm's ResNets only.
-        output_stride: of the backbone's last map.
+        channels: channels of the convolution and the module.
+        multi_grid: factors of the dilations in the last stage's blocks, for instance (1, 2, 4); for timm's ResNets
+            only.
+        output_stride: stride of the backbone's last map.
         pretrained: start the backbone from its published weights.
         backbone_args: more arguments for the backbone.
 
     Returns:
-        (B, 3, H, W) to logits (B, num_classes, H, W).
+        A network from images (B, 3, H, W) to logits (B, num_classes, H, W).
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that takes no such stride, an unknown module,
-            or a module, backbone and arguments that do not go together.
+        InputError (a ValueError): timm does not know the backbone, the backbone does not take this stride, the module
+            is unknown, or module, backbone and arguments do not go together.
 
     Source: Dynamic Graph Message Passing Networks, sections 5.1 and 8.1 (https://arxiv.org/abs/2209.09760).
     """

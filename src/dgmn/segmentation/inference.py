@@ -1,4 +1,4 @@
-"""From an image of any size to a label of every pixel: whole or by windows, at several scales, mirrored."""
+"""Predicts every pixel of an image of any size: whole or by windows, at several scales, mirrored."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,16 +20,17 @@ class Inference:
     """How an image is predicted.
 
     Attributes:
-        mode: "whole" gives the network the whole image, up to 4 million pixels; "slide", and larger images, windows of
-            it, whose logits are averaged where they overlap, so that memory does not grow with the image.
-        crop: side of a window; an image smaller than that is one window.
-        stride: distance of the windows.
-        scales: sizes of the image relative to its own; the probabilities of all are averaged.
-        flip: average also over the mirrored image.
-        fit: (height, width) that the image is resized into before `scales`, keeping its shape; None for its own size.
-            The original evaluation of Cityscapes is (1025, 2049).
+        mode: "whole" gives the network the whole image, up to 4 million pixels; larger images use "slide". "slide"
+            gives the network windows of the image and averages their logits where they overlap. Its memory does not
+            grow with the image.
+        crop: side of a window; a smaller image is one window.
+        stride: distance between the windows.
+        scales: factors that the image is resized by; the probabilities at all scales are averaged.
+        flip: average over the mirrored image, too.
+        fit: (height, width) that the image is resized into before `scales`, keeping its aspect ratio; None keeps its
+            own size. The original evaluation of Cityscapes uses (1025, 2049).
         batch_size: windows that the network gets at a time.
-        tile: side of the part of the image that is predicted at a time in "slide", which bounds the memory.
+        tile: side of the part of the image that "slide" predicts at a time. It bounds the memory.
 
     Source: the definitions of mmseg's `slide_inference` and `aug_test`.
     """
@@ -58,10 +59,10 @@ class Inference:
             raise InputError(f"inference.fit must be a height and a width of at least 1, got {list(self.fit)}")
 
 
-_WHOLE = 2**22  # pixels of an image that is predicted whole
+_WHOLE = 2**22  # pixels of the largest image that is predicted whole
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""Of the paper's multi-scale evaluation, with `flip`."""
+"""Scales of the paper's multi-scale evaluation, to be used with `flip`."""
 
 
 @torch.no_grad()
@@ -69,9 +70,9 @@ def predict_labels(network: Callable[[Tensor], Tensor], image: Tensor, inference
     """The most probable class of every pixel.
 
     Args:
-        network: (B, 3, h, w) to logits (B, classes, h, w); in evaluation mode.
+        network: maps images (B, 3, h, w) to logits (B, classes, h, w); in evaluation mode.
         image: (3, H, W), normalised, on the network's device.
-        inference: how.
+        inference: how the image is predicted.
 
     Returns:
         (H, W), uint8, on the CPU.
@@ -93,7 +94,7 @@ def predict_probabilities(
     """The probability of every class at every pixel; see [`predict_labels`][dgmn.segmentation.predict_labels].
 
     Returns:
-        (classes, H, W), float32, on the image's device. Needs memory for all of it.
+        (classes, H, W), float32, on the image's device. The whole tensor must fit into memory.
     """
     out = None
     for rows, columns, probabilities in _parts(network, image, inference):
@@ -122,15 +123,16 @@ def count_windows(height: int, width: int, inference: Inference) -> int:
 def window_around(
     at: tuple[float, float], image: Tensor, inference: Inference
 ) -> tuple[tuple[int, int], tuple[int, int], Tensor]:
-    """What the network gets of an image, of all windows the one that has a point most in its middle.
+    """The window of an image whose middle is closest to a point, among the windows that the network gets.
 
     Args:
         at: x and y in pixels of the image.
         image: (3, H, W).
-        inference: how the image is predicted; of `scales` and `flip` only the image at its own size counts.
+        inference: how the image is predicted. `scales` and `flip` are ignored: the image has its own
+            size, or that of `fit`.
 
     Returns:
-        Row and column where the window begins, its height and width, and the image that it is a part of, (3, h, w).
+        Row and column where the window begins, its height and width, and the resized image (3, h, w) that holds it.
     """
     height, width = image.shape[-2:]
     inference = _for_size(height, width, inference)
@@ -148,7 +150,7 @@ def window_around(
 def _parts(
     network: Callable[[Tensor], Tensor], image: Tensor, inference: Inference
 ) -> Iterator[tuple[_Part, _Part, Tensor]]:
-    """Parts of the image, rows and columns, with their probabilities (classes, h, w)."""
+    """Yields the rows and columns of each part of the image, and its probabilities (classes, h, w)."""
     if image.ndim != 3:
         raise InputError(f"image: expected (3, H, W), got {tuple(image.shape)}")
     height, width = image.shape[-2:]
@@ -156,7 +158,7 @@ def _parts(
     for rows, columns in product(*_tiles(height, width, inference)):
         total = None
         for size in _sizes(height, width, inference):
-            # Resized anew for every tile: kept, the images of all scales would be what fills the memory.
+            # Resized again for every tile: keeping the image at all scales would fill the memory.
             scaled = image if size == (height, width) else _resize_image(image, size)
             for mirrored in (False, True) if inference.flip else (False,):
                 part = _probabilities(network, scaled, (height, width), rows, columns, mirrored, inference)
@@ -178,7 +180,7 @@ def _probabilities(
     if mirrored:
         scaled = scaled.flip(-1)
         columns = _mirrored(columns, full[1])
-    # The part of the scaled image that the part of the full one is interpolated from.
+    # The part of the scaled image from which the part of the full image is interpolated.
     top, bottom = _source(rows, full[0], scaled.shape[-2])
     left, right = _source(columns, full[1], scaled.shape[-1])
     if inference.mode == "whole":
@@ -194,7 +196,7 @@ def _probabilities(
 def _slide(
     network: Callable[[Tensor], Tensor], image: Tensor, rows: _Part, columns: _Part, inference: Inference
 ) -> Tensor:
-    """The logits of a part of the image: the mean of all windows that reach into it."""
+    """The logits of a part of the image, averaged over all windows that overlap it."""
     height, width = image.shape[-2:]
     crop = (min(inference.crop, height), min(inference.crop, width))
     windows = [
@@ -220,7 +222,7 @@ def _slide(
 
 
 def _origins(size: int, crop: int, stride: int, part: _Part) -> list[int]:
-    """Where windows begin that reach into a part: at multiples of the stride, the last moved back inside."""
+    """Where the windows that overlap a part begin: at multiples of the stride, the last one moved back inside."""
     steps = max(size - crop + stride - 1, 0) // stride + 1
     origins = [min(i * stride, size - crop) for i in range(steps)]
     return [origin for origin in origins if origin < part[1] and origin + crop > part[0]]
@@ -239,12 +241,13 @@ def _tiles(height: int, width: int, inference: Inference) -> tuple[list[_Part], 
 
 
 def scaled_size(height: int, width: int, scale: float, fit: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Height and width of an image at a scale, its shape kept, rounded as mmseg rounds.
+    """Height and width of an image at a scale with its aspect ratio kept, rounded as in mmseg.
 
     Args:
-        height, width: of the image.
+        height: height of the image.
+        width: width of the image.
         scale: factor.
-        fit: (height, width) that the image is fitted into before; None for its own size.
+        fit: (height, width) that the image is fitted into first; None keeps its own size.
     """
     long, short = max(height, width), min(height, width)
     box = (max(fit), min(fit)) if fit is not None else (long, short)
@@ -265,7 +268,7 @@ def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _source(part: _Part, full: int, scaled: int) -> _Part:
-    """The positions of the scaled axis that a part of the full one is interpolated from."""
+    """The positions of the scaled axis from which a part of the full axis is interpolated."""
     if scaled == full:
         return part
     step = (scaled - 1) / (full - 1) if full > 1 else 0.0
@@ -273,7 +276,7 @@ def _source(part: _Part, full: int, scaled: int) -> _Part:
 
 
 def _resize_part(x: Tensor, axis: int, start: int, part: _Part, full: int, scaled: int) -> Tensor:
-    """Bilinear with align_corners along one axis, of a part of a map that begins at `start` of the scaled axis."""
+    """Resizes along one axis, bilinearly with align_corners; `x` begins at `start` of the scaled axis."""
     if scaled == full:
         return x
     step = (scaled - 1) / (full - 1) if full > 1 else 0.0

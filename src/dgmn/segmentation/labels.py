@@ -23,10 +23,10 @@ class Classes:
     """What the pixels of masks mean.
 
     Attributes:
-        names: of the classes, in the order of the network's outputs.
-        colors: to draw them in.
-        ids: what a mask holds for each class.
-        ignored: what a mask holds for pixels without a label, besides 255.
+        names: names of the classes, in the order of the network's outputs.
+        colors: colours of the classes in pictures.
+        ids: value of each class in a mask.
+        ignored: values in a mask for pixels without a label, besides 255.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Classes:
         if not 2 <= len(self.names) <= 255:
             raise InputError(f"classes: 2 to 255 are accepted, got {len(self.names)}")
         if not len(self.names) == len(self.colors) == len(self.ids):
-            raise InputError("classes: names, colors and ids must be equally many")
+            raise InputError("classes: names, colors and ids must have the same length")
         twice = [name for name in self.names if self.names.count(name) > 1]
         if twice:
             raise InputError(f"classes: {twice[0]!r} is there twice")
@@ -50,7 +50,7 @@ class Classes:
             raise InputError(f"classes: ids must be different and in 0..254, got {odd[0]}")
 
     def table(self) -> NDArray[np.int16]:
-        """For every value of a mask the class, 255 for none, -1 if it means nothing."""
+        """The class of each value of a mask: 255 for no label, -1 for any other value."""
         table = np.full(256, -1, np.int16)
         table[[IGNORED, *self.ignored]] = IGNORED
         table[list(self.ids)] = np.arange(len(self.ids))
@@ -58,12 +58,12 @@ class Classes:
 
 
 def named(names: Sequence[str], colors: Sequence[Color] | None = None) -> Classes:
-    """Classes whose number in masks is their place in the list."""
+    """Classes whose number in masks is their index in the list."""
     return Classes(tuple(names), tuple(colors or distinct_colors(len(names))), tuple(range(len(names))))
 
 
 def find_classes(root: Path) -> Classes | None:
-    """The classes that `classes.json` or `classes.txt` of a dataset's folder lists, None where there is neither."""
+    """The classes in `classes.json` or `classes.txt` of a dataset's folder; None if there is neither file."""
     files = [root / "classes.json", root / "classes.txt"]
     return next((read_classes(file) for file in files if file.is_file()), None)
 
@@ -71,15 +71,15 @@ def find_classes(root: Path) -> Classes | None:
 def read_classes(path: Path) -> Classes:
     """Reads a file of classes.
 
-    `.txt` holds one name a line, the first is 0 in masks. `.json` holds a list of names, or of objects with `name`
-    and perhaps `color` ([r, g, b]) and `id` (the value in masks), by itself or as `classes`; beside it perhaps
-    `ignored`, a list of values without a label. 255 never has a label.
+    A `.txt` file holds one name per line; the first is 0 in masks. A `.json` file holds a list of names, or of objects
+    with `name` and optionally `color` ([r, g, b]) and `id` (the value in masks). The list stands alone or under the key
+    `classes`. A key `ignored` beside it may list values without a label. 255 never has a label.
 
     Raises:
-        InputError: no such file, or something else in it; the message says what.
+        InputError: the file does not exist, or holds something else; the message says what.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; it lists the classes, one name a line (.txt), or as .json")
+        raise InputError(f"{path}: no such file; it must list the classes, one name per line (.txt), or as .json")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -87,7 +87,9 @@ def read_classes(path: Path) -> Classes:
     if path.suffix != ".json":
         lines = [line.strip() for line in text.rstrip().splitlines()]
         if "" in lines:
-            raise InputError(f"{path}: line {lines.index('') + 1} is empty; the number of a line is its class's")
+            raise InputError(
+                f"{path}: line {lines.index('') + 1} is empty; a class's number is the position of its line"
+            )
         return _checked(path, lines, ())
     try:
         content = json.loads(text)
@@ -132,15 +134,16 @@ def _checked(path: Path, entries: list[Any], ignored: Any) -> Classes:
 
 
 def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np.uint8]:
-    """Reads a mask as classes, 255 for no label.
+    """Reads a mask as class numbers; 255 is no label.
 
     Args:
         path: an 8-bit greyscale image whose values are the ids of the classes.
-        classes: what its values mean.
-        palette: accept images with a palette too; their indices are the ids, their colours mean nothing.
+        classes: the classes that these ids belong to.
+        palette: also accept images with a palette; their indices are the ids, and their colours mean nothing.
 
     Raises:
-        InputError: missing, damaged, of another form, or with a value that no class has; the message names the file.
+        InputError: the mask is missing, damaged, of another form, or holds a value that no class has; the message
+            names the file.
     """
     try:
         with Image.open(path) as image:
@@ -178,7 +181,7 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
 
 
 def paint(labels: NDArray[np.uint8], colors: Sequence[Color]) -> Image.Image:
-    """Labels as an image with a palette: its indices are the labels, its colours the classes'; 255 is black."""
+    """Labels as an image with a palette: its indices are the labels, its colours those of the classes; 255 is black."""
     image = Image.fromarray(labels)
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colors)] = colors

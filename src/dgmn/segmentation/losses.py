@@ -18,11 +18,11 @@ class PixelLoss:
     """Cross-entropy of pixels.
 
     Attributes:
-        average: "all" divides by the number of all pixels, those without a label included, as the original training
-            does; "labelled" by that of the labelled ones, the usual mean.
-        hard_below: online hard example mining: count only pixels whose true class has less than this probability;
-            None counts all. The average is then over the pixels that count.
-        hard_share: with `hard_below`, at least this share of all pixels counts, those of the highest loss.
+        average: "all" divides by the number of all pixels, including those without a label, as the original training
+            does. "labelled" divides by the number of labelled pixels, which is the usual mean.
+        hard_below: online hard example mining: only pixels whose true class has less than this probability count.
+            The average is over the pixels that count. None counts all.
+        hard_share: with `hard_below`, at least this share of all pixels counts: those with the highest loss.
 
     Source: Bootstrapping, as "Online Hard Example Mining" in Dynamic Graph Message Passing Networks, Table 13
         (https://arxiv.org/abs/2209.09760).
@@ -41,16 +41,17 @@ class PixelLoss:
             raise InputError(f"loss.hard_share must be in 0..1, got {self.hard_share}")
 
     def __call__(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """
+        """The loss of a batch.
+
         Args:
             logits: (B, classes, H, W).
             masks: (B, H, W), whole numbers; 255 is no label.
 
         Returns:
-            The loss; 0 where no pixel has a label.
+            The loss; 0 if no pixel has a label.
         """
         if self.hard_below is None and self.average == "all":
-            # As a sum over a fixed number, a batch without labels has the loss 0 and not NaN.
+            # Dividing by a fixed number makes the loss of a batch without labels 0, not NaN.
             return F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORED, reduction="sum") / masks.numel()
         losses = F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORED, reduction="none")
         counted = masks != IGNORED

@@ -9,11 +9,13 @@ from dgmn.errors import InputError
 
 @dataclass(frozen=True)
 class Scores:
-    """Attributes:
-    miou: mean of `iou` over the classes that occur, in the truth or in predictions.
-    accuracy: share of the labelled pixels that are right.
-    iou: of every class, intersection over union; NaN where it does not occur.
-    recall: of every class, the share of its pixels that are right; NaN where it does not occur.
+    """Scores of predicted labels.
+
+    Attributes:
+        miou: mean of `iou` over the classes that occur in the labels or in the predictions.
+        accuracy: share of the labelled pixels that are predicted right.
+        iou: intersection over union of each class; NaN for a class that neither labels nor predictions have.
+        recall: share of each class's pixels that are predicted right; NaN for a class that the labels lack.
     """
 
     miou: float
@@ -26,11 +28,11 @@ def scores(confusion: Tensor) -> Scores:
     """Scores from a confusion matrix, as cityscapesscripts computes them.
 
     Args:
-        confusion: (classes, classes), pixels of the row's class that were predicted as the column's; pixels without
-            a label left out.
+        confusion: (classes, classes), the number of pixels of the row's class that were predicted as the column's.
+            Pixels without a label are left out.
 
     Raises:
-        InputError (a ValueError): not a square matrix.
+        InputError (a ValueError): `confusion` is not a square matrix.
     """
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise InputError(f"confusion must be (classes, classes), got {tuple(confusion.shape)}")

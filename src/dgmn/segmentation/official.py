@@ -1,10 +1,10 @@
-"""Published names of the segmenters' weights (mmseg 0.16: Semantic FPN, SETR-Naive, -PUP, -MLA), and ours."""
+"""Renames published weights of segmenters (mmseg 0.16: Semantic FPN, SETR-Naive, -PUP, -MLA) to our names."""
 
 from dgmn.about import Renamed, Weights
 from dgmn.models.official import official_around_dgmn2
 from dgmn.weights.keys import Rules
 
-# In our heads a convolution's parts are 0 (itself) and 1 (its batch norm).
+# In our heads, part 0 of a block is its convolution, and part 1 is the batch norm.
 _RULES: Rules = (
     (r"neck\.lateral_convs\.(\d)\.conv\.(\w+)", lambda m: f"head.pyramid.inner_blocks.{m[1]}.0.{m[2]}"),
     (r"neck\.fpn_convs\.(\d)\.conv\.(\w+)", lambda m: f"head.pyramid.layer_blocks.{m[1]}.0.{m[2]}"),
@@ -25,9 +25,9 @@ _RULES: Rules = (
 
 
 def official_segmenter(state_dict: Weights) -> Renamed | None:
-    """The weights of a published segmenter under our names; None for another file.
+    """The weights of a published segmenter under our names; None for any other file.
 
     Raises:
-        InputError (a ValueError): a name that no published segmenter has.
+        InputError (a ValueError): the file has a name that no published segmenter has.
     """
     return official_around_dgmn2(state_dict, _RULES, "segmenter", "backbone.model.")

@@ -33,15 +33,15 @@ from dgmn.segmentation.inference import (
 from dgmn.segmentation.labels import Color, paint
 from dgmn.segmentation.transforms import normalise
 
-_LARGEST = 2000  # pixels of a side of a picture
+_LARGEST = 2000  # pixels of the longer side of a picture
 
 
 class SegmentationResult(Result):
     """The class of every pixel of an image.
 
     Attributes:
-        labels: places of the classes among the model's names, (H, W), uint8.
-        probabilities: of the classes, (classes, H, W), float32, where they were asked for, else None.
+        labels: class numbers, (H, W), uint8: indices into the model's names.
+        probabilities: probabilities of the classes, (classes, H, W), float32; None if they were not asked for.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SegmentationResult(Result):
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the image that every class fills, the largest first; classes that fill none are left out."""
+        """The share of the image that each class fills, the largest first. Classes that do not occur are left out."""
         names = self._predictor.names
         shares = np.bincount(self.labels.ravel(), minlength=len(names)) / self.labels.size
         return {names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable") if shares[i] > 0}
@@ -77,12 +77,12 @@ class SegmentationResult(Result):
         return {"image": self.name, "shares": {name: round(share, 6) for name, share in self.shares.items()}}
 
     def label_image(self) -> Image.Image:
-        """The labels as an image with a palette: its indices are the labels, its colours the classes'."""
+        """The labels as an image with a palette: its indices are the labels, its colours those of the classes."""
         return paint(self.labels, self._predictor.colors)
 
     @override
     def draw(self) -> Image.Image:
-        """The image with its classes in colours over it, and which they are below."""
+        """The image with the colours of its classes over it, and a legend below."""
         names, colors = self._predictor.names, self._predictor.colors
         picture = overlay(self.image, self.labels, colors)
         picture.thumbnail((_LARGEST, _LARGEST))
@@ -98,12 +98,12 @@ class SegmentationPredictor(Predictor):
     """Names the class of every pixel of an image.
 
     Args:
-        network: (B, 3, H, W), preprocessed, to logits (B, classes, H, W).
-        names: of the classes.
-        colors: to draw them in.
+        network: maps preprocessed images (B, 3, H, W) to logits (B, classes, H, W).
+        names: names of the classes.
+        colors: colours of the classes in pictures.
         inference: how images are predicted.
-        preprocessing: of the images.
-        device: to compute on.
+        preprocessing: preprocessing of the images.
+        device: device to compute on.
     """
 
     task: ClassVar[str] = "segmentation"
@@ -139,7 +139,7 @@ class SegmentationPredictor(Predictor):
         return cls(network, CITYSCAPES.names, CITYSCAPES.colors, Inference("slide"), device=device)
 
     @override
-    def predict(  # type: ignore[override] # the options of this task by their names, no others
+    def predict(  # type: ignore[override] # accepts this task's options only
         self,
         images: Any,
         *,
@@ -152,10 +152,12 @@ class SegmentationPredictor(Predictor):
         """The class of every pixel; see [`Predictor.predict`][dgmn.predictor.Predictor.predict].
 
         Args:
-            images, on_error, progress: see there.
-            probabilities: also the probability of every class at every pixel, which needs memory for all of it.
-            multi_scale: average six scales and their mirror images, as the paper does.
+            images: one image or many, in any form that `Predictor.predict` takes.
+            probabilities: also give the probability of every class at every pixel. All of them must fit into memory.
+            multi_scale: average over six scales and their mirror images, as the paper does.
             batch_size: images that are read at a time. The network gets them one by one, each at its own size.
+            on_error: is told of an image that cannot be read, and why; None raises the error.
+            progress: is told how many images are done.
         """
         inference = replace(self.inference, scales=PAPER_SCALES, flip=True) if multi_scale else self.inference
         predict = partial(self._predict, inference, probabilities)
@@ -200,8 +202,9 @@ class SegmentationPredictor(Predictor):
 
     @override
     def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
-        """At the image's own size, or that of `inference.fit`. Where the network gets windows of it, in the window that
-        has the point most in its middle.
+        """The nodes that the network samples for a point of the image, at its own size or that of `inference.fit`.
+
+        If the network gets windows of the image, the window whose middle is closest to the point is used.
         """
         (top, left), (height, width), scaled = window_around(at, self._pixels(image), self.inference)
         scale = (image.width / scaled.shape[-1], image.height / scaled.shape[-2])

@@ -11,14 +11,14 @@ from dgmn.segmentation.official import official_segmenter
 
 
 class Segmenter(nn.Module):
-    """A backbone and a decode head, whose output is resized to the image.
+    """A backbone and a decode head. The logits are resized to the image.
 
     Args:
-        backbone: gives a list of maps (B, C_i, H_i, W_i), the finest first.
-        head: takes that list, gives logits (B, classes, h, w), the last of it from its `classifier`.
+        backbone: returns a list of maps (B, C_i, H_i, W_i), the finest first.
+        head: takes that list and returns logits (B, classes, h, w). Its last layer is `classifier`.
 
     Shape:
-        (B, 3, H, W), normalised, to logits (B, classes, H, W).
+        Images (B, 3, H, W), normalised, to logits (B, classes, H, W).
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:

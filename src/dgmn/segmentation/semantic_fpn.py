@@ -12,14 +12,14 @@ from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize
 
 
 class SemanticFPNHead(nn.Module):
-    """Feature pyramid, each level brought to the finest one's size by steps of two, summed, classified.
+    """A feature pyramid. Its levels are doubled step by step to the finest one's size, summed and classified.
 
     Args:
-        in_channels: of the backbone's maps, the finest first.
-        num_classes: outputs.
-        pyramid_channels: of the feature pyramid.
-        channels: of the levels' convolutions.
-        dropout: of whole channels before the classifier, in training.
+        in_channels: channels of the backbone's maps, the finest first.
+        num_classes: number of outputs.
+        pyramid_channels: channels of the feature pyramid.
+        channels: channels of the levels' convolutions.
+        dropout: probability of dropping a whole channel before the classifier, in training.
 
     Source: Panoptic Feature Pyramid Networks, section 3 (https://arxiv.org/abs/1901.02446), in the form of mmseg.
     """
@@ -68,19 +68,19 @@ def semantic_fpn(
     """Semantic FPN, the paper's lightest segmenter (Table 11).
 
     Args:
-        backbone: any of timm's networks that gives maps of several strides.
-        num_classes: outputs.
-        pyramid_channels: of the feature pyramid.
-        channels: of the head's convolutions.
-        dropout: of whole channels before the classifier.
+        backbone: any timm network that gives four maps.
+        num_classes: number of outputs.
+        pyramid_channels: channels of the feature pyramid.
+        channels: channels of the head's convolutions.
+        dropout: probability of dropping a whole channel before the classifier, in training.
         pretrained: start the backbone from its published weights.
         backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
 
     Returns:
-        (B, 3, H, W) to logits (B, num_classes, H, W).
+        A network from images (B, 3, H, W) to logits (B, num_classes, H, W).
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that gives no such maps.
+        InputError (a ValueError): timm does not know the backbone, or it does not give four maps.
 
     Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760).
     """

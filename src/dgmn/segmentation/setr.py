@@ -17,7 +17,7 @@ Upsampling = Literal["official", "undistorted"]
 
 
 class _SquareHead(nn.Module):
-    """What the three SETR decoders share: to which size they enlarge a map."""
+    """Base of the three SETR decoders: says to which size they enlarge a map."""
 
     def __init__(self, upsampling: Upsampling) -> None:
         super().__init__()
@@ -35,19 +35,19 @@ class _SquareHead(nn.Module):
     def _tell(self, x: Tensor) -> None:
         if self.upsampling == "official" and x.shape[-2] != x.shape[-1] and not torch.compiler.is_compiling():
             warnings.warn(
-                'upsampling="official" makes a square prediction and stretches it over this image, which is not '
-                'square, as the original does; "undistorted" keeps the shape',
+                'this image is not square: upsampling="official" makes a square prediction and stretches it over the '
+                'image, as the original does; "undistorted" keeps the shape',
                 stacklevel=2,
             )
 
 
 class SETRNaiveHead(_SquareHead):
-    """A 1x1 convolution on the last map, its output enlarged at once.
+    """A 1x1 convolution on the last map. Its output is enlarged directly.
 
     Args:
-        in_channels: of the last map.
-        num_classes: outputs.
-        image_size: side of the square that the official form resizes to before the image's own size.
+        in_channels: channels of the last map.
+        num_classes: number of outputs.
+        image_size: side of the square to which "official" resizes the logits before it resizes them to the image.
         upsampling: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
 
@@ -65,12 +65,12 @@ class SETRNaiveHead(_SquareHead):
 
 
 class SETRPUPHead(_SquareHead):
-    """Progressive upsampling: three times a convolution and a doubling of the last map, classified, doubled.
+    """Progressive upsampling: three convolutions, each followed by a doubling, then a classifier and one more doubling.
 
     Args:
-        in_channels: of the last map.
-        num_classes: outputs.
-        channels: of the convolutions.
+        in_channels: channels of the last map.
+        num_classes: number of outputs.
+        channels: channels of the convolutions.
         upsampling: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
 
@@ -96,10 +96,10 @@ class SETRMLAHead(_SquareHead):
     """Multi-level aggregation: two convolutions on each of four maps, enlarged to one size, concatenated, classified.
 
     Args:
-        in_channels: of the maps, the finest first.
-        num_classes: outputs.
-        channels: of the convolutions.
-        image_size: side of the square that the official form resizes to before the image's own size.
+        in_channels: channels of the maps, the finest first.
+        num_classes: number of outputs.
+        channels: channels of the convolutions.
+        image_size: side of the square to which "official" resizes the logits before it resizes them to the image.
         upsampling: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
 
@@ -121,7 +121,7 @@ class SETRMLAHead(_SquareHead):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         self._tell(maps[-1])
-        # Four times the second map, which for the paper's strides 4, 8, 8, 8 is twice the first.
+        # Four times the second map; with the paper's strides 4, 8, 8, 8 this is twice the first.
         size = self._size(maps[1], 4)
         levels = [resize(branch(x), size) for branch, x in zip(self.branches, maps, strict=True)]
         logits: Tensor = self.classifier(torch.cat(levels, 1))
@@ -141,21 +141,22 @@ def setr_naive(
     """SETR-Naive: one 1x1 convolution on the last map (Table 11).
 
     Args:
-        backbone: any of timm's networks that takes this `output_stride`.
-        num_classes: outputs.
-        upsampling: "official" makes the prediction square and stretches it to the image, as the published weights
-            were trained: right for square crops only. "undistorted" keeps the image's shape; on square crops of
-            `image_size` the two agree.
-        image_size: side of the square of "official", the crop of the training.
-        output_stride: of the backbone's last map; the paper sets the strides of stages 3 and 4 to 1, which is 8.
+        backbone: any timm network that takes this `output_stride`.
+        num_classes: number of outputs.
+        upsampling: "official" makes the prediction square and stretches it to the image. The published weights were
+            trained this way; it is right for square crops only. "undistorted" keeps the image's shape. On square crops
+            of `image_size` the two agree.
+        image_size: side of the square that "official" makes: the size of the training crops.
+        output_stride: stride of the backbone's last map. The paper sets the strides of stages 3 and 4 to 1, which
+            gives 8.
         pretrained: start the backbone from its published weights.
         backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
 
     Returns:
-        (B, 3, H, W) to logits (B, num_classes, H, W).
+        A network from images (B, 3, H, W) to logits (B, num_classes, H, W).
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that takes no such stride.
+        InputError (a ValueError): timm does not know the backbone, or it does not take this stride.
 
     Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760); SETR
         (https://arxiv.org/abs/2012.15840).
@@ -179,15 +180,19 @@ def setr_pup(
     """SETR-PUP: progressive upsampling of the last map (Table 11).
 
     Args:
-        backbone, num_classes, upsampling, output_stride, pretrained, backbone_args: see
-            [`setr_naive`][dgmn.segmentation.setr_naive].
-        channels: of the head's convolutions.
+        backbone: any timm network that takes this `output_stride`.
+        num_classes: number of outputs.
+        upsampling: "official" or "undistorted"; see [`setr_naive`][dgmn.segmentation.setr_naive].
+        channels: channels of the head's convolutions.
+        output_stride: stride of the backbone's last map; 8 as in the paper.
+        pretrained: start the backbone from its published weights.
+        backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
 
     Returns:
-        (B, 3, H, W) to logits (B, num_classes, H, W).
+        A network from images (B, 3, H, W) to logits (B, num_classes, H, W).
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that takes no such stride.
+        InputError (a ValueError): timm does not know the backbone, or it does not take this stride.
 
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
@@ -211,15 +216,20 @@ def setr_mla(
     """SETR-MLA: aggregates all four maps of the backbone (Table 11).
 
     Args:
-        backbone, num_classes, upsampling, image_size, output_stride, pretrained, backbone_args: see
-            [`setr_naive`][dgmn.segmentation.setr_naive].
-        channels: of the head's convolutions.
+        backbone: any timm network that takes this `output_stride`.
+        num_classes: number of outputs.
+        upsampling: "official" or "undistorted"; see [`setr_naive`][dgmn.segmentation.setr_naive].
+        channels: channels of the head's convolutions.
+        image_size: side of the square that "official" makes: the size of the training crops.
+        output_stride: stride of the backbone's last map; 8 as in the paper.
+        pretrained: start the backbone from its published weights.
+        backbone_args: more arguments for the backbone, for instance `drop_path_rate`.
 
     Returns:
-        (B, 3, H, W) to logits (B, num_classes, H, W).
+        A network from images (B, 3, H, W) to logits (B, num_classes, H, W).
 
     Raises:
-        InputError (a ValueError): a backbone that timm does not know or that takes no such stride.
+        InputError (a ValueError): timm does not know the backbone, or it does not take this stride.
 
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """

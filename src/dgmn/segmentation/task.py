@@ -29,14 +29,17 @@ class SegmentationTask(Task):
 
     Args:
         model: "semantic_fpn", "setr_naive", "setr_pup", "setr_mla" or "dilated_fcn".
-        backbone: name for `timm.create_model`: ours or any other, so that they can be compared.
-        num_classes: of the data.
+        backbone: name for `timm.create_model`: one of our networks, or any other for comparison.
+        num_classes: number of classes in the data.
         model_args: more arguments for the network, for instance `channels: 64` or
             `backbone_args: {drop_path_rate: 0.1}`.
-        checkpoint: weights to start from, official or own: of a segmenter, or of a classifier for the backbone.
-        loss: of the pixels.
+        checkpoint: weights to start from, official or your own, of a segmenter or a classifier. A classifier's weights
+            fill the backbone.
+        loss: loss of the pixels.
         inference: how images are predicted in validation and test.
-        optimizer, schedule, lr_batch: see [`Task`][dgmn.training.Task].
+        optimizer: makes the optimiser; see [`Task`][dgmn.training.Task].
+        schedule: makes the schedule of the learning rate; see [`Task`][dgmn.training.Task].
+        lr_batch: total batch that the learning rate is for; see [`Task`][dgmn.training.Task].
     """
 
     name = "segmentation"

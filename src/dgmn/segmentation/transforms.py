@@ -18,16 +18,16 @@ from dgmn.segmentation.losses import IGNORED
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Training augmentation. The defaults are the paper's for Cityscapes, in the definitions of mmseg.
+    """Training augmentation as mmseg defines it. The defaults are the paper's for Cityscapes.
 
     Attributes:
-        crop: (height, width) of the random crop; images smaller than that are padded, their masks with 255.
-        scale: range of the random factor that the image is resized by, keeping its shape.
-        fit: (height, width) that the image is fitted into before `scale`; None for its own size.
-        max_share: draw a crop anew, up to ten times, while one class fills more of its labelled pixels than this;
-            1 for never.
+        crop: (height, width) of the random crop. Smaller images are padded, and their masks with 255.
+        scale: range of the random factor that the image is resized by, keeping its aspect ratio.
+        fit: (height, width) that the image is fitted into before `scale`; None keeps its own size.
+        max_share: draw up to ten crops, until each class fills less than this share of the labelled pixels; 1 keeps the
+            first.
         hflip: probability of a horizontal flip.
-        distortion: random brightness, contrast, saturation and hue.
+        distortion: change brightness, contrast, saturation and hue at random.
     """
 
     crop: tuple[int, int] = (769, 769)
@@ -51,7 +51,7 @@ class Augmentation:
             )
 
     def transform(self, preprocessing: Preprocessing = Preprocessing()) -> v2.Transform:  # noqa: B008 - a frozen value
-        """What happens to an image and its mask in training, together."""
+        """The transform of an image and its mask, together, in training."""
         return v2.Compose(
             [
                 RandomScale(self.scale, self.fit),
@@ -59,26 +59,26 @@ class Augmentation:
                 v2.RandomHorizontalFlip(self.hflip),
                 *([PhotometricDistortion()] if self.distortion else []),
                 normalise(preprocessing),
-                PadTo(self.crop),  # with the mean colour, as it is normalised
+                PadTo(self.crop),  # 0 is the mean colour of the normalised image
             ]
         )
 
 
 def normalise(preprocessing: Preprocessing = Preprocessing()) -> v2.Transform:  # noqa: B008 - a frozen value
-    """8-bit images to floats, with a network's mean and deviation."""
+    """The transform of 8-bit images to floats, normalised by a network's mean and standard deviation."""
     to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
     return v2.Compose([to_float, v2.Normalize(preprocessing.mean, preprocessing.std)])
 
 
 def denormalise(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
-    """The picture that a normalised image (3, H, W) was."""
+    """The picture from which a normalised image (3, H, W) was made."""
     mean, std = (image.new_tensor(x).view(3, 1, 1) for x in (preprocessing.mean, preprocessing.std))
     picture: Image.Image = TF.to_pil_image((image.float() * std + mean).clamp(0, 1).cpu())
     return picture
 
 
 class RandomScale(v2.Transform):
-    """Resizes by a random factor, keeping the shape; torchvision's `RandomResize` takes sizes, not factors."""
+    """Resizes by a random factor, keeping the aspect ratio; torchvision's `RandomResize` takes sizes instead."""
 
     def __init__(self, scale: tuple[float, float], fit: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -91,14 +91,14 @@ class RandomScale(v2.Transform):
         return {"size": list(scaled_size(height, width, factor, self.fit))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if params["size"] == [1, 1]:  # PyTorch's kernel for 8 bits fails an assertion there
+        if params["size"] == [1, 1]:  # PyTorch's 8-bit kernel fails an assertion at this size
             return self._call_kernel(TF.center_crop, inpt, output_size=params["size"])
-        # Without antialiasing, as the original training resizes.
+        # The original training resizes without antialiasing.
         return self._call_kernel(TF.resize, inpt, size=params["size"], antialias=False)
 
 
 class ClassCrop(v2.Transform):
-    """A random crop in which no class fills too much."""
+    """A random crop in which no class fills too large a share, if one is found in ten draws."""
 
     def __init__(self, size: tuple[int, int], max_share: float) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class ClassCrop(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Pads on the right and below to a size: images with 0, masks with 255."""
+    """Pads to a size on the right and at the bottom: images with 0, masks with 255."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -142,10 +142,11 @@ class PadTo(v2.Transform):
 
 
 class PhotometricDistortion(v2.Transform):
-    """Brightness, contrast, saturation and hue, each with probability a half, as SSD and mmseg define them.
+    """Changes brightness, contrast, saturation and hue, each with probability 0.5, as SSD and mmseg define them.
 
-    Brightness adds up to 32 of 255, contrast multiplies by 0.5 to 1.5, before or after saturation (0.5 to 1.5) and hue
-    (a tenth of the circle). torchvision's scales instead of adding, mixes with grey, and permutes the channels.
+    Brightness adds -32 to 32 (of 255). Contrast multiplies by 0.5 to 1.5, before or after saturation (0.5 to 1.5) and
+    hue (up to a tenth of the circle). torchvision's transform scales the brightness, mixes with grey, and permutes the
+    channels.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class PhotometricDistortion(v2.Transform):
             x = (x * params.get("contrast", 1.0)).clamp(0, 255)
         if "saturation" in params:
             value, span = x.amax(-3, keepdim=True), x.amax(-3, keepdim=True) - x.amin(-3, keepdim=True)
-            # Distances from the largest channel, which is the value; they cannot exceed it.
+            # Scales the distances from the largest channel, the value of HSV. They cannot exceed it.
             factor = torch.minimum(x.new_tensor(params["saturation"]), value / span.clamp(min=1e-3))
             x = value - (value - x) * factor
         if "hue" in params:

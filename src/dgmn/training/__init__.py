@@ -1,4 +1,4 @@
-"""What all tasks share of Lightning: task, data, optimiser and schedule, callbacks, checkpoints."""
+"""The Lightning parts that all tasks share: task, data, optimiser, schedule, callbacks and checkpoints."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DropPathSchedule", "MultiStep", "Polynomial", "Task", "WarmupCosine"]
 
-# Late, because lightning takes seconds to import, and neither networks nor prediction need it.
+# Lazy, because importing lightning takes seconds, and neither networks nor prediction need it.
 __getattr__ = lazy_names(
     __name__,
     {

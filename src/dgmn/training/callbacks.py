@@ -1,4 +1,4 @@
-"""Callbacks that every training run has or a recipe names."""
+"""Callbacks of training runs: every run has some, and recipes can name others."""
 
 import random
 from typing import Any
@@ -13,10 +13,10 @@ from dgmn.report import say
 
 
 class DropPathSchedule(L.Callback):
-    """Keeps stochastic depth off for the first epochs, then lets the network have the rates it was made with.
+    """Turns stochastic depth off for the first epochs, then restores the rates that the network was built with.
 
     Args:
-        start_epoch: first epoch (from 0) with stochastic depth.
+        start_epoch: first epoch with stochastic depth, counted from 0.
     """
 
     def __init__(self, start_epoch: int) -> None:
@@ -27,7 +27,7 @@ class DropPathSchedule(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._rates = {name: module.drop_prob for name, module in _drop_paths(pl_module)}
         if not any(self._rates.values()):
-            say("DropPathSchedule: this network has no stochastic depth, give it a drop_path_rate")
+            say("DropPathSchedule: this network has no stochastic depth; give it a drop_path_rate")
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,10 +46,10 @@ def _drop_paths(module: torch.nn.Module) -> list[tuple[str, DropPath]]:
 
 
 class EpochSeed(L.Callback):
-    """Makes the randomness of an epoch depend on the run's seed and the epoch's number only.
+    """Makes the random numbers of an epoch depend only on the run's seed, the epoch and the process.
 
-    A run that was killed and resumed at the end of an epoch then continues as if nothing had happened: dropout,
-    mixup and augmentation draw the same numbers. The seed is kept in the checkpoint.
+    A run that is killed, and resumed from the end of an epoch, then continues as if it had never stopped: dropout,
+    mixup and augmentation draw the same numbers. The checkpoint keeps the seed.
     """
 
     def __init__(self, seed: int) -> None:
@@ -70,12 +70,12 @@ class EpochSeed(L.Callback):
         np.random.seed(seed)
         torch.manual_seed(seed)
         generator = getattr(trainer.train_dataloader, "generator", None)
-        if generator is not None:  # seeds the workers, which start after this
+        if generator is not None:  # it seeds the workers, which start later
             generator.manual_seed(seed)
 
 
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """A 32 bit seed for one epoch of one process."""
+    """A 32-bit seed for one epoch of one process."""
     return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that survive being killed."""
+"""Checkpoint files that stay complete when a run is killed."""
 
 import os
 from collections.abc import Callable
@@ -15,10 +15,10 @@ _PARTIAL = ".partial"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that the target is always a whole checkpoint.
+    """Writes a checkpoint beside its target and renames it, so that the target is always complete.
 
-    Lightning writes to the temporary folder and moves from there, which across file systems is a copy that can
-    be cut off. Reading never executes what is in the file.
+    Lightning writes to the temporary folder and moves the file. A move across file systems is a copy, which can be
+    cut off. Reading never executes code from the file.
     """
 
     @override

@@ -18,21 +18,21 @@ from dgmn.training.sampling import GroupedBatches, StepSampler
 
 
 class ImageData(L.LightningDataModule):
-    """Makes the loaders of a task's datasets; tasks say what the datasets are.
+    """Makes the data loaders of a task; each task's subclass provides the datasets.
 
     Args:
-        batch_size: images of one device in a training step.
-        num_workers: processes of each device that load images.
-        epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
+        batch_size: images per device in a training step.
+        num_workers: processes per device that load images.
+        epoch_steps: steps per epoch, after which validation runs; None: one pass through the training set.
 
     Raises:
-        InputError (a ValueError): a number that is too small.
+        InputError (a ValueError): a number is too small.
     """
 
     collate: ClassVar[Callable[..., Any] | None] = None
-    """Makes a batch of samples; None is PyTorch's own way."""
+    """Joins samples into a batch; None: PyTorch's default."""
     eval_batch_size: ClassVar[int | None] = None
-    """Images that are evaluated at a time; None for those of a training step."""
+    """Images per device in an evaluation step; None: `batch_size`."""
 
     def __init__(self, batch_size: int, num_workers: int, epoch_steps: int | None = None) -> None:
         super().__init__()
@@ -45,45 +45,45 @@ class ImageData(L.LightningDataModule):
         self.epoch_steps = epoch_steps
         self._sets: dict[str, Any] = {}
 
-    # ------------------------------------------------------------------------------------------ what tasks say
+    # --------------------------------------------------------------------------------------- what tasks define
 
     @property
     def names(self) -> Sequence[str] | None:
-        """The classes, in the order of the network's outputs; None where the data does not tell."""
+        """The class names, in the order of the network's outputs; None if the data does not name them."""
         raise NotImplementedError
 
     def dataset(self, split: str) -> Dataset[Any]:
-        """The images of "train", "val" or "test", as the network gets them.
+        """The dataset of "train", "val" or "test", with images as the network gets them.
 
         Raises:
-            InputError: there are none; the message says what was expected.
+            InputError: the dataset has no images; the message says what was expected.
         """
         raise NotImplementedError
 
     def check(self) -> None:
-        """Finds mistakes in the training and validation sets before hours are spent on them."""
+        """Finds mistakes in the training and validation sets before a long training."""
 
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
         """Reads every image and annotation of the training and validation sets.
 
         Args:
-            progress: is told the split, how many images it has, and how many of them are read.
+            progress: called with the split, the number of its images, and how many of them are read.
         """
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """What prediction needs to know of the data, as plain values."""
+        """Facts about the data that prediction needs, as plain values."""
         raise NotImplementedError
 
     def adapted(self, preprocessing: Preprocessing) -> Preprocessing:
-        """A network's preprocessing, but for what the data changes of it."""
+        """The network's preprocessing, with the changes that the data makes to it."""
         return preprocessing
 
     # -------------------------------------------------------------------------------------------------- loaders
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Of the network that is trained or evaluated; ImageNet's where there is none."""
+        """The preprocessing of the network that is trained or evaluated; ImageNet's if there is no network."""
         task = None if self.trainer is None else self.trainer.lightning_module
         network = getattr(task, "model", None)
         return self.adapted(about(network).preprocessing if isinstance(network, nn.Module) else Preprocessing())
@@ -114,13 +114,13 @@ class ImageData(L.LightningDataModule):
         steps: int | None = None,
         groups: Sequence[Hashable] | None = None,
     ) -> DataLoader[Any]:
-        """Shuffled batches.
+        """A loader of shuffled batches.
 
         Args:
             dataset: images of this task.
             sampler: chooses the images of an epoch for this process; None shuffles.
-            steps: of an epoch; None passes through the set once.
-            groups: of every image; a batch has images of one group.
+            steps: steps per epoch, used without a `sampler`; None: one pass through the set.
+            groups: the group of every image, see `GroupedBatches`.
         """
         trainer = self._trainer()
         seed = run_seed(trainer)
@@ -136,7 +136,7 @@ class ImageData(L.LightningDataModule):
         cast(Any, sampler).set_epoch(epoch)
         if len(cast(Sized, sampler)) < self.batch_size:
             raise InputError(
-                f"data.batch_size {self.batch_size}: an epoch of one device has only {len(cast(Sized, sampler))} images"
+                f"data.batch_size {self.batch_size}: an epoch has only {len(cast(Sized, sampler))} images per device"
             )
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
         options: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": True}
@@ -145,12 +145,12 @@ class ImageData(L.LightningDataModule):
         return self._loader(dataset, generator=generator, **options)
 
     def eval_loader(self, dataset: Dataset[Any], split: str) -> DataLoader[Any]:
-        """Every image of a split once, shared out among the processes."""
+        """A loader that gives every image of a split once, divided among the processes."""
         trainer = self._trainer()
         size = len(cast(Sized, dataset))
         if size < trainer.world_size:
             raise InputError(f"data: {size} {split} images are too few for {trainer.world_size} processes")
-        # A DistributedSampler would repeat some to give all processes equally many.
+        # A DistributedSampler would repeat some images, so that all processes get equally many.
         mine = Subset(dataset, range(trainer.global_rank, size, trainer.world_size))
         return self._loader(mine, batch_size=self.eval_batch_size or self.batch_size)
 
@@ -160,12 +160,12 @@ class ImageData(L.LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=type(self).collate,
             pin_memory=torch.cuda.is_available(),
-            # Workers start anew in every epoch: forking takes no time, what Python 3.14 does by default takes seconds.
+            # Workers start anew in every epoch. Forking them takes no time; the default of Python 3.14 takes seconds.
             multiprocessing_context="fork" if self.num_workers > 0 and sys.platform == "linux" else None,
             **options,
         )
 
     def _trainer(self) -> L.Trainer:
         if self.trainer is None:
-            raise RuntimeError(f"{type(self).__name__} makes its loaders for a Trainer: trainer.fit(task, data)")
+            raise RuntimeError(f"{type(self).__name__} needs a Trainer to make its loaders: trainer.fit(task, data)")
         return self.trainer

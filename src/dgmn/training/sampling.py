@@ -1,4 +1,4 @@
-"""Which images an epoch has."""
+"""Samplers that choose the images of an epoch and group them into batches."""
 
 from collections.abc import Hashable, Iterator, Sequence, Sized
 from typing import cast
@@ -9,19 +9,19 @@ from typing_extensions import override
 
 
 class GroupedBatches(Sampler[list[int]]):
-    """Batches of images of one group, for instance wide or tall ones, so that little of a batch is padding.
+    """Makes batches of images of one group, for instance wide or tall images, so that batches need little padding.
 
-    What is left of the groups at the end of an epoch is put together, so that an epoch has as many batches as without
-    groups.
+    At the end of an epoch, the remaining images of all groups are joined into batches. An epoch thus has as many
+    batches as without groups.
 
     Args:
-        sampler: of images.
-        groups: of every image of the set.
-        batch_size: images of a batch.
+        sampler: gives the indices of an epoch's images.
+        groups: the group of every image of the set.
+        batch_size: images per batch.
     """
 
     def __init__(self, sampler: Sampler[int], groups: Sequence[Hashable], batch_size: int) -> None:
-        self.sampler = sampler  # where Lightning looks for set_epoch
+        self.sampler = sampler  # Lightning looks here for set_epoch
         self.groups = groups
         self.batch_size = batch_size
 
@@ -42,17 +42,18 @@ class GroupedBatches(Sampler[list[int]]):
 
 
 class StepSampler(Sampler[int]):
-    """Epochs of a fixed number of steps, whatever the size of the set: for trainings that count iterations.
+    """Gives every epoch a fixed number of steps, whatever the size of the set; for trainings that count iterations.
 
-    The set is passed through again and again, every time in another order; an epoch is the next `steps` batches
-    of that stream. What an epoch has depends on its number and the seed only, so that a run can be resumed.
+    The sampler passes through the set again and again, each time in another order. An epoch is the next `steps`
+    batches of this stream. Its images depend only on its number and the seed, so that a run can be resumed.
 
     Args:
-        size: images in the set.
-        steps: batches of an epoch on each device.
-        batch_size: of each device.
-        seed: of the orders.
-        rank, replicas: this process and how many there are; each gets other images.
+        size: number of images in the set.
+        steps: batches per epoch on each device.
+        batch_size: images per batch on each device.
+        seed: seed of the random orders.
+        rank: number of this process; each process gets other images.
+        replicas: number of processes.
     """
 
     def __init__(self, size: int, steps: int, batch_size: int, seed: int, rank: int = 0, replicas: int = 1) -> None:

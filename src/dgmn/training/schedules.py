@@ -1,4 +1,4 @@
-"""Learning rate schedules, by optimiser step."""
+"""Learning rate schedules that change the rate at every optimiser step."""
 
 import math
 
@@ -12,11 +12,11 @@ class WarmupCosine(LambdaLR):
     """Linear warm-up, then half a cosine down to a fraction of the learning rate.
 
     Args:
-        optimizer: whose learning rates are scaled.
+        optimizer: the optimiser whose learning rates are scaled.
         total_steps: steps of the whole training.
         warmup: share of the steps that warm up.
-        start: factor of the first step.
-        end: factor of the last step.
+        start: factor at the first step.
+        end: factor at the last step.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class WarmupCosine(LambdaLR):
 
 
 class Polynomial(LambdaLR):
-    """`(1 - step / total) ** power` of the learning rate, after a linear warm-up.
+    """Scales the learning rate by `(1 - step / total) ** power`, with a linear warm-up.
 
     Args:
-        optimizer: whose learning rates are scaled.
+        optimizer: the optimiser whose learning rates are scaled.
         total_steps: steps of the whole training.
-        power: of the decay.
-        warmup: share of the steps that warm up, from nearly 0.
+        power: exponent of the decay.
+        warmup: share of the steps that warm up, starting near 0.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup: float = 0.0) -> None:
@@ -59,15 +59,15 @@ class Polynomial(LambdaLR):
 
 
 class MultiStep(LambdaLR):
-    """A tenth of the learning rate from each milestone on, after a linear warm-up.
+    """Multiplies the learning rate by `factor` at each milestone, after a linear warm-up.
 
     Args:
-        optimizer: whose learning rates are scaled.
+        optimizer: the optimiser whose learning rates are scaled.
         total_steps: steps of the whole training.
-        milestones: shares of the training.
-        factor: of every milestone.
+        milestones: places of the milestones, as shares of the training.
+        factor: multiplier at every milestone.
         warmup_steps: steps that warm up.
-        start: factor of the first step.
+        start: factor at the first step.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class MultiStep(LambdaLR):
     ) -> None:
         if not all(0 < share < 1 for share in milestones) or warmup_steps < 0:
             raise InputError(
-                "milestones are shares of the training above 0 and below 1, warmup_steps a number of steps, "
+                "milestones must be shares of the training above 0 and below 1, and warmup_steps at least 0, "
                 f"got {list(milestones)} and {warmup_steps}"
             )
         places = [round(share * total_steps) for share in milestones]

@@ -1,4 +1,4 @@
-"""Weights that a training starts from."""
+"""Loads the weights that a training starts from."""
 
 import warnings
 
@@ -11,16 +11,16 @@ from dgmn.weights import Checkpoint, LoadReport, OtherClassesError, load_checkpo
 
 
 def start_from(network: nn.Module, checkpoint: Checkpoint) -> bool:
-    """Fills a network with weights to fine-tune, and says what was taken.
+    """Fills a network with weights to fine-tune, and prints what was loaded.
 
-    All of them; or all but the classifier, where the checkpoint has other classes; or those of its backbone, where the
-    file holds a classifier or a network with another head.
+    It loads all weights. If the checkpoint has other classes, it leaves out the classifier. If the file holds a
+    classifier or a network with another head, it fills only the backbone.
 
     Returns:
-        Whether all of the network was filled.
+        Whether the whole network was filled.
 
     Raises:
-        InputError: none of it fits; the message names what differs.
+        InputError: the weights fit neither the network nor its backbone; the message names what differs.
     """
     try:
         report = _whole(network, checkpoint)

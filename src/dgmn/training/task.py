@@ -1,4 +1,4 @@
-"""The LightningModule that all tasks extend: optimiser, schedule and what a checkpoint says of itself."""
+"""The LightningModule that all tasks extend: optimiser, schedule and the description in checkpoints."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,30 +26,30 @@ from dgmn.weights import read_checkpoint
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header and rows
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
 
-_PICTURED = 4  # predictions of a validation that are drawn
+_PICTURED = 4  # predictions that a validation draws
 
 
 class Task(L.LightningModule):
-    """Builds a network, fills it with the weights to start from, and trains it; tasks add the steps.
+    """Builds a network, loads the weights to start from, and trains it; each task's subclass adds the steps.
 
     Args:
         build: makes the network from `network_args` and the preprocessing of the weights to start from.
-        network_args: plain values that build the network again, among them `num_classes` and `model_args`; they stand
-            in the checkpoints.
-        checkpoint: weights to start from, official or own.
-        optimizer: makes the optimiser from parameter groups. Norms, biases and what the network itself names are not
-            decayed.
-        schedule: makes the schedule from the optimiser and the number of steps; called after every step.
-        lr_batch: total batch (of all devices and accumulated steps) that the learning rate belongs to; with
-            another one it is scaled linearly. None leaves it as it is.
+        network_args: plain values from which the network can be built again, among them `num_classes` and
+            `model_args`; checkpoints store them.
+        checkpoint: file of weights to start from, official or own.
+        optimizer: makes the optimiser from parameter groups. Norms, biases and the parameters that the network names
+            itself get no weight decay.
+        schedule: makes the schedule from the optimiser and the number of steps; the schedule advances at every step.
+        lr_batch: total batch (over all devices and accumulated steps) that the learning rate was chosen for. With
+            another total batch, the learning rate is scaled linearly. None: no scaling.
 
     Attributes:
-        name: of the task, for the checkpoints.
+        name: name of the task, stored in checkpoints.
         monitor: the metric that chooses the best checkpoint, and "max" or "min".
         model: the network.
         filled: whether all weights came from a file, so that the network can be evaluated as it is.
-        lr_multipliers: of the learning rate of the parameters whose names contain the key; the longest key that fits
-            counts.
+        lr_multipliers: factors of the learning rate. A factor applies to parameters whose names contain its key; the
+            longest matching key counts.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Task(L.LightningModule):
         super().__init__()
         weights = None if checkpoint is None else read_checkpoint(checkpoint)
         self.model = build(**network_args, preprocessing=None if weights is None else weights.preprocessing)
-        # What only starts a training is not needed to build its network again.
+        # A checkpoint has all weights: building its network again needs no pretrained ones.
         kept = {k: v for k, v in (network_args["model_args"] or {}).items() if k != "pretrained"}
         self.network_args = {**network_args, "model_args": kept}
         if weights is not None:
             self.filled = start_from(self.model, weights)
-        else:  # timm's weights fill a classifier, or the backbone of other networks
+        else:  # timm's weights fill a whole classifier, but only the backbone of other networks
             self.filled = not about(self.model).backbone
         self.optimizer = optimizer
         self.schedule = schedule
@@ -93,7 +93,7 @@ class Task(L.LightningModule):
         groups = param_groups_weight_decay(self.model, no_weight_decay_list=about(self.model).undecayed)
         for group in groups:
             if group["weight_decay"]:
-                del group["weight_decay"]  # so that the optimiser's own applies
+                del group["weight_decay"]  # so that the optimiser's own weight decay applies
         optimizer = self.optimizer(multiplied(groups, self.model, self.lr_multipliers))
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_multiplier", 1.0)
@@ -134,10 +134,10 @@ class Task(L.LightningModule):
             )
 
     def check_classes(self, names: Sequence[str]) -> None:
-        """That the network has as many classes as the data.
+        """Checks that the network has as many classes as the data.
 
         Raises:
-            InputError: it has not; the message names some of them.
+            InputError: the numbers differ; the message names some classes of the data.
         """
         num_classes = self.network_args["num_classes"]
         if len(names) != num_classes:
@@ -148,7 +148,7 @@ class Task(L.LightningModule):
             )
 
     def log_step(self, loss: Tensor, batch_size: int, parts: Mapping[str, Tensor] = MappingProxyType({})) -> Tensor:
-        """Logs the loss of a training step, the parts that it is the sum of, and the learning rate; gives the loss."""
+        """Logs the loss of a training step, the parts that add up to it, and the learning rate; returns the loss."""
         self.log("train/loss", loss, prog_bar=True, batch_size=batch_size)
         for name, value in parts.items():
             self.log(f"train/{name}", value, batch_size=batch_size)
@@ -156,11 +156,11 @@ class Task(L.LightningModule):
         return loss
 
     def wants_picture(self) -> bool:
-        """Whether one more picture of this validation is kept."""
+        """Whether this validation should keep another picture."""
         return len(self._pictures) < _PICTURED and bool(self.trainer.is_global_zero)
 
     def keep_picture(self, picture: Image.Image) -> None:
-        """Shows a prediction in the run's folder, below the others of this validation."""
+        """Keeps the picture of a prediction; the run's folder gets one file with all pictures of a validation."""
         self._pictures.append(picture)
 
     @override
@@ -177,14 +177,14 @@ class Task(L.LightningModule):
         self.report("test")
 
     def report(self, split: str) -> None:
-        """Logs the metrics of a whole evaluation of "val" or "test", where the steps do not log them."""
+        """Logs the metrics of a whole evaluation of "val" or "test", unless the steps log them."""
 
     def tables(self) -> list[Table]:
-        """What the last evaluation tells beyond its metrics, for instance the score of every class."""
+        """Results of the last evaluation beyond its metrics, for instance the score of every class."""
         return []
 
     def describe(self) -> dict[str, Any]:
-        """What prediction needs to know of the task, as plain values."""
+        """Facts about the task that prediction needs, as plain values."""
         return {"task": self.name, **self.network_args}
 
     @override
@@ -197,7 +197,7 @@ class Task(L.LightningModule):
         stored = checkpoint.get("dgmn", {})
         expected = {**self.network_args, "classes": self.trainer.datamodule.describe().get("classes")}
         if self.trainer.state.fn == TrainerFn.FITTING:
-            # Its schedule, its number of steps and its learning rate belong to this batch.
+            # The schedule, the number of steps and the learning rate depend on this batch.
             expected["total_batch"] = self._total_batch()
         normalisation = about(self.model).preprocessing.to_values()
         was = stored.get("preprocessing") or {}
@@ -209,7 +209,7 @@ class Task(L.LightningModule):
 
 
 def describe_run(task: Task, data: Any) -> dict[str, Any]:
-    """What a checkpoint of a task and its data says of itself, as plain values."""
+    """The description that checkpoints of a task and its data store, as plain values."""
     preprocessing = data.adapted(about(task.model).preprocessing).to_values()
     return {**task.describe(), "preprocessing": preprocessing, **data.describe()}
 
@@ -217,10 +217,12 @@ def describe_run(task: Task, data: Any) -> dict[str, Any]:
 def multiplied(
     groups: Sequence[dict[str, Any]], model: nn.Module, multipliers: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Parameter groups split by the multiplier of their learning rate, in `lr_multiplier`; those without one first.
+    """Splits parameter groups by the multiplier of their learning rate.
+
+    Each group holds its multiplier in `lr_multiplier`. Groups with multiplier 1 come first.
 
     Raises:
-        InputError (a ValueError): a key that is in no parameter's name, or a multiplier below 0.
+        InputError (a ValueError): a key is in no parameter's name, or a multiplier is below 0.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     for key, value in multipliers.items():

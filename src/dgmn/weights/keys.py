@@ -1,4 +1,4 @@
-"""Finding the weights of a network in a state dict, whatever their names there begin with. Pure: dict in, dict out."""
+"""Finds the weights of a network in a state dict, whatever prefix their names have. Pure: dict in, dict out."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ from dgmn.about import Renamed, about, unwrapped
 from dgmn.errors import InputError
 
 Rules = tuple[tuple[str, Callable[[re.Match[str]], str]], ...]
-"""Patterns of whole names, and what a name that fits becomes."""
+"""Patterns of whole names, each with a function from the match to the new name."""
 
 _COUNT = ".num_batches_tracked"
 
@@ -21,13 +21,13 @@ class OtherClassesError(InputError):
 
 @dataclass(frozen=True)
 class Match:
-    """A state dict whose names are the model's, and what was found on the way to it.
+    """A state dict under the model's names, and a record of what was matched.
 
     Attributes:
-        state_dict: complete but for the classifier, where that is left out.
+        state_dict: complete, except for the classifier if that is left out.
         origin: whose names the weights had, for messages.
         ignored: names that the model has no place for.
-        fresh: names whose tensors are the model's own: the weights are of a network without them.
+        fresh: names whose tensors are the model's own, because the network of the weights lacks them.
     """
 
     state_dict: dict[str, Tensor]
@@ -46,22 +46,22 @@ def match_keys(
 ) -> Match:
     """Finds the weights of `model` in a state dict of any known layout, strictly.
 
-    Layouts: published files, which the model recognises itself (see [`About.official`][dgmn.about.About]); names of the
-    model itself, whatever stands before them. What belongs to parts that the model was built without (the classifier
-    of a `features_only` network, its stages after the last one asked for) and to networks around it is left out and
-    named in `ignored`. What the model adds to a plain network may be absent, all of it, and so may the norms' counts
-    of batches, which frozen ones lack: then the model's own tensors stand there, named in `fresh`.
+    It knows published files, which the model recognises itself (see [`About.official`][dgmn.about.About]), and the
+    model's own names behind any prefix. It leaves out the weights of parts that the model was built without (the
+    classifier of a `features_only` network, its stages after the last one asked for) and of networks around it;
+    `ignored` lists them. Two kinds of weights may be absent: what the model adds to a plain network, if all of it is
+    absent, and the norms' counts of batches, which frozen norms lack. The model's tensors stay; `fresh` lists them.
 
     Args:
         state_dict: name to tensor.
         model: the network to fill; not changed.
         reset_head: leave out the classifier, whatever number of classes it has.
         check_shapes: False if the caller adapts shapes.
-        allow_unknown: names that nobody needs are left out, too.
+        allow_unknown: also leave out the names that the model does not know.
 
     Raises:
-        InputError (a ValueError): names that are missing or that nobody needs, or shapes that differ; the message
-            lists them. `OtherClassesError` if these are only the classifier's shapes.
+        InputError (a ValueError): names are missing or unknown, or shapes differ; the message lists them. It is an
+            `OtherClassesError` if only the classifier's shapes differ.
     """
     network, wrapper = unwrapped(model)
     word = about(network)
@@ -94,17 +94,17 @@ def match_keys(
             advice = "; the number of classes differs: reset_head=True leaves the classifier out"
             raise OtherClassesError(message + advice)
         raise InputError(message)
-    # A norm that is there but keeps no count of batches has lost nothing.
+    # Not worth a report: counts of batches for norms of the model that keep none.
     left = [key for key in left if not (key.endswith(_COUNT) and key.replace(_COUNT, ".running_mean") in expected)]
     named = {wrapper + key: tensor for key, tensor in wanted.items()}
     return Match(named, found.origin, (*left, *found.elsewhere), tuple(wrapper + key for key in fresh))
 
 
 def _own_names(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Renamed:
-    """The part of a state dict that has the wanted names, behind the beginning that most of them have in common.
+    """The weights with the wanted names, behind the prefix that most of these names share in the state dict.
 
-    A training keeps its network under `model.`, a detector has its backbone under a name of its own, and so on. Where
-    no name is found, the plain names are taken, whose report then tells.
+    A training run keeps its network under `model.`, a detector keeps its backbone under a name of its own, and so on.
+    If no wanted name is found, all names are taken as they are; the error message then lists what is missing.
     """
     names = list(expected)
     probes = names[:1] + names[len(names) // 2 : len(names) // 2 + 1] + names[-1:]
@@ -120,13 +120,13 @@ def _own_names(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def under(state_dict: Mapping[str, Tensor], beginning: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors whose names begin so, without that beginning, and the other names."""
+    """The tensors whose names have this prefix, without the prefix, and all other names."""
     inner = {key.removeprefix(beginning): tensor for key, tensor in state_dict.items() if key.startswith(beginning)}
     return inner, tuple(key for key in state_dict if not key.startswith(beginning))
 
 
 def rename(state_dict: Mapping[str, Tensor], rules: Rules, whose: str) -> dict[str, Tensor]:
-    """Every name as the first rule that fits says.
+    """Renames every tensor by the first rule that fits its name.
 
     Raises:
         InputError (a ValueError): no rule fits a name.

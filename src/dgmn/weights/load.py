@@ -1,4 +1,4 @@
-"""Reading checkpoints, never executing what is in them, and loading them strictly."""
+"""Reads checkpoints without executing anything in them, and loads them strictly."""
 
 import argparse
 import pickle
@@ -27,8 +27,8 @@ class Checkpoint:
     Attributes:
         path: the file.
         state_dict: name to tensor.
-        entry: what they were under in the file, "" for nothing.
-        description: what a training run of ours wrote of the network, None in other files.
+        entry: the entry of the file that holds the weights; "" if they are the whole file.
+        description: what a training run of ours wrote about the network; None for other files.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Checkpoint:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """Of the images that a training run of ours trained the weights with; None where the file does not say."""
+        """How a training run of ours prepared the images for these weights; None if the file does not say."""
         values = (self.description or {}).get("preprocessing")
         return Preprocessing.from_values(values) if values else None
 
@@ -49,12 +49,12 @@ class LoadReport:
 
     Attributes:
         path: the file.
-        origin: whose names it has, and where in the file they were.
-        loaded: tensors that the network got.
-        ignored: names of the file that the network has no place for.
-        fresh: names that the file lacks because it is of a plain network, without the modules of this one, or of one
-            with frozen norms; they stay as they were.
-        modules: beginnings of those of them that belong to modules.
+        origin: whose names the file has, and the entry of the file that holds them.
+        loaded: number of tensors that the network got from the file.
+        ignored: names in the file that the network has no place for.
+        fresh: names that the file lacks, because its network has no such modules or has frozen norms. These weights
+            stay as they were.
+        modules: prefixes of the names in `fresh` that belong to modules.
         complete: whether every weight of the network is from the file.
     """
 
@@ -80,12 +80,12 @@ class LoadReport:
 def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """Reads the weights of a `.safetensors` file or a PyTorch checkpoint, without executing anything in it.
 
-    The weights may be the file's content or its entry `state_dict` or `model`; `module.` in front of every name
-    (from DistributedDataParallel) is removed.
+    The weights may be the whole file, or its entry `state_dict` or `model`. A prefix `module.`
+    (DistributedDataParallel) or `_orig_mod.` (torch.compile) of all names is removed.
 
     Raises:
         FileNotFoundError: no such file.
-        InputError (a ValueError): not a checkpoint, damaged, without weights, or one that would execute code.
+        InputError (a ValueError): the file is no checkpoint, is damaged, has no weights, or would execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -116,7 +116,7 @@ def _read_file(path: Path) -> Any:
         except SafetensorError as error:
             raise InputError(f"checkpoint {path}: damaged or not a safetensors file ({error})") from error
     try:
-        # The official classification files hold their command line as an argparse.Namespace, which only stores.
+        # The official classification files hold their command line as an argparse.Namespace, which only stores values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
@@ -126,16 +126,16 @@ def _read_file(path: Path) -> Any:
                 f"checkpoint {path}: it would execute code ({', '.join(code[:3])}), which is not allowed; "
                 "save only its weights, best as .safetensors"
             ) from error
-        # torch's own message advises to unpickle it.
+        # torch's own message advises the user to unpickle the file, which would execute its code.
         reason = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
         raise InputError(f"checkpoint {path}: damaged or not a PyTorch checkpoint{reason}") from error
 
 
 def _code_in(path: Path) -> list[str]:
-    """What a checkpoint would execute, as far as that can be read from it."""
+    """What a checkpoint would execute, as far as its content tells."""
     try:
         return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # damaged, or of the format before zip files
+    except Exception:  # damaged, or in the format that PyTorch had before zip files
         return []
 
 
@@ -144,26 +144,26 @@ def load_checkpoint(
 ) -> LoadReport:
     """Loads an official or own checkpoint into a network, strictly: an unknown or missing name is an error.
 
-    Finds by itself where the weights are in the file (plain, `model`, `state_dict`, with `module.` in front) and
-    whose names they have (ours, the official classifiers', detectors' and segmenters'). Weights without the modules of
-    a `DGMNResNet` or `dilated_fcn` fill all but these.
+    It finds the weights in the file (the whole file, or `model` or `state_dict` in it, also with the prefix `module.`)
+    and recognises their names (ours, or those of the official classifiers, detectors and segmenters). Weights without
+    the modules of a `DGMNResNet` or `dilated_fcn` fill everything except these modules.
 
     Args:
         model: the network to fill: a classifier, or a backbone from `timm.create_model(..., features_only=True)`.
             Unchanged if an error is raised.
-        path: `.safetensors`, or a PyTorch checkpoint (read with `weights_only=True`, never executed); or what
-            [`read_checkpoint`][dgmn.weights.read_checkpoint] read there.
+        path: a `.safetensors` file or a PyTorch checkpoint (read with `weights_only=True`, never executed); or the
+            result of [`read_checkpoint`][dgmn.weights.read_checkpoint].
         reset_head: leave the classifier as it is, to train it on other classes.
-        allow_unknown: leave out what the network has no place for; the report names it. What the network needs must be
-            in the file all the same.
+        allow_unknown: leave out the names that the network has no place for; the report lists them. The file must
+            still have all names that the network needs.
 
     Returns:
-        What was loaded and left out; printing it says so in one line.
+        What was loaded and what was left out; it prints as one line.
 
     Raises:
         FileNotFoundError: no such file.
-        InputError (a ValueError): not a checkpoint, or one of another model; the message lists the names or shapes.
-            `dgmn.weights.OtherClassesError` if it is of this model with another number of classes.
+        InputError (a ValueError): the file is no checkpoint, or one of another model; the message lists the names or
+            shapes. It is a `dgmn.weights.OtherClassesError` if only the number of classes differs.
     """
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     try:

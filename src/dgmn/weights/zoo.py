@@ -1,4 +1,4 @@
-"""The published models' weights: where they are kept, and how they are fetched."""
+"""Fetches and keeps the published models' weights."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from dgmn_base.zoo import ZooModel, find
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: beside torch.hub's own, so `TORCH_HOME` moves it."""
+    """The folder of the downloads. It is in torch.hub's folder, so `TORCH_HOME` moves it."""
     return Path(torch.hub.get_dir()) / "dgmn"
 
 
@@ -30,7 +30,7 @@ def downloaded_file(model: ZooModel) -> Path:
     """The converted weights that `dgmn zoo download` fetched.
 
     Raises:
-        InputError (a ValueError): they are not there.
+        InputError (a ValueError): the weights are not downloaded.
     """
     path = cached_file(model.name)
     if path is None:
@@ -43,18 +43,18 @@ def downloaded_file(model: ZooModel) -> Path:
 def download(name: str, file: str | PathLike[str] | None = None) -> Path:
     """Fetches a published checkpoint, verifies it and keeps its weights as safetensors.
 
-    Verified is that the file can be read without executing anything, and that the backbone in it has all names and
-    shapes of the row's. Nothing is left behind if a step fails.
+    It verifies that the file can be read without executing anything, and that the backbone in it has all names and
+    shapes of the row's backbone. If a step fails, no file is left behind.
 
     Args:
-        name: of a row in [`ZOO`][dgmn.weights.ZOO].
-        file: the published file, fetched otherwise; None downloads it.
+        name: name of a row in [`ZOO`][dgmn.weights.ZOO].
+        file: the published file, if you already have it; None downloads it.
 
     Returns:
         The path of the `.safetensors` in the cache.
 
     Raises:
-        InputError (a ValueError): no such row, or the file is not that model.
+        InputError (a ValueError): there is no such row, or the file is not that model.
         ImportError: gdown is not installed.
         ConnectionError: no network, or the file is gone or over its quota.
     """
@@ -85,7 +85,7 @@ def _fetch(model: ZooModel, target: Path) -> Path:
         reason = str(error).strip().split("\n")[0][:200]
         raise ConnectionError(
             f"{model.name} could not be downloaded from {model.url}: {reason}\n"
-            f"With the file from elsewhere: dgmn zoo download {model.name} --file FILE"
+            f"If you get the file in another way: dgmn zoo download {model.name} --file FILE"
         ) from error
     return target
 

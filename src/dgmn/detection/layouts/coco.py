@@ -1,4 +1,4 @@
-"""COCO as it unpacks: folders of images, and one file of annotations for each."""
+"""COCO as unpacked: folders of images, and one file of annotations for each folder."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from dgmn.detection.layouts.layout import Layout
 
 
 class CocoFiles(Layout):
-    """`train2017/*.jpg`, `annotations/instances_train2017.json` and so on.
+    """COCO's files: `train2017/*.jpg`, `annotations/instances_train2017.json` and so on.
 
     Args:
-        root: the folder.
-        images: folder of a part's images, below `root`.
-        annotations: file of a part, below `root`.
+        root: folder of the dataset.
+        images: folder with a part's images, below `root`; `{split}` stands for the part's name.
+        annotations: file with a part's annotations, below `root`; `{split}` stands for the part's name.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a layout of images and objects is."""
+"""The base class of all layouts of images and objects."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -16,7 +16,7 @@ Target = dict[str, Any]
 
 
 class Layout(DataLayout):
-    """How images and their objects lie on disk; a format is a subclass."""
+    """How images and their objects lie on disk. Every format is a subclass."""
 
     @abstractmethod
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
@@ -25,7 +25,7 @@ class Layout(DataLayout):
         Args:
             split: name of the part.
             masks: keep the segmentations.
-            problems: gets all mistakes, one line each; None raises the first.
+            problems: a list that gets all mistakes, one line each; None raises the first mistake.
 
         Raises:
             InputError: there is no such part, or (without `problems`) an entry is wrong; the message names it.
@@ -36,14 +36,14 @@ class Layout(DataLayout):
         """The annotations of a part in COCO's format, a file or its content, for the evaluation."""
 
     def read(self, entry: CocoImage, categories: CocoSet, masks: bool) -> tuple[Tensor, Target]:
-        """An image (3, H, W), uint8, and its target: `boxes`, `labels`, `masks` where wanted, and `image_id`.
+        """An image (3, H, W), uint8, and its target: `boxes`, `labels`, `image_id` and, if asked for, `masks`.
 
         Raises:
-            InputError: one of them cannot be read, or the image has another size than the annotations say.
+            InputError: the image or its target cannot be read, or the image's size differs from the annotations.
         """
         try:
             image = load_image(entry.path)
-            if image.size != entry.size[::-1]:  # perhaps annotated before it was turned upright
+            if image.size != entry.size[::-1]:  # it may have been annotated before it was turned upright
                 image = load_image(entry.path, upright=False)
         except FileNotFoundError as error:
             raise InputError(f"{entry.path}: missing image") from error

@@ -1,4 +1,4 @@
-"""Cityscapes as it unpacks."""
+"""Cityscapes as its archives unpack."""
 
 from pathlib import Path
 
@@ -12,12 +12,14 @@ from dgmn.segmentation.layouts.layout import Layout, Sample
 
 
 class Cityscapes(Layout):
-    """`leftImg8bit` and `gtFine` or `gtCoarse`; with `classes.json` or `classes.txt` beside them other classes.
+    """The folders `leftImg8bit` and `gtFine` or `gtCoarse`.
+
+    A `classes.json` or `classes.txt` beside them gives other classes than those of Cityscapes.
 
     Args:
-        root: the folder.
+        root: folder of the dataset.
         labels: "gtFine" or "gtCoarse".
-        palette_masks: masks with a palette hold class numbers as indices.
+        palette_masks: accept masks with a palette; their indices are the class numbers.
     """
 
     def __init__(self, root: Path, labels: str = "gtFine", palette_masks: bool = False) -> None:

@@ -14,13 +14,13 @@ from dgmn_base.files import EXTENSIONS, listing
 
 
 class MaskFolders(Layout):
-    """Folders of images and of masks, and `classes.txt` or `classes.json`.
+    """Folders of images, folders of masks, and `classes.txt` or `classes.json`.
 
     Args:
-        root: the folder.
-        images: folder of the images of a part, below `root`.
-        masks: mask of an image of a part, below `root`; `{name}` is the image's path below `images` without its ending.
-        palette_masks: masks with a palette hold class numbers as indices, as those of PASCAL VOC do.
+        root: folder of the dataset.
+        images: folder of a split's images, below `root`; `{split}` is the name of the split.
+        masks: path of an image's mask, below `root`; `{name}` is the image's path below `images`, without extension.
+        palette_masks: accept masks with a palette; their indices are the class numbers, as in PASCAL VOC.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class MaskFolders(Layout):
         masks = [sample.mask for sample in samples]
         shared = next((b for a, b in pairwise(masks) if a == b), None)
         if shared is not None:
-            raise InputError(f"{shared}: the mask of two images, which differ in their ending only")
+            raise InputError(f"{shared}: the mask of two images that differ only in their extension")
         return samples
 
     def read_mask(self, path: Path) -> NDArray[np.uint8]:
@@ -76,9 +76,10 @@ class MaskFolders(Layout):
 
 
 def _check_pattern(option: str, pattern: str, needed: tuple[str, ...], example: str) -> None:
-    """
+    """Checks the fields of a pattern of `MaskFolders`.
+
     Raises:
-        InputError: a pattern of `MaskFolders` holds other fields than it may, or lacks one.
+        InputError: the pattern holds an unknown field, or lacks one that it needs.
     """
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
@@ -94,5 +95,5 @@ def _check_pattern(option: str, pattern: str, needed: tuple[str, ...], example: 
 
 
 def _is_image(path: Path) -> bool:
-    # Hidden files are what file managers leave beside images.
+    # File managers leave hidden files beside images.
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()

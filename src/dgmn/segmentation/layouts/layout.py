@@ -1,4 +1,4 @@
-"""What a layout of images and masks is."""
+"""The base of all layouts of images and masks."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -18,35 +18,35 @@ from dgmn.segmentation.labels import Classes
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its mask, which need not exist."""
+    """The paths of an image and its mask; the files need not exist."""
 
     image: Path
     mask: Path
 
 
 class Layout(DataLayout):
-    """How images and masks lie on disk; a format is a subclass.
+    """How images and masks lie on disk. Each format is a subclass.
 
     Attributes:
-        classes: what the masks hold.
+        classes: the classes in the masks.
     """
 
     classes: Classes
 
     @abstractmethod
     def samples(self, split: str) -> list[Sample]:
-        """The images of a part, in order; "train+val" is both.
+        """The images of a split with their masks, in order; "train+val" gives both splits.
 
         Raises:
-            InputError: no image in it; the message says what is there.
+            InputError: the split has no image; the message says what is there.
         """
 
     @abstractmethod
     def read_mask(self, path: Path) -> NDArray[np.uint8]:
-        """A mask as classes, 255 for no label, (H, W).
+        """A mask (H, W) of class numbers; 255 is no label.
 
         Raises:
-            InputError: it cannot be read, or holds what no class has; the message names the file.
+            InputError: the mask cannot be read, or holds a value that no class has; the message names the file.
         """
 
     def read(self, sample: Sample) -> tuple[Tensor, Tensor]:
