@@ -22,7 +22,7 @@ from small_runs import small_run  # noqa: F401 - a fixture
 
 GOLDEN = Path(__file__).parent / "golden"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from dgmn.complexity import count
 from dgmn.weights import find
 from dgmn_cli import run
 
+from sizes import every_size
+
 PARAMETERS = {
     "dgmn2_tiny": 12_101_464,
     "dgmn2_small": 20_968_360,
@@ -17,7 +19,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", every_size(PARAMETERS))
 def test_within_two_percent_of_the_paper(name: str) -> None:
     with torch.device("meta"):
         cost = count(timm.create_model(name), (224, 224))

@@ -41,6 +41,7 @@ def test_quickstart_of_detection(model: str, least: float, tmp_path: Path, capsy
         assert picture.width > 500
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = time.perf_counter()

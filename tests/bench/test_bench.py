@@ -102,6 +102,7 @@ def test_models(tmp_path, capsys):
     check_picture(tmp_path / "models_cpu_train.png")
 
 
+@pytest.mark.slow
 def test_classification_with_memory_in_another_process(tmp_path):
     arguments = "bench models --models dgmn2_nano --sizes 224 --batch 2 --mode train --rounds 1 --threads 1"
     assert run([*arguments.split(), "--out", str(tmp_path)]) == 0

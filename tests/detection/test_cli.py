@@ -86,6 +86,7 @@ def test_test_gives_the_numbers_of_pycocotools(trained, few_coco_scenes, tmp_pat
     assert metrics(tmp_path)["test/box_AP"] == pytest.approx(metrics(folder)["val/box_AP"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(trained, few_coco_scenes, tmp_path):
     """Two processes count each of the seven images once."""
     folder, model = trained

@@ -11,12 +11,14 @@ from dgmn.detection.builders import BUILDERS
 from dgmn.weights import find
 from dgmn_cli import run
 
+from sizes import every_size
+
 # Millions of parameters and GMACs. For the large RetinaNet the paper prints 57.9 M, the original code has 58.02.
 RETINANET = {"tiny": (21.8, 206.8), "small": (30.7, 248.2), "medium": (45.6, 312.0), "large": (58.02, 382.1)}
 MASK_RCNN = {"tiny": (31.8, 223.0), "small": (40.6, 264.5), "medium": (55.5, 328.2), "large": (67.9, 398.4)}
 
 
-@pytest.mark.parametrize("size", RETINANET)
+@pytest.mark.parametrize("size", every_size(RETINANET))
 @pytest.mark.parametrize(("build", "table"), [(retinanet, RETINANET), (mask_rcnn, MASK_RCNN)])
 def test_costs_what_the_paper_says(build, table, size):
     params, gmacs = table[size]
@@ -35,7 +37,7 @@ DEFORMABLE_DETR = {
 }
 
 
-@pytest.mark.parametrize("name", DEFORMABLE_DETR)
+@pytest.mark.parametrize("name", every_size(DEFORMABLE_DETR))
 def test_deformable_detr_costs_what_the_original_does(name):
     params, gmacs = DEFORMABLE_DETR[name]
     row = find(name)

@@ -4,10 +4,12 @@ import warnings
 
 import numpy as np
 import onnxruntime
+import pytest
 import timm
 import torch
 
 
+@pytest.mark.slow
 def test_torch_export_and_onnx(tmp_path):
     model = timm.create_model("dgmn2_nano", num_classes=10).eval()
     with torch.no_grad():

@@ -13,9 +13,10 @@ from dgmn.complexity import count
 from dgmn.errors import InputError
 from dgmn.segmentation import BUILDERS, PixelLoss, semantic_fpn, setr_mla, setr_naive, setr_pup
 from dgmn.training.start import start_from
-from dgmn.weights import ZOO, read_checkpoint
+from dgmn.weights import ZOO, find, read_checkpoint
 
 from golden_vectors import image
+from sizes import every_size
 
 CASES = {
     "fpn": (semantic_fpn, {}),
@@ -55,8 +56,9 @@ def test_equals_the_original(case, official_file, official_weights, golden):
     vectors.check("loss_seg", PixelLoss()(logits, torch.from_numpy(masks[:, 0]))[None])
 
 
-@pytest.mark.parametrize("row", [row for row in ZOO if row.task == "segmentation"], ids=lambda row: row.name)
-def test_costs_what_table_11_says(row):
+@pytest.mark.parametrize("name", every_size(row.name for row in ZOO if row.task == "segmentation"))
+def test_costs_what_table_11_says(name):
+    row = find(name)
     with torch.device("meta"):
         cost = count(BUILDERS[row.builder](row.backbone), (768, 768))
     assert cost.params / 1e6 == pytest.approx(row.metrics["params_m"], abs=0.02)

@@ -86,6 +86,7 @@ def test_validation_gives_the_same_numbers_and_a_table(trained, few_scenes, tmp_
     assert metrics(tmp_path, 2)["val/accuracy"] != metrics(tmp_path, 0)["val/accuracy"]
 
 
+@pytest.mark.slow
 def test_two_processes_count_the_same(trained, few_scenes, tmp_path):
     """Two processes count each of the seven images once."""
     command = [sys.executable, "-m", "dgmn_cli", "validate", "-c", RECIPE, "--data.root", str(few_scenes)]
