@@ -108,7 +108,7 @@ def change(path, value):
     [
         (("images", 0, "file_name"), "c.png", r"images\[0\]: no image .*c.png"),
         (("images", 1, "id"), 7, r"images\[1\]: the id 7 is there twice"),
-        (("images", 0, "width"), "40", r"images\[0\] needs id, width and height as whole numbers"),
+        (("images", 0, "width"), "40", r"images\[0\] needs id as a whole number or text, width and height as"),
         (("images", 0, "height"), 0, r"images\[0\]: the size must be at least 1 x 1, got 40 x 0"),
         (("images",), [], r"annotations\[0\] \(id 1\): the image_id 7 belongs to no image"),
         (("categories",), [], r"no categories in it"),
@@ -136,7 +136,11 @@ def change(path, value):
             r"\(id 1\): bbox must be four numbers .* got \[1, 2, NaN, 4\]",
         ),
         (("annotations", 0, "bbox"), [1, 2, 3], r"\(id 1\): bbox must be four numbers"),
-        (("annotations", 0), "x", r'annotations\[0\] needs id, image_id and category_id as whole numbers, got "x"'),
+        (
+            ("annotations", 0),
+            "x",
+            r'annotations\[0\] needs image_id as its image has it, and category_id as .*, got "x"',
+        ),
     ],
 )
 def test_mistakes_are_named(content, read, path, value, message):
@@ -176,7 +180,7 @@ def test_other_files(tmp_path, text, message):
             r"annotation 1: segmentation must be polygons, or run lengths of the image's",
         ),
         (None, r"annotation 1: segmentation must be polygons"),
-        ([["x"] * 6], r"annotation 1: segmentation cannot be read"),
+        ([["x"] * 6], r'annotation 1: segmentation: "x" in a polygon is no place in or near the image'),
     ],
 )
 def test_masks_that_cannot_be_read(content, read, segmentation, message):

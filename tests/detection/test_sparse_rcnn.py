@@ -56,17 +56,8 @@ def proposals(model, maps):
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def outputs(model, maps, proposals):
-    """The outputs of all stages as in the vectors: every stage reads the regions of the initial proposals.
-
-    Only these regions reproduce the vectors, though their description does not say so. In Sparse R-CNN's paper (section
-    3.2: the new boxes are the next stage's proposals) and its authors' code, every stage reads new regions. So does the
-    network outside of this fixture; see the test of the regions below.
-    """
-    heads = model.roi_heads
-    regions = heads.roi_pool(maps, proposals, [IMAGE])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads.roi_pool, "forward", lambda *_: regions)
-        return heads.refine(maps, proposals, [IMAGE])
+    """The outputs of all stages in single precision."""
+    return model.roi_heads.refine(maps, proposals, [IMAGE])
 
 
 @torch.no_grad()
@@ -86,12 +77,13 @@ def test_maps_regions_and_first_stage(model, vectors, maps, proposals):
 def test_stages_and_detections(model, vectors, outputs):
     assert len(outputs) == 6
     for i, (logits, boxes) in enumerate(outputs):
-        vectors.check(f"logits.{i}", logits)
+        # Rounding errors grow from stage to stage: those of the original reach 9e-5 of the last logits.
+        vectors.check(f"logits.{i}", logits, 3e-4 if i == 5 else 1e-4)
         vectors.check(f"boxes.{i}", boxes)
     found = model.roi_heads.postprocess_detections(*outputs[-1], [IMAGE])
     (found,) = model.transform.postprocess(found, [IMAGE], [(512, 640)])
     want = tuple(vectors.raw[f"det.{part}"] for part in ("boxes", "scores", "labels"))
-    assert len(found["boxes"]) == len(want[0]) == 284
+    assert len(found["boxes"]) == len(want[0]) == 287
     assert match_detections(want, (found["boxes"], found["scores"], found["labels"])) == 0
     assert found["scores"].diff().max() <= 0
 
@@ -264,8 +256,8 @@ def test_several_sizes():
     model = small(min_size=[32, 48, 64])
     images = [torch.rand(3, 100, 120)]
     seen = {tuple(model.train().transform(images)[0].image_sizes[0]) for _ in range(50)}
-    assert seen == {(32, 38), (48, 57), (64, 76)}
-    assert model.eval().transform(images)[0].image_sizes == [(64, 76)]
+    assert seen == {(32, 38), (48, 58), (64, 77)}  # sides are rounded to nearest
+    assert model.eval().transform(images)[0].image_sizes == [(64, 77)]
     one_stage = small(num_stages=1).train()
     assert one_stage(images, [objects([4, 4, 40, 50])]).keys() == set(LOSSES)
 

@@ -118,8 +118,7 @@ def test_upsampling(build):
 
 @pytest.mark.parametrize("backbone", ["resnet18", "pvt_v2_b0", "convnext_atto", "vit_tiny_patch16_224"])
 def test_any_backbone(backbone):
-    args = {"dynamic_img_size": True} if backbone.startswith("vit") else {}
-    model = semantic_fpn(backbone, 7, channels=16, pyramid_channels=16, backbone_args=args)
+    model = semantic_fpn(backbone, 7, channels=16, pyramid_channels=16)
     out = model(torch.randn(2, 3, 64, 96))
     assert out.shape == (2, 7, 64, 96)
     out.mean().backward()
@@ -134,9 +133,43 @@ def test_a_backbone_with_channels_last_maps():
 
 
 def test_fixed_sizes_are_told():
-    for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
-        with pytest.raises(InputError, match=f"backbone {name}: takes images of its own size only; give it another"):
-            semantic_fpn(name)
+    name = "swin_tiny_patch4_window7_224"
+    with pytest.raises(InputError, match=f"backbone {name}: takes images of its own size only; give it another"):
+        semantic_fpn(name)
+
+
+@pytest.mark.parametrize("build", [setr_naive, setr_pup, setr_mla])
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_setr_on_a_plain_transformer(build, backbone):
+    """Images of any size; every weight learns. The strides are those that the heads ask for."""
+    model = build(backbone, 5, upsampling="undistorted")
+    assert model.backbone.feature_info.reduction() == ([4, 8, 8, 8] if build is setr_mla else [8])
+    for height, width in ((65, 97), (64, 64)):
+        out = model(torch.randn(2, 3, height, width))
+        assert out.shape == (2, 5, height, width)
+    out.mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    sixteen = build(backbone, 5, output_stride=16)
+    assert sixteen.backbone.feature_info.reduction()[-1] == 16
+
+
+def test_weights_of_a_plain_transformer_fill_the_backbone(tmp_path, capsys):
+    name = "vit_tiny_patch16_224"
+    classifier = timm.create_model(name)
+    torch.save(classifier.state_dict(), tmp_path / "vit.pth")
+    model = setr_mla(name, 5)
+    assert start_from(model, read_checkpoint(tmp_path / "vit.pth")) is False
+    assert "backbone: loaded 150 tensors" in capsys.readouterr().out
+    # The map is the features of the classifier, after its last norm.
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        (plain,) = model.eval().backbone.body(image)
+        torch.testing.assert_close(plain.flatten(2).mT, classifier.eval().forward_features(image)[:, 1:])
+
+
+def test_a_plain_transformer_of_other_patches():
+    with pytest.raises(InputError, match="a plain network of stride 14 gives no map of stride 8"):
+        setr_naive("eva02_tiny_patch14_224")
 
 
 @pytest.mark.parametrize("name", ["dgmn2_nano", "resnet18", "convnext_atto", "pvt_v2_b0"])

@@ -203,7 +203,7 @@ def test_a_damaged_image_loses_no_result(trained, scenes, tmp_path, capsys):
         (["--model.backbone", "resnet19"], "backbone: timm knows no 'resnet19'"),
         (["--model.model_args", "{wings: 2}"], "semantic_fpn cannot be built with {'wings': 2}"),
         (["--model.model_args", "{channels: -3}"], "semantic_fpn cannot be built with {'channels': -3}"),
-        (["--model.backbone", "vit_tiny_patch16_224"], "takes images of its own size only"),
+        (["--model.backbone", "swin_tiny_patch4_window7_224"], "takes images of its own size only"),
         (["--model.inference.mode", "all"], "inference.mode"),
         (["--data.root", "nowhere"], "data.root nowhere: there is no such folder"),
     ],

@@ -32,6 +32,7 @@ class ClassificationTask(Task):
         optimizer: makes the optimiser; see [`Task`][dgmn.training.Task].
         schedule: makes the schedule of the learning rate; see [`Task`][dgmn.training.Task].
         lr_batch: total batch that the learning rate is for; see [`Task`][dgmn.training.Task].
+        decay_norms_and_biases: what weight decay applies to; see [`Task`][dgmn.training.Task].
     """
 
     name = "classification"
@@ -49,9 +50,10 @@ class ClassificationTask(Task):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
         schedule: ScheduleCallable = WarmupCosine,
         lr_batch: int | None = 1024,
+        decay_norms_and_biases: bool = False,
     ) -> None:
         network_args = {"model": model, "num_classes": num_classes, "model_args": model_args}
-        super().__init__(classifier, network_args, checkpoint, optimizer, schedule, lr_batch)
+        super().__init__(classifier, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
         self.label_smoothing = label_smoothing
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None

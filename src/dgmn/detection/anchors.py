@@ -51,6 +51,28 @@ class ExactAnchors(AnchorGenerator):
         return [anchors] * len(image_list.image_sizes)
 
 
+def counted_anchors(anchors: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """Which anchors (N, 4) take part in the losses of an image: those centred in it or in its own padding, (N,), bool.
+
+    In a batch, a small image is padded to the largest. What lies beyond its own padding, to a multiple of 32, is not
+    its background.
+
+    Args:
+        anchors: anchors as x1, y1, x2, y2 in pixels.
+        target: an image's target; its `padded_size` comes from [`Resize`][dgmn.detection.resizing.Resize]. Without it,
+            all anchors count.
+
+    Source: `valid_flags` of mmdet 2.12.
+    """
+    size = target.get("padded_size")
+    if size is None:
+        return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    # Centres and sizes are whole numbers. The half keeps rounding errors from counting.
+    inside: Tensor = (centers < size.flip(0) - 0.5).all(1)
+    return inside
+
+
 class ClampedBoxCoder(BoxCoder):
     """torchvision's box coder, with a limit to how much a box grows and to how much it shrinks."""
 
@@ -76,7 +98,6 @@ class ExtraLevels(ExtraFPNBlock):
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
         for module in (self.p6, self.p7):
-            nn.init.xavier_uniform_(module.weight)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
 
@@ -100,15 +121,20 @@ class Pyramid(nn.Module):
         maps: how many of the last maps go into the pyramid.
         extra: makes the coarser levels.
         out_channels: channels of the pyramid.
+        xavier: start the convolutions from Xavier's uniform distribution, as mmdet does; otherwise from Kaiming's, as
+            detectron2 and torchvision do.
     """
 
-    def __init__(self, backbone: Any, maps: int, extra: ExtraFPNBlock, out_channels: int) -> None:
+    def __init__(self, backbone: Any, maps: int, extra: ExtraFPNBlock, out_channels: int, xavier: bool = True) -> None:
         super().__init__()
         self.body = backbone
         self.maps = maps
         self.out_channels = out_channels
         channels = backbone.feature_info.channels()[-maps:]
         self.fpn = FeaturePyramidNetwork(channels, out_channels, extra)
+        for convolution in self.fpn.modules():
+            if xavier and isinstance(convolution, nn.Conv2d):
+                nn.init.xavier_uniform_(convolution.weight)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.body(images)[-self.maps :]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,19 @@ class CocoImage:
         id: id of the image in the file.
         path: path of the image.
         size: height and width according to the file.
-        objects: annotations with `id`, `category_id`, `bbox` within the image, `iscrowd` and, if wanted,
-            `segmentation`.
+        objects: annotations with `category_id`, `bbox` within the image, `iscrowd` (0 or 1) and, if there are some and
+            they are wanted, `id` and `segmentation`.
     """
 
-    id: int
+    id: int | str
     path: Path
     size: tuple[int, int]
     objects: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def to_learn(self) -> list[dict[str, Any]]:
+        """The objects that are no crowds."""
+        return [entry for entry in self.objects if not entry["iscrowd"]]
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,25 @@ class CocoSet:
     ids: tuple[int, ...]
     left_out: int = 0
 
+    def labelled_by_id(self) -> "CocoSet":
+        """The same with a label for every number up to the largest id, so that an object's label is its category id.
+
+        Raises:
+            InputError: an id is below 0, or above 999.
+        """
+        if not 0 <= self.ids[0] <= self.ids[-1] < 1000:
+            raise InputError(f"data.ids_as_labels: category ids must be in 0..999, got {self.ids[0]}..{self.ids[-1]}")
+        names = dict(zip(self.ids, self.names, strict=True))
+        ids = range(self.ids[-1] + 1)
+        return replace(self, names=tuple(names.get(number, f"no category {number}") for number in ids), ids=tuple(ids))
+
 
 def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:
     """Reads and checks a file of annotations.
 
-    Category ids can have gaps: a label is an id's place among the sorted ids. Boxes are cut off at the image's border.
-    As in mmdet, boxes of less than a pixel are left out, because they cannot be learnt.
+    Category ids can have gaps: a label is an id's place among the sorted ids. Ids of annotations mean nothing. Boxes
+    are cut off at the image's border. As in mmdet, boxes of less than a pixel are left out, because they cannot be
+    learnt.
 
     Args:
         file: `instances_*.json`, or any other file in COCO's format.
@@ -71,15 +89,20 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
             raise InputError(f"{file}: {message}")
         found.append(f"{file}: {message}")
 
-    content = _load(file)
+    content = load_annotations(file)
     names = _categories(content["categories"], report)
     ids = tuple(sorted(names))
-    images: dict[int, CocoImage] = {}
+    images: dict[int | str, CocoImage] = {}
     rejected: set[Any] = set()
     for i, entry in enumerate(content["images"]):
         what = f"images[{i}]"
-        if not _has(entry, {"id": int, "file_name": str, "width": int, "height": int}):
-            report(f"{what} needs id, width and height as whole numbers, and file_name as text, got {_short(entry)}")
+        if not _has(entry, {"id": (int, str), "file_name": (str,), "width": (int,), "height": (int,)}):
+            report(
+                f"{what} needs id as a whole number or text, width and height as whole numbers, and file_name as text, "
+                f"got {_short(entry)}"
+            )
+            if isinstance(entry, dict) and isinstance(entry.get("id"), int | str):
+                rejected.add(entry["id"])
         elif entry["id"] in images:
             report(f"{what}: the id {entry['id']} is there twice")
         elif not (folder / entry["file_name"]).is_file():
@@ -91,46 +114,56 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
         else:
             size = (entry["height"], entry["width"])
             images[entry["id"]] = CocoImage(entry["id"], folder / entry["file_name"], size)
-    seen: set[int] = set()
+    seen: set[str] = set()
     left_out = 0
     for i, entry in enumerate(content["annotations"]):
         what = f"annotations[{i}]"
-        if not _has(entry, {"id": int, "image_id": int, "category_id": int}):
-            report(f"{what} needs id, image_id and category_id as whole numbers, got {_short(entry)}")
+        if not _has(entry, {"image_id": (int, str), "category_id": (int,)}):
+            report(f"{what} needs image_id as its image has it, and category_id as a whole number, got {_short(entry)}")
             continue
-        what += f" (id {entry['id']})"
-        if entry["id"] in seen:
+        number = entry.get("id")
+        what += "" if number is None else f" (id {_short(number)})"
+        if number is not None and _short(number) in seen:
             report(f"{what}: this id is there twice")
         elif entry["image_id"] in rejected:
             continue  # one message for the image is enough
         elif entry["image_id"] not in images:
-            report(f"{what}: the image_id {entry['image_id']} belongs to no image")
+            report(f"{what}: the image_id {_short(entry['image_id'])} belongs to no image")
         elif entry["category_id"] not in names:
             report(f"{what}: the category_id {entry['category_id']} is not declared; there are {_short(list(ids))}")
         else:
             image = images[entry["image_id"]]
             box = _clipped(entry.get("bbox"), image.size)
+            crowd = is_crowd(entry)
             if isinstance(box, str):
                 report(f"{what}: {box}")
+            elif crowd is None:
+                report(f"{what}: iscrowd must be 0 or 1, got {_short(entry['iscrowd'])}")
             elif min(box[2:]) < 1:
                 left_out += 1
             else:
-                kept = ("id", "category_id", "iscrowd", *(("segmentation",) if masks else ()))
-                image.objects.append({**{key: entry[key] for key in kept if key in entry}, "bbox": box})
-        seen.add(entry["id"])
+                kept = ("id", "category_id", *(("segmentation",) if masks else ()))
+                facts = {key: entry[key] for key in kept if key in entry}
+                image.objects.append({**facts, "bbox": box, "iscrowd": int(crowd)})
+        seen.add(_short(number))
     if not content["images"]:
         report("no images in it")
     if problems is not None:
         problems += found
-    ordered = tuple(images[key] for key in sorted(images))
+    ordered = tuple(images[key] for key in sorted(images, key=order_of_ids))
     return CocoSet(ordered, tuple(names[key] for key in ids), ids, left_out)
 
 
-def _load(file: Path) -> dict[str, list[Any]]:
+def load_annotations(file: Path) -> dict[str, list[Any]]:
+    """The content of a file in COCO's format: lists of images, annotations and categories, whose entries are unchecked.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
     if not file.is_file():
         raise InputError(f"{file}: no such file of annotations")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark first
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         what = "it is empty" if file.stat().st_size == 0 else str(error)
         raise InputError(f"{file}: not JSON ({what})") from error
@@ -142,10 +175,23 @@ def _load(file: Path) -> dict[str, list[Any]]:
     return content
 
 
+def order_of_ids(number: int | str) -> tuple[bool, int | str]:
+    """Sorts ids of images: numbers first, then texts."""
+    return isinstance(number, str), number
+
+
+def is_crowd(entry: dict[str, Any]) -> bool | None:
+    """Whether an annotation is of a crowd; a missing value or null is none. Returns None for anything but 0 or 1."""
+    value = entry.get("iscrowd")
+    if value is None:
+        return False
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
 def _categories(entries: list[Any], report: Any) -> dict[int, str]:
     names: dict[int, str] = {}
     for i, entry in enumerate(entries):
-        if not _has(entry, {"id": int, "name": str}):
+        if not _has(entry, {"id": (int,), "name": (str,)}):
             report(f"categories[{i}] needs id as a whole number, and name as text, got {_short(entry)}")
         elif entry["id"] in names:
             report(f"categories[{i}]: the id {entry['id']} is there twice")
@@ -184,7 +230,7 @@ def to_target(image: CocoImage, ids: Sequence[int], masks: bool) -> dict[str, Te
     Raises:
         InputError: a segmentation cannot be read; the message names the annotation.
     """
-    objects = [entry for entry in image.objects if not entry.get("iscrowd")]
+    objects = image.to_learn
     boxes = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = {number: i for i, number in enumerate(ids)}
@@ -203,23 +249,37 @@ def decode_mask(entry: dict[str, Any], size: tuple[int, int]) -> Any:
     """The segmentation of an annotation, polygons or run lengths, as (H, W), uint8.
 
     Raises:
-        InputError: there is no segmentation, or it has another form.
+        InputError: there is no segmentation, it has another form, or a polygon lies far outside of the image.
     """
+    from faster_coco_eval.core import mask as coco_mask
+
+    return coco_mask.decode(mask_runs(entry, size))
+
+
+def mask_runs(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The segmentation of an annotation as run lengths in COCO's compressed form; otherwise as `decode_mask`."""
     from faster_coco_eval.core import mask as coco_mask
 
     what = f"annotation {entry.get('id')}: segmentation"
     segmentation = entry.get("segmentation")
     try:
         if isinstance(segmentation, list) and segmentation:
-            if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-                raise InputError(f"{what}: a polygon needs three points or more, as x, y, x, y and so on")
+            for polygon in segmentation:
+                if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+                    raise InputError(f"{what}: a polygon needs three points or more, as x, y, x, y and so on")
+                # Drawing takes memory for every pixel that a polygon's border passes, also outside of the image.
+                far = next((x for x in polygon if not (_is_number(x) and abs(x) <= _FAR * max(size))), None)
+                if far is not None:
+                    raise InputError(f"{what}: {_short(far)} in a polygon is no place in or near the image")
             runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
         elif isinstance(segmentation, dict) and list(segmentation.get("size", ())) == list(size):
             counts = segmentation.get("counts")
             runs = coco_mask.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
+            coco_mask.decode(runs)  # an error if they do not fill the image
         else:
             raise InputError(f"{what} must be polygons, or run lengths of the image's size, got {_short(segmentation)}")
-        return coco_mask.decode(runs)
+        found: dict[str, Any] = runs
+        return found
     except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -241,8 +301,11 @@ def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
-def _has(entry: Any, fields: dict[str, type]) -> bool:
-    return isinstance(entry, dict) and all(type(entry.get(name)) is kind for name, kind in fields.items())
+_FAR = 10  # how many times the image's long side a polygon may lie away from its corner
+
+
+def _has(entry: Any, fields: dict[str, tuple[type, ...]]) -> bool:
+    return isinstance(entry, dict) and all(type(entry.get(name)) in kinds for name, kinds in fields.items())
 
 
 def _is_number(value: Any) -> bool:

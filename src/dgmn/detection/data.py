@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,13 +23,15 @@ from dgmn.pictures import boxed, distinct_colors, legend
 from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
 
+_LEAST = 32  # pixels of the short side of an image that `leave_out_empty` keeps
+
 
 class DetectionDataset(Dataset[tuple[Tensor, Target] | None]):
     """Images (3, H, W) in 0..1 with targets: `boxes`, `labels`, `image_id` and, if asked for, `masks`.
 
     Args:
         layout: reads the images and their objects.
-        split: name of the part.
+        coco: the images and their objects.
         masks: whether the targets have masks.
         transform: changes a training image and its objects together; None for evaluation.
         skip_bad_images: leave out an image that cannot be read, and report it; otherwise it is an error. In training,
@@ -38,13 +41,13 @@ class DetectionDataset(Dataset[tuple[Tensor, Target] | None]):
     def __init__(
         self,
         layout: Layout,
-        split: str,
+        coco: CocoSet,
         masks: bool,
         transform: v2.Transform | None = None,
         skip_bad_images: bool = False,
     ) -> None:
         self.layout = layout
-        self.coco = layout.samples(split, masks)
+        self.coco = coco
         self.masks = masks
         self.transform = transform
         self.skip_bad_images = skip_bad_images
@@ -92,10 +95,15 @@ class DetectionData(ImageData):
         annotations: file with a part's annotations, below `root`.
         masks: also load the masks, for Mask R-CNN.
         hflip: probability of mirroring a training image.
-        crop: probability of cropping a training image as DETR does. The crop's sides are at least about two thirds
-            of the image's short side.
+        crop: probability of resizing and cropping a training image as DETR does; see
+            [`DetrCrop`][dgmn.detection.transforms.DetrCrop].
+        leave_out_empty: leave images without objects (crowds do not count), and images with a side below 32 pixels, out
+            of the training, as mmdet does.
+        group_by_aspect: make training batches of wide images and of tall images, which need less padding.
+        ids_as_labels: the labels are the category ids themselves, as in DETR's code, and not their places among the
+            ids. The network then needs as many classes as the largest id, and one more: 91 for COCO.
         epoch_steps: steps of an epoch, after which the validation runs; None passes through the set once.
-        batch_size: images per device in a training step. The images of a batch are all wide or all tall.
+        batch_size: images per device in a training step.
         num_workers: processes per device that load images.
         skip_bad_images: leave out an image that cannot be read, and report it; otherwise it ends the run. An image
             that is left out of the validation does not count.
@@ -114,6 +122,9 @@ class DetectionData(ImageData):
         masks: bool = False,
         hflip: float = 0.5,
         crop: float = 0.0,
+        leave_out_empty: bool = False,
+        group_by_aspect: bool = True,
+        ids_as_labels: bool = False,
         epoch_steps: int | None = None,
         batch_size: int = 2,
         num_workers: int = 4,
@@ -128,6 +139,9 @@ class DetectionData(ImageData):
         self.masks = masks
         self.hflip = hflip
         self.crop = crop
+        self.leave_out_empty = leave_out_empty
+        self.group_by_aspect = group_by_aspect
+        self.ids_as_labels = ids_as_labels
         self.skip_bad_images = skip_bad_images
         self._options = {"images": images, "annotations": annotations}
 
@@ -147,7 +161,7 @@ class DetectionData(ImageData):
         Before `setup`, as in a prediction with a recipe, it is read from the files.
         """
         loaded = next(iter(self._sets.values()), None)
-        return self.layout.samples(self.splits["val"], masks=False) if loaded is None else loaded.coco
+        return self._read("val", masks=False) if loaded is None else loaded.coco
 
     @property
     @override
@@ -158,12 +172,20 @@ class DetectionData(ImageData):
         """The annotations of "train", "val" or "test", for the evaluation."""
         return self.layout.truth(self.splits[split])
 
+    def _read(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
+        coco = self.layout.samples(self.splits[split], masks, problems)
+        return coco.labelled_by_id() if self.ids_as_labels else coco
+
     @override
     def dataset(self, split: str) -> DetectionDataset:
         training = split == "train"
         transform = augmentation(self.hflip, self.crop) if training else None
         masks = self.masks and training  # the evaluation reads the masks from the file
-        return DetectionDataset(self.layout, self.splits[split], masks, transform, self.skip_bad_images)
+        coco = self._read(split, masks)
+        if training and self.leave_out_empty:
+            useful = tuple(image for image in coco.images if image.to_learn and min(image.size) >= _LEAST)
+            coco = replace(coco, images=useful)
+        return DetectionDataset(self.layout, coco, masks, transform, self.skip_bad_images)
 
     @override
     def check(self) -> None:
@@ -177,8 +199,14 @@ class DetectionData(ImageData):
     def _mistakes(self, train: CocoSet, val: CocoSet) -> list[str]:
         """What is wrong with the training and validation sets together."""
         found = []
-        if not any(image.objects for image in train.images):
-            found.append(f"{self.truth('train')}: no objects to learn from")
+        if not any(image.to_learn for image in train.images):
+            crowds = any(image.objects for image in train.images)
+            why = (
+                ": iscrowd is 1 everywhere, and crowds are not learnt; for single objects it must be 0"
+                if crowds
+                else ""
+            )
+            found.append(f"{self.truth('train')}: no objects to learn from{why}")
         if (train.names, train.ids) != (val.names, val.ids):
             odd = sorted(set(train.names) ^ set(val.names))
             found.append(f"data: train and val have different categories ({', '.join(odd[:5]) or 'other ids'})")
@@ -194,7 +222,7 @@ class DetectionData(ImageData):
         in_samples: dict[str, tuple[int, int, int]] = {}
         for split in ("train", "val"):
             try:
-                coco = self.layout.samples(self.splits[split], self.masks, report.problems)
+                coco = self._read(split, self.masks, report.problems)
             except InputError as error:
                 report.problems.append(str(error))
                 continue
@@ -206,12 +234,11 @@ class DetectionData(ImageData):
             shown = coco.images[:: max(1, len(coco.images) // 8)] if split == "train" else ()
             tell = partial(progress, split, len(coco.images))
             for entry, (image, target) in read_all(coco.images, read, report.problems, tell):
-                names = [labels[thing["category_id"]] for thing in entry.objects if not thing.get("iscrowd")]
+                names = [labels[thing["category_id"]] for thing in entry.to_learn]
                 images.update(set(names))
                 objects.update(names)
                 if any(entry is other for other in shown) and len(report.samples) < 8:
-                    things = [thing for thing in entry.objects if not thing.get("iscrowd")]
-                    drawn = [colors[thing["category_id"]] for thing in things]
+                    drawn = [colors[thing["category_id"]] for thing in entry.to_learn]
                     report.samples.append(boxed(TF.to_pil_image(image), target["boxes"].tolist(), names, drawn))
                     in_samples.update(dict(zip(names, drawn, strict=True)))
             if self.masks:
@@ -234,7 +261,7 @@ class DetectionData(ImageData):
     @override
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self._sets["train"]
-        wide = [image.size[1] >= image.size[0] for image in dataset.coco.images]
+        wide = [image.size[1] >= image.size[0] for image in dataset.coco.images] if self.group_by_aspect else None
         return self.train_loader(dataset, steps=self.epoch_steps, groups=wide)
 
 
@@ -242,6 +269,8 @@ def _masks_that_cannot_be_read(coco: CocoSet) -> list[str]:
     problems = []
     for image in coco.images:
         for entry in image.objects:
+            if entry["iscrowd"] and not entry.get("segmentation"):
+                continue  # it is not learnt; the evaluation takes its box
             try:
                 decode_mask(entry, image.size)
             except InputError as error:

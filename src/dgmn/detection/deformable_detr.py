@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MLP, box_convert
 
 from dgmn.about import About, about
 from dgmn.detection.multi_scale import FusedMultiScaleAttention
 from dgmn.detection.official import official_deformable_detr
+from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps, normalisation
 
-_LEVELS = 4
-_MAPS = 3  # levels that come from the backbone
+_MAPS = 3  # levels that come from the backbone, if there are several
 _GROUPS = 32  # groups of the norm of a level
 _PRIOR = 0.01  # probability of every class before training
 _OWN = {"with_box_refine", "two_stage", "two_stage_num_proposals", "num_feature_levels", "backbone_config"}
@@ -45,19 +44,18 @@ class DeformableDETR(nn.Module):
     """A backbone, transformers' deformable encoder and decoder, and heads that are initialised as in the original.
 
     Args:
-        backbone: gives a list of maps, the finest first; the last three are used.
+        backbone: gives a list of maps, the finest first; the last three are used, or the last, for a single level.
         config: transformers' `DeformableDetrConfig`; `num_labels` is the number of classes.
         transform: resizes, normalises and pads the images.
         detections_per_img: largest number of detections in an image.
     """
 
-    def __init__(
-        self, backbone: Any, config: Any, transform: GeneralizedRCNNTransform, detections_per_img: int
-    ) -> None:
+    def __init__(self, backbone: Any, config: Any, transform: Resize, detections_per_img: int) -> None:
         super().__init__()
         self.transform = transform
         self.backbone = backbone
-        self.transformer = _transformer(config, backbone.feature_info.channels()[-_MAPS:])
+        self.maps = min(config.num_feature_levels, _MAPS)
+        self.transformer = _transformer(config, backbone.feature_info.channels()[-self.maps :])
         # transformers' own backbone has frozen batch norms. A method is no module, so weights do not get a second name.
         self.transformer.backbone = self.levels
         self.num_queries: int = config.num_queries
@@ -109,10 +107,12 @@ class DeformableDETR(nn.Module):
 
     def levels(self, images: Tensor, valid: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The backbone's maps, each with the mask of its valid positions, (B, h, w), bool."""
-        maps = self.backbone(images)[-_MAPS:]
+        maps = self.backbone(images)[-self.maps :]
         height, width = maps[-1].shape[-2:]
         positions = sum(x.shape[-2] * x.shape[-1] for x in maps)
-        positions += math.ceil(height / 2) * math.ceil(width / 2)
+        for _ in range(self.transformer.config.num_feature_levels - self.maps):
+            height, width = math.ceil(height / 2), math.ceil(width / 2)
+            positions += height * width
         # A small image can have fewer positions than the proposals that are wanted.
         self.transformer.config.two_stage_num_proposals = min(self.num_queries, positions)
         mask = valid[None].float()
@@ -217,14 +217,15 @@ def _transformer(config: Any, channels: Sequence[int]) -> Any:
         layer.self_attn.attn = FusedMultiScaleAttention(layer.self_attn.attn)
     width = config.d_model
     projections = [nn.Conv2d(n, width, 1) for n in channels]
-    projections += [nn.Conv2d(channels[-1], width, 3, 2, 1) for _ in range(_LEVELS - len(channels))]
+    for i in range(config.num_feature_levels - len(channels)):
+        projections.append(nn.Conv2d(width if i else channels[-1], width, 3, 2, 1))
     for projection in projections:
         nn.init.xavier_uniform_(projection.weight)
         assert projection.bias is not None
         nn.init.zeros_(projection.bias)
     model.input_proj = nn.ModuleList(nn.Sequential(x, nn.GroupNorm(_GROUPS, width)) for x in projections)
     # A new parameter, because the model's own ignores `with torch.device`.
-    model.level_embed = nn.Parameter(nn.init.normal_(torch.empty(_LEVELS, width)))
+    model.level_embed = nn.Parameter(nn.init.normal_(torch.empty(config.num_feature_levels, width)))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(("fc1", "fc2", "o_proj", "enc_output", "pos_trans")):
             nn.init.xavier_uniform_(module.weight)
@@ -242,6 +243,8 @@ def deformable_detr(
     *,
     box_refine: bool = False,
     two_stage: bool = False,
+    num_levels: int = 4,
+    dc5: bool = False,
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
     detections_per_img: int = 100,
@@ -256,6 +259,9 @@ def deformable_detr(
         num_classes: as in `retinanet`.
         box_refine: every layer of the decoder has its own heads, and refines the boxes of the layer before.
         two_stage: the queries start from the best positions of the encoder; needs `box_refine`.
+        num_levels: number of maps that the transformer reads: 1 takes the backbone's last map; 3 or more take its last
+            three, and make the coarser ones.
+        dc5: the backbone's last map keeps the stride of the map before, 16, as in DETR-DC5.
         min_size: pixels of the short side of a resized image. If several are given, training takes one at random
             for every image, and evaluation takes the last.
         max_size: as in `retinanet`.
@@ -282,15 +288,18 @@ def deformable_detr(
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
     if two_stage and not box_refine:
         raise InputError("two_stage needs box_refine: its queries start from boxes")
-    config = _config(num_classes, box_refine, two_stage, transformer_args or {})
-    maps = feature_maps(backbone, pretrained, backbone_args)
+    if num_levels < 1 or num_levels == 2:
+        raise InputError(f"num_levels must be 1, or at least 3, got {num_levels}")
+    config = _config(num_classes, box_refine, two_stage, num_levels, transformer_args or {})
+    maps = feature_maps(backbone, pretrained, backbone_args, 16 if dc5 else 32)
     # As in the original, images are padded only to the largest of the batch, if the backbone takes that.
     divisible = about(maps).multiple
-    transform = GeneralizedRCNNTransform(min_size, max_size, **normalisation(maps), size_divisible=divisible)
+    sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
+    transform = Resize(sizes, max_size, **normalisation(maps), size_divisible=divisible, antialias=True)
     return DeformableDETR(maps, config, transform, detections_per_img)
 
 
-def _config(num_classes: int, box_refine: bool, two_stage: bool, options: dict[str, Any]) -> Any:
+def _config(num_classes: int, box_refine: bool, two_stage: bool, num_levels: int, options: dict[str, Any]) -> Any:
     try:
         from transformers import DeformableDetrConfig, ResNetConfig
     except ImportError as error:
@@ -309,7 +318,7 @@ def _config(num_classes: int, box_refine: bool, two_stage: bool, options: dict[s
             num_labels=num_classes,
             with_box_refine=box_refine,
             two_stage=two_stage,
-            num_feature_levels=_LEVELS,
+            num_feature_levels=num_levels,
             **given,
         )
     except Exception as error:  # transformers' validation raises errors of its own

@@ -1,7 +1,7 @@
 """Mask R-CNN on any timm backbone, as the published weights were trained."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +12,18 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_area, clip_boxes_to_image, roi_align
 
 from dgmn.about import About
-from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, Pyramid, Subsampled
+from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, Pyramid, Subsampled, counted_anchors
 from dgmn.detection.official import official_mask_rcnn
+from dgmn.detection.resizing import Resize
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps, normalisation
 
 _STRIDES = (4, 8, 16, 32, 64)
+_CAFFE_MEAN = (102.9801 / 255, 115.9465 / 255, 122.7717 / 255)  # blue, green and red
 
 
 class OverlapMatcher(Matcher):
@@ -92,7 +94,30 @@ class BoxPredictor(nn.Module):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's region proposal network with mmdet's L1 loss."""
+    """torchvision's region proposal network with mmdet's L1 loss and choice of anchors.
+
+    Args:
+        *args: those of torchvision's network.
+        beta: difference at which the loss of the boxes becomes linear; 0 is the L1 loss.
+    """
+
+    def __init__(self, *args: Any, beta: float) -> None:
+        super().__init__(*args)
+        self.beta = beta
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Anchors beyond an image's own padding are neither objects nor background."""
+        inside = [counted_anchors(here, target) for here, target in zip(anchors, targets, strict=True)]
+        counted = [here[part] for here, part in zip(anchors, inside, strict=True)]
+        labels, boxes = [], []
+        for here, part, *found in zip(
+            anchors, inside, *super().assign_targets_to_anchors(counted, targets), strict=True
+        ):
+            labels.append(here.new_full((len(here),), -1.0).masked_scatter(part, found[0]))
+            boxes.append(here.masked_scatter(part[:, None], found[1]))
+        return labels, boxes
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
@@ -100,13 +125,24 @@ class ProposalNetwork(RegionProposalNetwork):
         positive, negative = (torch.where(torch.cat(x))[0] for x in self.fg_bg_sampler(labels))
         sampled = torch.cat([positive, negative])
         targets = torch.cat(regression_targets)[positive]
-        boxes = F.l1_loss(pred_bbox_deltas[positive], targets, reduction="sum") / max(len(sampled), 1)
+        boxes = F.smooth_l1_loss(pred_bbox_deltas[positive], targets, reduction="sum", beta=self.beta)
+        boxes = boxes / max(len(sampled), 1)
         scores = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], torch.cat(labels)[sampled])
         return scores, boxes
 
 
 class Heads(RoIHeads):
-    """torchvision's heads with mmdet's losses, choice of detections and mask targets."""
+    """torchvision's heads with mmdet's losses, choice of detections and mask targets.
+
+    Args:
+        *args: those of torchvision's heads.
+        beta: difference at which the loss of the boxes becomes linear; 0 is the L1 loss.
+        **kwargs: those of torchvision's heads.
+    """
+
+    def __init__(self, *args: Any, beta: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.beta = beta
 
     def forward(
         self,
@@ -151,7 +187,8 @@ class Heads(RoIHeads):
         label = torch.cat(labels)
         positive = torch.where(label > 0)[0]
         chosen = deltas.view(len(deltas), -1, 4)[positive, label[positive]]
-        boxes = F.l1_loss(chosen, torch.cat(box_targets)[positive], reduction="sum") / max(len(label), 1)
+        boxes = F.smooth_l1_loss(chosen, torch.cat(box_targets)[positive], reduction="sum", beta=self.beta)
+        boxes = boxes / max(len(label), 1)
 
         regions = [p[n > 0] for p, n in zip(proposals, labels, strict=True)]
         logits = self.mask_logits(features, regions, image_shapes)
@@ -231,8 +268,8 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return out
 
 
-class Transform(GeneralizedRCNNTransform):
-    """torchvision's resizing, with masks pasted as mmdet does."""
+class Transform(Resize):
+    """Also pastes the masks of detections, as mmdet does."""
 
     def postprocess(
         self,
@@ -286,6 +323,11 @@ def mask_rcnn(
     representation_size: int = 1024,
     box_batch_size_per_image: int = 512,
     detections_per_img: int = 100,
+    training_proposals: int = 1000,
+    rpn_beta: float = 0.0,
+    box_beta: float = 0.0,
+    sampling_ratio: int = 0,
+    image_format: Literal["RGB", "BGR"] = "RGB",
     pretrained: bool = False,
     backbone_args: dict[str, Any] | None = None,
 ) -> MaskRCNN:
@@ -300,6 +342,13 @@ def mask_rcnn(
         representation_size: channels of the box head.
         box_batch_size_per_image: regions of an image that the heads are trained on.
         detections_per_img: as in `retinanet`.
+        training_proposals: proposals of an image that the heads see in training; an evaluation takes 1000.
+        rpn_beta: difference at which the proposals' loss of the boxes becomes linear; 0 is the L1 loss.
+        box_beta: the same for the box head.
+        sampling_ratio: samples along a side of a bin in RoIAlign; 0 takes as many as a region has pixels.
+        image_format: "BGR" for a backbone with weights of Caffe2, as Detectron and its successors have them: it takes
+            blue first, and values in 0..255 minus Caffe's mean. Their bottlenecks also have the stride elsewhere; see
+            `stride_in_1x1` of [`DGMNResNet`][dgmn.models.DGMNResNet].
         pretrained: as in `retinanet`.
         backbone_args: as in `retinanet`.
 
@@ -309,31 +358,49 @@ def mask_rcnn(
         of losses. Otherwise it gives `boxes`, `scores`, `labels` and `masks` (N, 1, H, W), bool, for every image.
 
     Raises:
-        InputError (a ValueError): timm does not know the backbone, or the backbone gives no maps of several strides.
+        InputError (a ValueError): timm does not know the backbone, or the backbone gives no maps of several strides; a
+            number is too small, or the format unknown.
 
     Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); Mask R-CNN
-        (https://arxiv.org/abs/1703.06870), in the form of mmdet 2.12.
+        (https://arxiv.org/abs/1703.06870), in the form of mmdet 2.12. The first paper's is that of maskrcnn-benchmark:
+        `training_proposals=2000, rpn_beta=1 / 9, box_beta=1.0, sampling_ratio=2`.
     """
-    if num_classes < 1:
-        raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    least: dict[str, tuple[float, int]] = {
+        "num_classes": (num_classes, 1),
+        "training_proposals": (training_proposals, 1),
+    }
+    least |= {"rpn_beta": (rpn_beta, 0), "box_beta": (box_beta, 0), "sampling_ratio": (sampling_ratio, 0)}
+    for name, (value, smallest) in least.items():
+        if not value >= smallest:
+            raise InputError(f"{name} must be at least {smallest}, got {value}")
+    if image_format not in ("RGB", "BGR"):
+        raise InputError(f'image_format must be "RGB" or "BGR", got {image_format!r}')
     maps = feature_maps(backbone, pretrained, backbone_args)
     pyramid = Pyramid(maps, 4, Subsampled(), channels)
     anchors = ExactAnchors([[8 * stride] for stride in _STRIDES], (0.5, 1.0, 2.0), _STRIDES)
-    top = {"training": 1000, "testing": 1000}
-    proposals = ProposalNetwork(anchors, RPNHead(channels, 3), 0.7, 0.3, 256, 0.5, top, top, 0.7)
+    # Proposals of a level before, and of an image after the suppression.
+    before, after = {"training": 2000, "testing": 1000}, {"training": training_proposals, "testing": 1000}
+    proposals = ProposalNetwork(anchors, RPNHead(channels, 3), 0.7, 0.3, 256, 0.5, before, after, 0.7, beta=rpn_beta)
     proposals.min_size = 0.0
     proposals.proposal_matcher = OverlapMatcher(0.7, 0.3, 0.3)
     proposals.box_coder = ClampedBoxCoder((1.0, 1.0, 1.0, 1.0))
     heads = Heads(
-        AlignedRoIs(7),
+        AlignedRoIs(7, sampling_ratio),
         TwoMLPHead(channels * 7 * 7, representation_size),
         BoxPredictor(representation_size, num_classes),
         *(0.5, 0.5, box_batch_size_per_image, 0.25, None, 0.05, 0.5, detections_per_img),
-        mask_roi_pool=AlignedRoIs(14),
+        beta=box_beta,
+        mask_roi_pool=AlignedRoIs(14, sampling_ratio),
         mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
     )
+    for hidden in (heads.box_head.fc6, heads.box_head.fc7):
+        nn.init.xavier_uniform_(hidden.weight)
+        nn.init.zeros_(hidden.bias)
     heads.proposal_matcher = OverlapMatcher(0.5, 0.5, 0.5)
     heads.box_coder = ClampedBoxCoder((10.0, 10.0, 5.0, 5.0))
-    transform = Transform(min_size, max_size, **normalisation(maps))
+    values = (
+        {"image_mean": list(_CAFFE_MEAN), "image_std": [1 / 255] * 3} if image_format == "BGR" else normalisation(maps)
+    )
+    transform = Transform(min_size, max_size, **values, bgr=image_format == "BGR")
     return MaskRCNN(pyramid, proposals, heads, transform)

@@ -10,8 +10,9 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
 from dgmn.about import About
-from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, ExtraLevels, Pyramid
+from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, ExtraLevels, Pyramid, counted_anchors
 from dgmn.detection.official import official_retinanet
+from dgmn.detection.resizing import Resize
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps, normalisation
 
@@ -37,11 +38,16 @@ class RetinaNet(TorchvisionRetinaNet):
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Focal and L1 loss, both divided by the number of positive anchors in the whole batch."""
+        """Focal and L1 loss, both divided by the number of positive anchors in the whole batch.
+
+        Anchors beyond an image's own padding do not count.
+        """
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         classification, regression, positives = logits.new_zeros(()), deltas.new_zeros(()), 0
         for i, target in enumerate(targets):
-            matched = self.match(target["boxes"], anchors[i])
+            inside = counted_anchors(anchors[i], target)
+            matched = torch.full_like(inside, self.proposal_matcher.BETWEEN_THRESHOLDS, dtype=torch.long)
+            matched[inside] = self.match(target["boxes"], anchors[i][inside])
             positive = matched >= 0
             wanted = torch.zeros_like(logits[i])
             wanted[positive, target["labels"][matched[positive]]] = 1.0
@@ -133,12 +139,10 @@ def retinanet(
     model = RetinaNet(
         pyramid,
         num_classes,
-        min_size,
-        max_size,
-        **normalisation(maps),
         anchor_generator=anchors,
         head=head,
         detections_per_img=detections_per_img,
     )
     model.box_coder = ClampedBoxCoder((1.0, 1.0, 1.0, 1.0))
+    model.transform = Resize(min_size, max_size, **normalisation(maps))
     return model

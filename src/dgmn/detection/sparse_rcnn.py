@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_area, box_convert, clip_boxes_to_image
 
 from dgmn.about import About
 from dgmn.detection.anchors import Pyramid, Subsampled
 from dgmn.detection.mask_rcnn import AlignedRoIs
 from dgmn.detection.official import official_sparse_rcnn
+from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps, normalisation
@@ -314,8 +314,9 @@ def sparse_rcnn(
     maps = feature_maps(backbone, pretrained, backbone_args)
     heads = SparseHeads(channels, num_classes, num_proposals, num_stages, detections_per_img)
     sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
-    transform = GeneralizedRCNNTransform(sizes, max_size, **normalisation(maps))
-    return SparseRCNN(Pyramid(maps, 4, Subsampled(), channels), LearnedProposals(num_proposals), heads, transform)
+    transform = Resize(sizes, max_size, **normalisation(maps), antialias=True)
+    pyramid = Pyramid(maps, 4, Subsampled(), channels, xavier=False)
+    return SparseRCNN(pyramid, LearnedProposals(num_proposals), heads, transform)
 
 
 def _tower(channels: int, layers: int) -> nn.Sequential:

@@ -35,6 +35,7 @@ class DetectionTask(Task):
         optimizer: see [`Task`][dgmn.training.Task].
         schedule: see `Task`.
         lr_batch: see `Task`.
+        decay_norms_and_biases: see `Task`.
         lr_multipliers: factors on the learning rate of the parameters whose names contain the key, for instance
             `{backbone: 0.1}`. If several keys fit, the longest counts.
     """
@@ -52,10 +53,12 @@ class DetectionTask(Task):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=1e-4),
         schedule: ScheduleCallable = MultiStep,
         lr_batch: int | None = 16,
+        decay_norms_and_biases: bool = False,
         lr_multipliers: dict[str, float] | None = None,
     ) -> None:
         network_args = {"model": model, "backbone": backbone, "num_classes": num_classes, "model_args": model_args}
-        super().__init__(partial(build_named, BUILDERS), network_args, checkpoint, optimizer, schedule, lr_batch)
+        build = partial(build_named, BUILDERS)
+        super().__init__(build, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
         self.lr_multipliers = lr_multipliers or {}
         self.masks = about(self.model).masks
         self.metrics = torch.nn.ModuleDict()
@@ -113,6 +116,7 @@ class DetectionTask(Task):
         self._rows = [
             (name, *(f"{by[number]:.1%}" if by[number] >= 0 else "-" for _, by in scores.values()))
             for name, number in zip(data.names, data.categories.ids, strict=True)
+            if all(number in by for _, by in scores.values())  # with ids as labels, some numbers have no category
         ]
         if split == "test" and self.trainer.is_global_zero:
             write_results(metric.results, Path(self.trainer.default_root_dir) / "results.json")

@@ -8,6 +8,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dgmn.detection.layouts import Target
+from dgmn.detection.resizing import resized_sides
+
+_LONGEST = 8000  # pixels of a resized image's long side: a thin image must not fill the memory
 
 
 def augmentation(hflip: float, crop: float) -> v2.Transform:
@@ -28,26 +31,26 @@ def augmentation(hflip: float, crop: float) -> v2.Transform:
 
 
 class DetrCrop(v2.Transform):
-    """Takes a random part of an image.
+    """Resizes an image to a short side of 400, 500 or 600 pixels, chosen at random, and takes a random part of it.
 
-    Its sides have 384 to 600 pixels at a scale where the image's short side has 400, 500 or 600 pixels, chosen at
-    random. The part keeps its resolution; the network resizes it.
+    The part's sides have 384 to 600 pixels. The network resizes it again.
 
     Source: the augmentation of DETR (https://arxiv.org/abs/2005.12872) and its relatives.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        sides = flat_inputs[0].shape[-2:]
-        scale = (400, 500, 600)[int(torch.randint(3, ()))] / min(sides)
+        before = flat_inputs[0].shape[-2:]
+        sides = resized_sides(before, (400, 500, 600)[int(torch.randint(3, ()))], _LONGEST)
         begin, size = [], []
         for side in sides:
-            low, high = (min(n, round(side * scale)) for n in (384, 600))
-            size.append(min(side, round(int(torch.randint(low, high + 1, ())) / scale)))
+            low, high = min(side, 384), min(side, 600)
+            size.append(int(torch.randint(low, high + 1, ())))
             begin.append(int(torch.randint(side - size[-1] + 1, ())))
-        return {"top": begin[0], "left": begin[1], "height": size[0], "width": size[1]}
+        return {"sides": sides, "part": {"top": begin[0], "left": begin[1], "height": size[0], "width": size[1]}}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(v2.functional.crop, inpt, **params)
+        resized = self._call_kernel(v2.functional.resize, inpt, list(params["sides"]), antialias=True)
+        return self._call_kernel(v2.functional.crop, resized, **params["part"])
 
 
 def transformed(transform: v2.Transform, image: Tensor, target: Target) -> tuple[Tensor, Target]:

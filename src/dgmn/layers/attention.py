@@ -57,8 +57,9 @@ class RelativePosition(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        trunc_normal_(self.rel_height, std=0.02)
-        trunc_normal_(self.rel_width, std=0.02)
+        """Draws both tables anew, from a normal distribution of standard deviation dim^-0.5, as the original does."""
+        for table in (self.rel_height, self.rel_width):
+            nn.init.normal_(table, std=table.shape[1] ** -0.5)
 
     def _resized(self, table: Tensor, length: int) -> Tensor:
         rows = length + self.nodes - 1
@@ -90,7 +91,8 @@ class DGMN2Attention(nn.Module):
 
     Every position predicts where its K nodes lie (the walks Δd_j, eq. 4), reads key and value there and
     sums the values with a softmax over K. One linear layer, shared by all heads, predicts the walks of a head
-    from its share of the input channels. The layer starts at zero, so the nodes start on the regular grid.
+    from its share of the input channels. As in the original, its weights start small (a standard deviation of 0.02), so
+    that the nodes start near the regular grid.
 
     Args:
         dim: channels C.
@@ -135,7 +137,8 @@ class DGMN2Attention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.offset.weight)
+        """Draws the weights of the layer that predicts the walks anew."""
+        trunc_normal_(self.offset.weight, std=0.02)
         nn.init.zeros_(self.offset.bias)
 
     def predict_walks(self, x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ Registered with timm, so everything that timm does with a model works: `timm.cre
 features_only=True, output_stride=8)` and so on.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from dgmn.about import About, about_timm
-from dgmn.layers import DGMN2Attention, DGMN2Block
+from dgmn.layers import DGMN2Block
 from dgmn.models.official import official_dgmn2
 from dgmn.weights import ZOO, cached_file, match_keys, read_checkpoint
 
@@ -253,14 +252,10 @@ def _checked_pool(global_pool: str) -> str:
 
 
 def _init_weights(module: nn.Module) -> None:
+    """Initialises linear layers as the original does; its convolutions start as PyTorch makes them."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels
-        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-    elif isinstance(module, DGMN2Attention):  # after its parts: apply() goes from the leaves up
-        module.reset_parameters()
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -40,6 +40,8 @@ class DGMNResNet(ResNet):
         frozen_stages: this many of the first stages, and the stem, are not trained, and their norms do not change.
             Modules in them are trained. 0 freezes nothing; on COCO it is usually 1. Like `frozen_norms` this is for
             pretrained weights.
+        stride_in_1x1: a stage's stride is in the first 1x1 convolution of its first block, and not in the 3x3
+            convolution: for weights of Caffe2, as the first paper starts from.
         **kwargs: those of `timm.models.resnet.ResNet`.
 
     Raises:
@@ -58,6 +60,7 @@ class DGMNResNet(ResNet):
         module_args: Mapping[str, Any] | None = None,
         frozen_norms: bool = False,
         frozen_stages: int = 0,
+        stride_in_1x1: bool = False,
         **kwargs: Any,
     ) -> None:
         if not isinstance(frozen_stages, int) or not 0 <= frozen_stages <= len(layers):
@@ -71,6 +74,11 @@ class DGMNResNet(ResNet):
             freeze(self, ["conv1", "bn1", *(f"layer{i + 1}" for i in range(frozen_stages))])
         if not issubclass(block, Bottleneck):
             raise InputError(f"block: modules stand in bottlenecks, got {block.__name__}")
+        if stride_in_1x1:
+            for bottleneck in self.modules():
+                if isinstance(bottleneck, Bottleneck):
+                    first, second = cast(nn.Conv2d, bottleneck.conv1), cast(nn.Conv2d, bottleneck.conv2)
+                    first.stride, second.stride = second.stride, first.stride
         for name in _blocks(layers, at):
             found = cast(Any, self.get_submodule(name))
             if module == "deformable" and at != "res4":

@@ -42,6 +42,13 @@ def checked_classes(num_classes: int) -> int:
     return num_classes
 
 
+def start_classifier(classifier: nn.Conv2d) -> None:
+    """Initialises a head's last layer as mmseg does: weights from a normal distribution of 0.01, biases 0."""
+    nn.init.normal_(classifier.weight, std=0.01)
+    assert classifier.bias is not None
+    nn.init.zeros_(classifier.bias)
+
+
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x

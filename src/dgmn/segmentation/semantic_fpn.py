@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from dgmn.models.features import feature_maps
-from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize
+from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize, start_classifier
 
 
 class SemanticFPNHead(nn.Module):
@@ -44,6 +44,13 @@ class SemanticFPNHead(nn.Module):
             self.levels.append(nn.Sequential(*parts))
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
+        for convolution in self.pyramid.modules():
+            if isinstance(convolution, nn.Conv2d):
+                nn.init.xavier_uniform_(convolution.weight)
+        for convolution in self.levels.modules():
+            if isinstance(convolution, nn.Conv2d):
+                nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        start_classifier(self.classifier)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         pyramid = self.pyramid(OrderedDict((str(i), x) for i, x in enumerate(maps))).values()

@@ -11,7 +11,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps
-from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize
+from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize, start_classifier
 
 Upsampling = Literal["official", "undistorted"]
 
@@ -118,6 +118,7 @@ class SETRMLAHead(_SquareHead):
             for width in in_channels
         )
         self.classifier = nn.Conv2d(channels * len(in_channels), num_classes, 1)
+        start_classifier(self.classifier)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         self._tell(maps[-1])
@@ -161,7 +162,7 @@ def setr_naive(
     Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760); SETR
         (https://arxiv.org/abs/2012.15840).
     """
-    maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride, levels=1)
     return Segmenter(
         maps, SETRNaiveHead(maps.feature_info.channels()[-1], checked_classes(num_classes), image_size, upsampling)
     )
@@ -196,7 +197,7 @@ def setr_pup(
 
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
-    maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride, levels=1)
     return Segmenter(
         maps, SETRPUPHead(maps.feature_info.channels()[-1], checked_classes(num_classes), channels, upsampling)
     )

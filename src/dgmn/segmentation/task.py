@@ -40,6 +40,7 @@ class SegmentationTask(Task):
         optimizer: makes the optimiser; see [`Task`][dgmn.training.Task].
         schedule: makes the schedule of the learning rate; see [`Task`][dgmn.training.Task].
         lr_batch: total batch that the learning rate is for; see [`Task`][dgmn.training.Task].
+        decay_norms_and_biases: what weight decay applies to; see [`Task`][dgmn.training.Task].
     """
 
     name = "segmentation"
@@ -57,9 +58,11 @@ class SegmentationTask(Task):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=1e-4),
         schedule: ScheduleCallable = Polynomial,
         lr_batch: int | None = 8,
+        decay_norms_and_biases: bool = False,
     ) -> None:
         network_args = {"model": model, "backbone": backbone, "num_classes": num_classes, "model_args": model_args}
-        super().__init__(partial(build_named, BUILDERS), network_args, checkpoint, optimizer, schedule, lr_batch)
+        build = partial(build_named, BUILDERS)
+        super().__init__(build, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
         self.loss = loss
         self.inference = inference
         self.val_confusion: Metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)

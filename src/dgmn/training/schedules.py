@@ -9,7 +9,7 @@ from dgmn.errors import InputError
 
 
 class WarmupCosine(LambdaLR):
-    """Linear warm-up, then half a cosine down to a fraction of the learning rate.
+    """Linear warm-up, and half a cosine down to a fraction of the learning rate.
 
     Args:
         optimizer: the optimiser whose learning rates are scaled.
@@ -17,19 +17,38 @@ class WarmupCosine(LambdaLR):
         warmup: share of the steps that warm up.
         start: factor at the first step.
         end: factor at the last step.
+        updates: how often the learning rate changes during the training, for instance the number of epochs; None: at
+            every step.
+        warmup_prefix: whether the cosine begins after the warm-up. Otherwise it begins with the training, and the
+            warm-up takes the place of its first part, as in timm.
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, warmup: float = 0.0, start: float = 1e-3, end: float = 0.01
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup: float = 0.0,
+        start: float = 1e-3,
+        end: float = 0.01,
+        updates: int | None = None,
+        warmup_prefix: bool = True,
     ) -> None:
         if not 0 <= warmup < 1:
             raise InputError(f"warmup is the share of steps that warm up, at least 0 and below 1, got {warmup}")
-        warmup_steps = round(warmup * total_steps)
+        for name, value in {"start": start, "end": end}.items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} is a share of the learning rate, in 0..1, got {value}")
+        if updates is not None and updates < 1:
+            raise InputError(f"updates must be at least 1, got {updates}")
+        changes = total_steps if updates is None else updates
+        warm = round(warmup * changes)
+        before = warm if warmup_prefix else 0
 
         def factor(step: int) -> float:
-            if step < warmup_steps:
-                return start + (1 - start) * step / warmup_steps
-            progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+            change = step if updates is None else step * updates // max(total_steps, 1)
+            if change < warm:
+                return start + (1 - start) * change / warm
+            progress = min(1.0, (change - before) / max(1, changes - before))
             return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
         super().__init__(optimizer, factor)

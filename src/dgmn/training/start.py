@@ -25,14 +25,24 @@ def start_from(network: nn.Module, checkpoint: Checkpoint) -> bool:
     try:
         report = _whole(network, checkpoint)
     except InputError:
-        backbone = about(network).backbone
-        if not backbone:
+        if not about(network).backbone:
             raise
-        report = load_checkpoint(network.get_submodule(backbone), checkpoint, allow_unknown=True)
+        report = _backbone(network, checkpoint)
         say(f"backbone: {report}")
         return False
     say(str(report))
     return report.complete
+
+
+def _backbone(network: nn.Module, checkpoint: Checkpoint) -> LoadReport:
+    """Fills the backbone, or the backbone's own: a pyramid has one inside."""
+    backbone = network.get_submodule(about(network).backbone)
+    try:
+        return load_checkpoint(backbone, checkpoint, allow_unknown=True)
+    except InputError:
+        if not about(backbone).backbone:
+            raise
+        return _backbone(backbone, checkpoint)
 
 
 def _whole(network: nn.Module, checkpoint: Checkpoint) -> LoadReport:

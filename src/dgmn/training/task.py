@@ -37,11 +37,12 @@ class Task(L.LightningModule):
         network_args: plain values from which the network can be built again, among them `num_classes` and
             `model_args`; checkpoints store them.
         checkpoint: file of weights to start from, official or own.
-        optimizer: makes the optimiser from parameter groups. Norms, biases and the parameters that the network names
-            itself get no weight decay.
+        optimizer: makes the optimiser from parameter groups.
         schedule: makes the schedule from the optimiser and the number of steps; the schedule advances at every step.
         lr_batch: total batch (over all devices and accumulated steps) that the learning rate was chosen for. With
             another total batch, the learning rate is scaled linearly. None: no scaling.
+        decay_norms_and_biases: whether weight decay applies to all parameters, as in mmdet, mmseg, Deformable DETR and
+            Sparse R-CNN. Otherwise it spares norms, biases and the parameters that the network names itself.
 
     Attributes:
         name: name of the task, stored in checkpoints.
@@ -63,6 +64,7 @@ class Task(L.LightningModule):
         optimizer: OptimizerCallable,
         schedule: ScheduleCallable,
         lr_batch: int | None,
+        decay_norms_and_biases: bool,
     ) -> None:
         super().__init__()
         weights = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -77,6 +79,7 @@ class Task(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.lr_batch = lr_batch
+        self.decay_norms_and_biases = decay_norms_and_biases
         self.lr_multipliers: Mapping[str, float] = {}
         self._pictures: list[Image.Image] = []
 
@@ -90,17 +93,25 @@ class Task(L.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        groups = param_groups_weight_decay(self.model, no_weight_decay_list=about(self.model).undecayed)
-        for group in groups:
-            if group["weight_decay"]:
-                del group["weight_decay"]  # so that the optimiser's own weight decay applies
-        optimizer = self.optimizer(multiplied(groups, self.model, self.lr_multipliers))
+        optimizer = self.optimizer(multiplied(self._decay_groups(), self.model, self.lr_multipliers))
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_multiplier", 1.0)
         if self.lr_batch is not None:
             self._scale_learning_rate(optimizer, self.lr_batch)
         schedule = self.schedule(optimizer, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _decay_groups(self) -> list[dict[str, Any]]:
+        """The trained parameters; those without weight decay are a group of their own."""
+        if self.decay_norms_and_biases:
+            return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+        groups: list[dict[str, Any]] = param_groups_weight_decay(
+            self.model, no_weight_decay_list=about(self.model).undecayed
+        )
+        for group in groups:
+            if group["weight_decay"]:
+                del group["weight_decay"]  # so that the optimiser's own weight decay applies
+        return groups
 
     def _total_steps(self) -> int:
         # Not trainer.estimated_stepping_batches: it starts the loader's workers before a resumed run knows its epoch.

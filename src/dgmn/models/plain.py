@@ -1,0 +1,58 @@
+"""Maps of several strides from a plain vision transformer, which has one map of one stride."""
+
+import math
+from typing import Any
+
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from dgmn.about import About
+from dgmn.errors import InputError
+
+
+class PlainPyramid(nn.Module):
+    """Makes a pyramid of the last map of a plain network, as the detectors and segmenters ask for.
+
+    Every level has its own transposed convolutions, each of which doubles the map, or pools the map, or takes it as it
+    is.
+
+    Args:
+        body: gives a list with one map (B, C, H / stride, W / stride).
+        strides: strides of the levels, the finest first.
+
+    Raises:
+        InputError (a ValueError): the map cannot be doubled or halved to these strides.
+
+    Source: the pyramid of ViTDet (https://arxiv.org/abs/2203.16527, section 3), which is that of BEiT's detectors.
+    """
+
+    def __init__(self, body: Any, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body = body
+        channels, stride = body.feature_info.channels()[-1], body.feature_info.reduction()[-1]
+        self.levels = nn.ModuleList(_level(channels, stride, wanted) for wanted in strides)
+        maps = [{"num_chs": channels, "reduction": wanted, "module": f"levels.{i}"} for i, wanted in enumerate(strides)]
+        self.feature_info = FeatureInfo(maps, tuple(range(len(strides))))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        (plain,) = self.body(x)
+        return [level(plain) for level in self.levels]
+
+    def about(self) -> About:
+        return About(backbone="body")
+
+    def adds(self) -> tuple[str, ...]:
+        return ("levels.",)
+
+
+def _level(channels: int, stride: int, wanted: int) -> nn.Module:
+    doublings = math.log2(stride / wanted)
+    if doublings != int(doublings) or doublings < -1:
+        raise InputError(f"a plain network of stride {stride} gives no map of stride {wanted}")
+    if doublings < 0:
+        return nn.MaxPool2d(2)
+    parts: list[nn.Module] = []
+    for i in range(int(doublings)):
+        parts += [nn.BatchNorm2d(channels), nn.GELU()] if i else []
+        parts.append(nn.ConvTranspose2d(channels, channels, 2, 2))
+    return nn.Sequential(*parts)
