@@ -3,10 +3,12 @@
 import hypothesis
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import strategies as st
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.ops import clip_boxes_to_image, nms
 
 import dgmn
 from dgmn.detection.mask_rcnn import AlignedRoIs, mask_rcnn, mask_targets, paste_masks
@@ -117,6 +119,28 @@ def test_proposals_detections_and_masks(model, vectors, features, case, shape, s
 
 
 @torch.no_grad()
+def test_proposals_in_training(model, features, anchors, truth):
+    """In training, 2000 anchors of every level enter the suppression; 1000 of all levels stay."""
+    scores, deltas = model.rpn.head(list(features.values()))
+    scores = [x.permute(0, 2, 3, 1).flatten().sigmoid() for x in scores]
+    deltas = torch.cat([x.reshape(3, 4, -1).permute(2, 0, 1).reshape(-1, 4) for x in deltas])
+    boxes = clip_boxes_to_image(model.rpn.box_coder.decode_single(deltas, anchors[0]), IMAGE)
+    kept = []
+    for score, here in zip(scores, boxes.split([len(x) for x in scores]), strict=True):
+        best = score.topk(min(2000, len(score))).indices
+        kept += [(score[i], *here[i]) for i in best[nms(here[best], score[best], 0.7)]]
+    expected = torch.tensor(sorted(kept, key=lambda row: -row[0])[:1000])[:, 1:]
+    model.rpn.train()
+    try:
+        (found,), _ = model.rpn(ImageList(torch.empty(1, 3, *IMAGE), [IMAGE]), features, [truth])
+    finally:
+        model.rpn.eval()
+    assert len(found) == 1000
+    same = np.zeros(1000)
+    assert match_detections((expected, same, same), (found, same, same)) == 0
+
+
+@torch.no_grad()
 def test_heads(model, vectors, features, given):
     boxes = given("proposals")
     assert torch.equal(AlignedRoIs.levels(boxes), torch.from_numpy(vectors.raw["box.level"]))
@@ -197,6 +221,55 @@ def test_results_have_labels_from_0_and_masks_of_the_images_size():
         assert result["masks"].dtype == torch.bool
 
 
+def test_anchors_beyond_the_padding_of_an_image_do_not_count():
+    """The small image of a batch is padded to the large one. Its proposals learn nothing from what lies there."""
+    model = small().train()
+    model.rpn.fg_bg_sampler = TakeAll()
+    seen = []
+    model.rpn.head.register_forward_hook(lambda module, args, outputs: seen.extend(x for x in outputs[0]))
+    # The object is nearest to an anchor outside of the small image, which must not get it.
+    target = {"boxes": torch.tensor([[8.0, 8, 31, 31]]), "labels": torch.tensor([1])}
+    target["masks"] = torch.ones(1, 32, 32, dtype=torch.uint8)
+    large = {**target, "masks": torch.ones(1, 64, 96, dtype=torch.uint8)}
+    model.transform.min_size, model.transform.max_size = (32,), 96
+    losses = model([torch.rand(3, 32, 96), torch.rand(3, 32, 32)], [large, target])
+    gradients = torch.autograd.grad(losses["loss_objectness"], seen)
+    for stride, gradient in zip((4, 8, 16, 32, 64), gradients, strict=True):
+        inside = -(-32 // stride)
+        assert gradient[0].abs().amax(0)[:, inside:].any() or stride == 64
+        assert gradient[1].abs().amax(0)[:, :inside].any()
+        assert not gradient[1].abs().amax(0)[:, inside:].any()
+
+
+def test_losses_and_pixels_of_the_first_papers_code():
+    """Smooth L1 with its own turning points; images with blue first and Caffe's mean."""
+    model = mask_rcnn(
+        "dgmn2_nano", 3, rpn_beta=1 / 9, box_beta=1.0, sampling_ratio=2, training_proposals=2000, image_format="BGR"
+    )
+    assert (model.rpn.training, model.rpn.post_nms_top_n(), model.rpn.pre_nms_top_n()) == (True, 2000, 2000)
+    assert (model.eval().rpn.post_nms_top_n(), model.rpn.pre_nms_top_n()) == (1000, 1000)
+    model.rpn.fg_bg_sampler = TakeAll()
+    deltas, targets = torch.tensor([[0.05, 0.5, -1.0, 0]]), torch.zeros(1, 4)
+    _, loss = model.rpn.compute_loss(torch.zeros(1, 1), deltas, [torch.ones(1)], [targets])
+    assert float(loss) == pytest.approx(0.5 * 9 * 0.05**2 + (0.5 - 1 / 18) + (1 - 1 / 18))
+    image = torch.tensor([1.0, 0.5, 0])[:, None, None].expand(3, 8, 8)  # red, green, blue
+    blue_first = model.transform.normalize(image)[:, 0, 0]
+    assert blue_first.tolist() == pytest.approx([-102.9801, 127.5 - 115.9465, 255 - 122.7717], abs=1e-3)
+    assert model.roi_heads.box_roi_pool.sampling_ratio == model.roi_heads.mask_roi_pool.sampling_ratio == 2
+
+
+def test_the_stride_of_caffes_bottlenecks():
+    plain, caffe = (timm.create_model("dgmn_resnet50", stride_in_1x1=flag, frozen_norms=True) for flag in (False, True))
+    caffe.load_state_dict(plain.state_dict())
+    strides = [(block.conv1.stride, block.conv2.stride) for block in (caffe.layer2[0], caffe.layer2[1])]
+    assert strides == [((2, 2), (1, 1)), ((1, 1), (1, 1))]
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        one, other = (network.eval().forward_features(image) for network in (plain, caffe))
+    assert one.shape == other.shape
+    assert not torch.allclose(one, other)
+
+
 def test_nothing_found():
     model = small().eval()
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[3:], 30.0)  # everything is background
@@ -246,6 +319,10 @@ def test_targets_of_masks():
 def test_mistakes_are_named():
     with pytest.raises(InputError, match=r"num_classes must be at least 1, got 0"):
         mask_rcnn("dgmn2_nano", 0)
+    with pytest.raises(InputError, match=r"box_beta must be at least 0, got nan"):
+        mask_rcnn("dgmn2_nano", box_beta=float("nan"))
+    with pytest.raises(InputError, match=r'image_format must be "RGB" or "BGR", got \'bgr\''):
+        mask_rcnn("dgmn2_nano", image_format="bgr")
 
 
 def test_hundreds_of_objects_in_an_image():

@@ -65,6 +65,29 @@ def test_the_losses_are_divided_by_the_positives_of_the_batch():
     assert float(model(images, [empty, empty])["bbox_regression"].detach()) == 0
 
 
+def test_anchors_beyond_the_padding_of_an_image_do_not_count():
+    """The loss of a padded image is that of the anchors in its own part, to which its objects are matched anew."""
+    model = retinanet("dgmn2_nano", 3, min_size=32, max_size=96).train()
+    kept = []
+    model.head.register_forward_hook(lambda module, args, outputs: kept.append(outputs))
+    target = {"boxes": torch.tensor([[8.0, 8, 31, 31]]), "labels": torch.tensor([1])}
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+    images = [torch.rand(3, 32, 96), torch.rand(3, 32, 32)]
+    losses = model(images, [none, target])
+    batch = ImageList(torch.empty(2, 3, 32, 96), [(32, 96), (32, 32)])
+    maps = [torch.empty(1, 1, -(-32 // stride), -(-96 // stride)) for stride in (8, 16, 32, 64, 128)]
+    anchors, _ = model.anchor_generator(batch, maps)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    own = (centers < 31.5).all(1)
+    assert 0 < own.sum() < len(own)
+    parts = [model.compute_loss([none], {k: v[:1] for k, v in kept[0].items()}, [anchors])]
+    parts.append(model.compute_loss([target], {k: v[1:, own] for k, v in kept[0].items()}, [anchors[own]]))
+    positives = int((model.match(target["boxes"], anchors[own]) >= 0).sum())
+    expected = float(parts[0]["classification"] + parts[1]["classification"] * positives) / positives
+    assert float(losses["classification"]) == pytest.approx(expected, rel=1e-5)
+    assert float(losses["bbox_regression"]) == pytest.approx(float(parts[1]["bbox_regression"]), rel=1e-5)
+
+
 def test_detections_of_images_of_any_size():
     model = retinanet("dgmn2_nano", 3, min_size=64, max_size=96).eval()
     torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, 1.0)  # everything is found

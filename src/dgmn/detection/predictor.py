@@ -19,6 +19,7 @@ from dgmn.about import Preprocessing
 from dgmn.detection.builders import BUILDERS
 from dgmn.detection.categories import CATEGORIES
 from dgmn.detection.coco import mask_area
+from dgmn.detection.inference import Inference, detect
 from dgmn.detection.metrics import to_results
 from dgmn.errors import InputError
 from dgmn.images import AnyImage
@@ -130,6 +131,7 @@ class DetectionPredictor(Predictor):
         names: names of the classes.
         category_ids: ids of the classes, for results in COCO's format; None counts from 1.
         device: device to compute on.
+        inference: at which sizes objects are found.
     """
 
     task: ClassVar[str] = "detection"
@@ -140,8 +142,10 @@ class DetectionPredictor(Predictor):
         names: Sequence[str],
         category_ids: Sequence[int] | None = None,
         device: str | torch.device = "cpu",
+        inference: Inference = Inference(),  # noqa: B008 - a frozen value
     ) -> None:
         super().__init__(network, names, device)
+        self.inference = inference
         self.category_ids = tuple(range(1, len(names) + 1) if category_ids is None else category_ids)
 
     @classmethod
@@ -150,7 +154,8 @@ class DetectionPredictor(Predictor):
         arguments = {key: description[key] for key in ("model", "backbone", "num_classes", "model_args")}
         preprocessing = Preprocessing.from_values(description.get("preprocessing") or {})
         network = build_named(BUILDERS, **arguments, preprocessing=preprocessing)
-        return cls(network, description["classes"], description["category_ids"], device)
+        inference = Inference(**description.get("inference", {}))
+        return cls(network, description["classes"], description["category_ids"], device, inference)
 
     @classmethod
     @override
@@ -185,7 +190,7 @@ class DetectionPredictor(Predictor):
     def _predict(
         self, score: float, images: Sequence[tuple[AnyImage, Image.Image]], progress: Progress
     ) -> list[DetectionResult]:
-        results = self.network([self._pixels(image) for _, image in images])
+        results = detect(self.network, [self._pixels(image) for _, image in images], self.inference)
         return [
             DetectionResult(*image, self._chosen(found, score), self)
             for image, found in zip(images, results, strict=True)

@@ -1,5 +1,6 @@
 """Training and evaluation of detectors."""
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing_extensions import override
 from dgmn.about import about
 from dgmn.detection.builders import BUILDERS
 from dgmn.detection.coco_metric import CocoMetric
+from dgmn.detection.inference import Inference, detect
 from dgmn.detection.metrics import write_results
 from dgmn.detection.predictor import drawn
 from dgmn.errors import InputError
@@ -32,6 +34,7 @@ class DetectionTask(Task):
         num_classes: number of categories in the data.
         model_args: more arguments for the network, for instance `min_size: 400`.
         checkpoint: official or own weights to start from: a detector's, or a classifier's for the backbone.
+        inference: at which sizes images are evaluated.
         optimizer: see [`Task`][dgmn.training.Task].
         schedule: see `Task`.
         lr_batch: see `Task`.
@@ -50,6 +53,7 @@ class DetectionTask(Task):
         num_classes: int = 80,
         model_args: dict[str, Any] | None = None,
         checkpoint: Path | None = None,
+        inference: Inference = Inference(),  # noqa: B008 - the command line shows its defaults
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=1e-4),
         schedule: ScheduleCallable = MultiStep,
         lr_batch: int | None = 16,
@@ -60,6 +64,7 @@ class DetectionTask(Task):
         build = partial(build_named, BUILDERS)
         super().__init__(build, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
         self.lr_multipliers = lr_multipliers or {}
+        self.inference = inference
         self.masks = about(self.model).masks
         self.metrics = torch.nn.ModuleDict()
         self._rows: list[tuple[object, ...]] = []
@@ -95,7 +100,7 @@ class DetectionTask(Task):
     def _evaluate(self, batch: tuple[list[Tensor], list[dict[str, Any]]], split: str) -> list[dict[str, Tensor]]:
         images, targets = batch
         # A batch is empty if all its images were left out.
-        results: list[dict[str, Tensor]] = self.model(images) if images else []
+        results = detect(self.model, images, self.inference) if images else []
         self._metric(split).update([target["image_id"] for target in targets], results)
         return results
 
@@ -121,6 +126,10 @@ class DetectionTask(Task):
         if split == "test" and self.trainer.is_global_zero:
             write_results(metric.results, Path(self.trainer.default_root_dir) / "results.json")
         metric.reset()
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "inference": asdict(self.inference)}
 
     @override
     def tables(self) -> list[Table]:
