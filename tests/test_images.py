@@ -26,9 +26,44 @@ def test_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
     loaded = np.asarray(load_image(tmp_path / "x.png"))[..., 0]
     assert np.abs(loaded.astype(int) - greys // 257).max() == 0
     assert loaded.max() == 255
-    Image.new("F", (4, 4)).save(tmp_path / "x.tif")
-    with pytest.raises(InputError, match=r"x\.tif: pixels of mode F"):
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype"), [(8, np.int32), (12, np.uint16), (12, np.int32), (16, np.uint16), (16, np.int32)]
+)
+def test_every_depth_is_the_picture_of_its_copy_with_8_bits(
+    bits: int, dtype: type, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """12 bits in a file of 16 were almost black, and 32 bits were black."""
+    copy = np.random.default_rng(0).integers(0, 256, (16, 16))
+    copy[0, 0] = 255
+    values = (copy * 257 if bits == 16 else copy << (bits - 8)).astype(dtype)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    loaded = np.asarray(load_image(tmp_path / "x.tif"))
+    assert np.array_equal(loaded, np.repeat(copy[..., None], 3, 2))
+    told = [str(warning.message) for warning in recwarn if "12 bits" in str(warning.message)]
+    assert len(told) == (bits == 12)
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1, 16, 257])
+def test_floating_point(scale: float, tmp_path: Path) -> None:
+    copy = np.arange(256).reshape(16, 16)
+    Image.fromarray((copy * scale).astype(np.float32)).save(tmp_path / "x.tif")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "x.tif"))[..., 0], copy)
+
+
+@pytest.mark.parametrize("odd", [-1.0, 65536.0, np.nan, np.inf])
+def test_values_that_are_no_greys(odd: float, tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0.5, odd]], np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(InputError, match=r"x\.tif: grey values from .* in pixels of mode F; 0\.\.65535 are accepted"):
         load_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "RGBA"])
+def test_palettes_and_transparency_are_the_picture_of_their_copy(mode: str, tmp_path: Path) -> None:
+    picture = Image.effect_noise((20, 20), 80).convert("RGB").convert(mode)
+    picture.save(tmp_path / "x.png")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "x.png")), np.asarray(picture.convert("RGB")))
 
 
 def test_turned_upright(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ try:
     import yaml
     from jsonargparse import ArgumentError
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.trainer.states import TrainerStatus
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -32,6 +32,19 @@ from dgmn_base.runs import checkpoint_of
 from dgmn_base.terminal import format_table
 
 
+class _SaveConfig(SaveConfigCallback):
+    """Writes the configuration of a training after its checkpoint is accepted: a refused run leaves no file."""
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+
 class DgmnCLI(LightningCLI):
     """Runs a command; every run has one folder, `trainer.default_root_dir`: checkpoints/, logs/ and tensorboard/."""
 
@@ -39,6 +52,7 @@ class DgmnCLI(LightningCLI):
         super().__init__(
             Task,
             L.LightningDataModule,
+            save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False},
@@ -68,10 +82,26 @@ class DgmnCLI(LightningCLI):
         """Does nothing: the network comes from the recipe, never from a class path in a checkpoint."""
 
     @override
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything must be in 0..{2**32 - 1}, got {seed}")
+        super()._set_seed()
+
+    @staticmethod
+    def _check_trainer(trainer: Any) -> None:
+        """Refuses numbers that Lightning takes, or refuses late."""
+        for name, least in {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "max_epochs": -1}.items():
+            value = trainer.get(name)
+            if value is not None and not least <= value < float("inf"):
+                raise InputError(f"trainer.{name} must be at least {least}, got {value}")
+
+    @override
     def before_instantiate_classes(self) -> None:
         if self.subcommand is None:
             return
         options = self.config[self.subcommand]
+        self._check_trainer(options.trainer)
         asked = options.ckpt_path
         path = checkpoint_of(self.subcommand, asked, self.root)
         options.ckpt_path = None if path is None else str(path)
@@ -227,6 +257,11 @@ def _explained(error: Exception) -> Exception:
             return cause
         if isinstance(cause, MisconfigurationException | yaml.YAMLError):
             return InputError(" ".join(str(cause).split()))
+        if "Expected more than 1 value per channel" in str(cause):
+            return InputError(
+                "batch norm needs more than one value of every channel: give a --data.batch_size of at least 2, or "
+                "larger images"
+            )
         cause = cause.__cause__ or cause.__context__
     if not isinstance(error, ArgumentError):
         return error

@@ -1,6 +1,7 @@
 """Reads the images that users give: checks them, limits their size and converts them to RGB."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from dgmn.errors import InputError
 
-MAX_PIXELS = 200_000_000
-"""A larger image is refused: decoding it could take all memory."""
+MAX_PIXELS = 178_956_970
+"""A larger image is refused, by Pillow, too: decoding it could take all memory."""
 
 AnyImage = Any
 """Any image that [`to_image`][dgmn.images.to_image] accepts."""
@@ -100,11 +101,24 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """Converts grey values of 16 bits to 8 bits; Pillow's own conversion clips them to white."""
+    """Converts grey values of more than 8 bits to 8 bits; Pillow's own conversion clips them to white.
+
+    Files of 16 and 32 bits do not say how many bits their camera has. The largest value tells: up to 255 there are 8
+    bits, up to 4095 there are 12, then 16. Floating point holds 0..1, or any of these.
+    """
     values = np.asarray(image)
-    if image.mode == "F" or (values.size and (values.min() < 0 or values.max() > 65535)):
-        raise InputError(f"{name}: pixels of mode {image.mode}; 8 or 16 bits are accepted")
-    return Image.fromarray((values // 257).astype(np.uint8))
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not 0 <= low <= high <= 65535:  # false for NaN, too
+        raise InputError(
+            f"{name}: grey values from {low:g} to {high:g} in pixels of mode {image.mode}; 0..65535 are accepted, "
+            "or 0..1 in floating point"
+        )
+    if image.mode == "F" and high <= 1:
+        return Image.fromarray(np.round(values * 255).astype(np.uint8))
+    bits, divisor = next((bits, divisor) for bits, divisor in ((8, 1), (12, 16), (16, 257)) if high < 2**bits)
+    if bits == 12:
+        warnings.warn(f"{name}: the largest grey value is {high:g}, so it is read as 12 bits", stacklevel=2)
+    return Image.fromarray((values // divisor).astype(np.uint8))
 
 
 def check_images(paths: Iterable[str | os.PathLike[str]], budget: int = 256 * 2**20) -> int:

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from dgmn.errors import InputError
 from dgmn.images import AnyImage, to_image
 from dgmn.nodes import Point, SampledNodes, check_point
 from dgmn.pictures import node_picture
+from dgmn.weights.load import check_weights
 from dgmn.writers import JsonWriter, ListWriter
 from dgmn_base.files import find_images
 
@@ -106,6 +107,9 @@ class Predictor(ABC):
         names: the class names, in the order of the network's outputs.
         device: the device to compute on.
 
+    Raises:
+        InputError (a ValueError): the weights hold NaN.
+
     Attributes:
         task: "classification", "detection" or "segmentation".
         network: the network, in evaluation mode.
@@ -118,6 +122,7 @@ class Predictor(ABC):
     """Default number of images that the network gets at a time."""
 
     def __init__(self, network: nn.Module, names: Sequence[str], device: str | torch.device = "cpu") -> None:
+        check_weights(network.state_dict(), type(network).__name__)
         self.network = network.eval().to(device)
         self.names = tuple(names)
         self.device = torch.device(device)
@@ -193,6 +198,19 @@ class Predictor(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {type(self.network).__name__}, {len(self.names)} classes, on {self.device}>"
+
+
+def check_scores(scores: Tensor, source: AnyImage) -> None:
+    """Refuses scores that are not finite: no order and no JSON holds them.
+
+    Raises:
+        InputError (a ValueError): there are such scores; the message names the image, if it has a name.
+    """
+    if not bool(scores.isfinite().all()):
+        name = f"{source}: " if isinstance(source, str | os.PathLike) else ""
+        raise InputError(
+            f"{name}the network gives scores that are not finite numbers; try another precision or weights"
+        )
 
 
 Predict = Callable[[Sequence[tuple[AnyImage, Image.Image]], Progress], Sequence[Result]]

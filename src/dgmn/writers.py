@@ -37,7 +37,7 @@ class JsonWriter(AbstractContextManager["JsonWriter"]):
 
     def entry(self, content: Any) -> None:
         """Writes the next entry of the list."""
-        self._out.write((",\n " if self.entries else "\n ") + json.dumps(content))
+        self._out.write((",\n " if self.entries else "\n ") + json.dumps(content, allow_nan=False))
         self.entries += 1
 
     def head(self) -> str:

@@ -20,7 +20,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            images = sorted(p for p in path.rglob("*") if is_image(p) and not is_hidden(p.relative_to(path)))
             if not images:
                 raise InputError(f"{path}: no images in this folder ({', '.join(sorted(EXTENSIONS))})")
         elif path.is_file():
@@ -31,6 +31,16 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
                 raise InputError(f"{source}: no such file, folder or glob")
         found.extend(images)
     return list(dict.fromkeys(found))
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file has the extension of an image."""
+    return path.suffix.lower() in EXTENSIONS and path.is_file()
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a relative path has a hidden part: file managers and notebooks leave such files beside images."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def check_root(root: Path) -> None:

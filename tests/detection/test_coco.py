@@ -136,6 +136,9 @@ def change(path, value):
             r"\(id 1\): bbox must be four numbers .* got \[1, 2, NaN, 4\]",
         ),
         (("annotations", 0, "bbox"), [1, 2, 3], r"\(id 1\): bbox must be four numbers"),
+        (("annotations", 0, "iscrowd"), "1", r"\(id 1\): iscrowd must be 0 or 1, got \"1\""),
+        (("annotations", 0, "iscrowd"), 2, r"\(id 1\): iscrowd must be 0 or 1, got 2"),
+        (("annotations", 0, "image_id"), "7", r"\(id 1\): the image_id \"7\" belongs to no image"),
         (
             ("annotations", 0),
             "x",
@@ -179,6 +182,9 @@ def test_other_files(tmp_path, text, message):
             {"size": [3, 4], "counts": [12]},
             r"annotation 1: segmentation must be polygons, or run lengths of the image's",
         ),
+        ([[0, 0, float("nan"), 0, 5, 5]], r"annotation 1: segmentation: NaN in a polygon is no place"),
+        ([[0, 0, 1e8, 0, 5, 5]], r"annotation 1: segmentation: 100000000.0 in a polygon is no place"),
+        ({"size": [30, 40], "counts": "0"}, r"annotation 1: segmentation cannot be read .*1200"),
         (None, r"annotation 1: segmentation must be polygons"),
         ([["x"] * 6], r'annotation 1: segmentation: "x" in a polygon is no place in or near the image'),
     ],
@@ -194,3 +200,48 @@ def test_two_categories_of_one_name(content, read):
     content["categories"][1]["name"] = content["categories"][0]["name"]
     with pytest.raises(InputError, match=r"categories\[1\]: the name '\w+' is there twice"):
         read()
+
+
+@pytest.mark.parametrize("number", [0, -3, 2**60, "seven", None, 1.5])
+def test_ids_of_annotations_mean_nothing(content, read, number):
+    content["annotations"][0] |= {"id": number}
+    if number is None:
+        content["annotations"][0].pop("id")
+    assert len(to_target(read().images[1], (3, 90), masks=True)["boxes"]) == 2
+
+
+@pytest.mark.parametrize("image", [2**60, -4, "a.png", 0])
+def test_any_id_of_an_image(content, read, image):
+    content["images"][0]["id"] = image
+    for entry in content["annotations"]:
+        entry["image_id"] = image
+    (found,) = (entry for entry in read().images if entry.id == image)
+    assert len(found.objects) == 3
+
+
+@pytest.mark.parametrize(("iscrowd", "learnt"), [(None, 1), (False, 1), (0.0, 1), (True, 0), (1, 0), (1.0, 0)])
+def test_forms_of_iscrowd(content, read, iscrowd, learnt):
+    content["annotations"] = [{**content["annotations"][0], "iscrowd": iscrowd}]
+    (image,) = (entry for entry in read().images if entry.objects)
+    assert len(to_target(image, (3, 90), masks=False)["boxes"]) == learnt
+
+
+def test_a_mark_at_the_beginning_of_the_file(content, tmp_path):
+    file = tmp_path / "instances.json"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    assert len(read_coco(file, tmp_path).images) == 2
+
+
+def test_an_image_without_width_is_one_problem(content, read):
+    content["images"][0].pop("width")
+    problems = []
+    read(problems)
+    assert len(problems) == 1
+    assert "images[0] needs" in problems[0]
+
+
+def test_labels_that_are_ids(read):
+    coco = read().labelled_by_id()
+    assert len(coco.names) == 91
+    assert (coco.names[3], coco.names[90], coco.names[5]) == ("car", "toothbrush", "no category 5")
+    assert to_target(coco.images[1], coco.ids, masks=False)["labels"].tolist() == [90, 3]

@@ -3,6 +3,7 @@
 import json
 import re
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -213,6 +214,61 @@ def test_slivers_are_left_out(root, capsys):
     assert "2 boxes of less than a pixel are left out" in capsys.readouterr().out
     _, target = data._sets["train"][0]
     assert target["boxes"].shape == (0, 4)
+
+
+def test_images_that_mmdet_leaves_out(root):
+    """Without objects (a crowd is none), or with a side below 32 pixels; only of the training, if asked for."""
+
+    def edit(content):
+        content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 11]
+        for entry in content["annotations"]:
+            entry["iscrowd"] = int(entry["image_id"] == 12)
+        thin = Image.new("RGB", (100, 31))
+        thin.save(root / "train2017/thin.png")
+        content["images"].append({"id": 50, "file_name": "thin.png", "width": 100, "height": 31})
+        box = {"bbox": [1, 1, 20, 20], "category_id": 1, "image_id": 50, "iscrowd": 0}
+        content["annotations"].append({"id": 100, **box})
+
+    change(root, edit)
+    for asked, kept in ((False, [10, 11, 12, 13, 14, 15, 50]), (True, [10, 13, 14, 15])):
+        data = DetectionData(root, leave_out_empty=asked)
+        data.setup("fit")
+        assert [image.id for image in data._sets["train"].coco.images] == kept
+        assert len(data._sets["val"]) == 2
+
+
+def test_batches_without_groups(root):
+    for grouped in (True, False):
+        data = DetectionData(root, batch_size=2, num_workers=0, group_by_aspect=grouped)
+        data.trainer = L.Trainer(logger=False, max_epochs=1)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        assert isinstance(loader.batch_sampler, GroupedBatches) == grouped
+        assert len(loader) == 3
+
+
+def test_labels_that_are_category_ids(root):
+    data = DetectionData(root, ids_as_labels=True)
+    data.setup("fit")
+    assert data.names == ("no category 0", "red", "no category 2", "no category 3", "no category 4", "green")
+    assert data.describe()["category_ids"] == [0, 1, 2, 3, 4, 5]
+    assert sorted(data._sets["train"][0][1]["labels"].tolist()) == [1, 5]
+    change(root, lambda content: content["categories"].append({"id": 10**6, "name": "blue"}))
+    change(root, lambda content: content["categories"].append({"id": 10**6, "name": "blue"}), "val2017")
+    with pytest.raises(InputError, match=r"data.ids_as_labels: category ids must be in 0\.\.999, got 1\.\.1000000"):
+        DetectionData(root, ids_as_labels=True).setup("fit")
+
+
+def test_only_crowds_are_nothing_to_learn_from(root):
+    change(root, lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]])
+    with pytest.raises(InputError, match=r"no objects to learn from: iscrowd is 1 everywhere"):
+        DetectionData(root).setup("fit")
+    assert any("iscrowd is 1 everywhere" in problem for problem in check(DetectionData(root)).problems)
+
+
+def test_crowds_need_no_run_lengths(root):
+    change(root, lambda content: content["annotations"][0].update(iscrowd=1, segmentation=[]))
+    assert check(DetectionData(root, masks=True)).problems == []
 
 
 def test_the_check_compares_the_parts(root):

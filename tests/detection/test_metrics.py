@@ -113,11 +113,122 @@ def test_perfect_and_empty(truth, tmp_path):
     assert average_precision(tmp_path / "truth.json", perfect)[0]["AP50"] == pytest.approx(1.0)
 
 
+def renumbered(truth, results, image=lambda i: i, annotation=lambda i: i, category=lambda i: i):
+    """The same with other ids; an annotation's id is left out for None."""
+    content = json.loads(json.dumps(truth))
+    for entry in content["images"]:
+        entry["id"] = image(entry["id"])
+    for entry in content["categories"]:
+        entry["id"] = category(entry["id"])
+    for entry in content["annotations"]:
+        number = annotation(entry.pop("id"))
+        entry |= {"image_id": image(entry["image_id"]), "category_id": category(entry["category_id"])}
+        entry |= {} if number is None else {"id": number}
+    rows = [{**row, "image_id": image(row["image_id"]), "category_id": category(row["category_id"])} for row in results]
+    return content, rows
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"annotation": lambda i: i - 1},
+        {"annotation": lambda i: -i},
+        {"annotation": lambda i: i + 2**53},
+        {"annotation": lambda i: None},
+        {"annotation": lambda i: 7},
+        {"annotation": lambda i: f"object {i}"},
+        {"image": lambda i: i + 2**60},
+        {"image": lambda i: i - 20},
+        {"image": lambda i: f"{i:03d}.jpg"},
+        {"category": lambda i: i - 7},
+        {"category": lambda i: i + 2**60},
+    ],
+    ids=[
+        "from 0",
+        "negative",
+        "huge",
+        "missing",
+        "all equal",
+        "text",
+        "huge image",
+        "0 image",
+        "text image",
+        "0",
+        "2^60",
+    ],
+)
+def test_ids_do_not_matter(truth, results, kind, ids):
+    want, want_by = average_precision(truth, results, kind)
+    content, rows = renumbered(truth, results, **ids)
+    got, got_by = average_precision(content, rows, kind)
+    assert got == want
+    category = ids.get("category", lambda i: i)
+    assert got_by == {category(number): value for number, value in want_by.items()}
+    some = [ids.get("image", lambda i: i)(i) for i in (1, 2, 30)]
+    assert average_precision(content, rows, kind, some)[0] == average_precision(truth, results, kind, [1, 2, 30])[0]
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_what_tools_leave_out(truth, results, kind):
+    """Missing and odd fields read as the values that they stand for."""
+    content = json.loads(json.dumps(truth))
+    for i, entry in enumerate(content["annotations"]):
+        entry["iscrowd"] = i % 5 == 0  # true and false
+        entry["area"] = [None, "large", -1, 0, float("nan")][i % 5]
+    content["categories"].append({"id": 100, "name": "without objects"})
+    got, by_category = average_precision(content, results, kind)
+    expected = json.loads(json.dumps(truth))
+    for i, entry in enumerate(expected["annotations"]):
+        entry["iscrowd"] = int(i % 5 == 0)
+        entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+    assert got == average_precision(expected, results, kind)[0]
+    assert by_category[100] == -1
+    for entry in content["annotations"][1::5]:
+        entry["iscrowd"] = None
+        entry.pop("area")
+    assert got == average_precision(content, results, kind)[0]
+    # A crowd without run lengths is its box.
+    for entry in content["annotations"][::5]:
+        x, y, width, height = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    boxed, _ = average_precision(content, results, kind)
+    for odd in ([], None):
+        for entry in content["annotations"][::5]:
+            entry["segmentation"] = odd
+        assert average_precision(content, results, kind)[0] == boxed
+
+
+def test_a_file_with_a_mark_at_its_beginning(truth, tmp_path):
+    file = tmp_path / "truth.json"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(truth).encode())
+    assert average_precision(file, [])[0]["AP"] == 0
+
+
+def test_only_crowds(truth):
+    content = json.loads(json.dumps(truth))
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+    scores, by_category = average_precision(content, [])
+    assert set(scores.values()) == set(by_category.values()) == {-1}
+
+
 def test_mistakes_are_named(truth):
     with pytest.raises(InputError, match=r'kind must be "bbox" or "segm", got \'box\''):
         average_precision(truth, [], "box")
     with pytest.raises(InputError, match=r"results of the image 99, which is not in the annotations"):
         average_precision(truth, [{"image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1.0}])
+    for odd in ({"score": float("nan")}, {"bbox": [0, 0, float("inf"), 1]}):
+        row = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1.0, **odd}
+        with pytest.raises(InputError, match=r"results of the image 1: a score or a box is not finite"):
+            average_precision(truth, [row])
+    content = json.loads(json.dumps(truth))
+    content["annotations"][3]["iscrowd"] = 2
+    with pytest.raises(InputError, match=r"annotations\[3\]: iscrowd must be 0 or 1, got 2"):
+        average_precision(content, [])
+    content["annotations"][1].pop("bbox")
+    with pytest.raises(InputError, match=r"annotations\[1\] needs a known image_id and category_id, and a bbox"):
+        average_precision(content, [])
 
 
 def test_without_areas_the_boxes_tell_the_sizes(truth, results):

@@ -16,7 +16,7 @@ from dgmn.errors import InputError
 from dgmn.images import AnyImage
 from dgmn.nodes import Point, SampledNodes, sampled_nodes
 from dgmn.pictures import captioned
-from dgmn.predictor import OnError, Predictor, Progress, Result, run
+from dgmn.predictor import OnError, Predictor, Progress, Result, check_scores, run
 
 
 class ClassificationResult(Result):
@@ -122,6 +122,8 @@ class ClassificationPredictor(Predictor):
     ) -> list[ClassificationResult]:
         pixels = torch.stack([self.transform(image) for _, image in images]).to(self.device)
         probabilities = self.network(pixels).float().softmax(1).cpu()
+        for (source, _), scores in zip(images, probabilities, strict=True):
+            check_scores(scores, source)
         best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
         return [
             ClassificationResult(*image, [(self.names[i], p) for i, p in zip(labels, values, strict=True)])

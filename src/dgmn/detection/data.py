@@ -199,7 +199,7 @@ class DetectionData(ImageData):
     def _mistakes(self, train: CocoSet, val: CocoSet) -> list[str]:
         """What is wrong with the training and validation sets together."""
         found = []
-        if not any(image.to_learn for image in train.images):
+        if train.images and not any(image.to_learn for image in train.images):
             crowds = any(image.objects for image in train.images)
             why = (
                 ": iscrowd is 1 everywhere, and crowds are not learnt; for single objects it must be 0"

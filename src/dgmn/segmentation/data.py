@@ -20,6 +20,7 @@ from dgmn.errors import InputError
 from dgmn.layout import find_layout
 from dgmn.pictures import legend, overlay
 from dgmn.report import DataReport, read_all, say
+from dgmn.segmentation.labels import Palettes
 from dgmn.segmentation.layouts import LAYOUTS, Layout
 from dgmn.segmentation.losses import IGNORED
 from dgmn.segmentation.transforms import Augmentation, normalise
@@ -132,10 +133,13 @@ class SegmentationData(ImageData):
         for _, sample in samples:
             if not sample.mask.is_file():
                 raise InputError(f"{sample.mask}: missing mask")
-        checked, pixels = 0, np.zeros(256, np.int64)
+        checked, pixels, palettes = 0, np.zeros(256, np.int64), Palettes()
         for i in torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist():
             dataset, sample = samples[i]
             pixels += np.bincount(dataset.layout.read(sample)[1].numpy().ravel(), minlength=256)
+            contradiction = palettes.compare(sample.mask)
+            if contradiction is not None:
+                warnings.warn(contradiction, stacklevel=2)
             checked += 1
             budget -= sample.image.stat().st_size + sample.mask.stat().st_size
             if budget <= 0:
@@ -160,6 +164,7 @@ class SegmentationData(ImageData):
         header = [f"{split} {what}" for split in splits for what in ("images", "pixels")]
         report = DataReport(("class", *header))
         columns: list[list[object]] = []
+        palettes = Palettes()
         for split in splits:
             try:
                 samples = self.layout.samples(getattr(self.splits, split))
@@ -174,6 +179,9 @@ class SegmentationData(ImageData):
                 counts = np.bincount(mask.numpy().ravel(), minlength=256)
                 pixels += counts
                 images += counts > 0
+                contradiction = palettes.compare(sample.mask)
+                if contradiction is not None:
+                    report.problems.append(contradiction)
                 if len(report.samples) < 8 and sample in spread:
                     report.samples.append(overlay(TF.to_pil_image(image), mask.numpy(), colors))
             order = [*range(len(names)), IGNORED]
@@ -182,7 +190,7 @@ class SegmentationData(ImageData):
             if never and pixels.sum():
                 report.problems.append(f"{split}: no pixel of {', '.join(never[:5])}{' ...' if len(never) > 5 else ''}")
             problem = _nothing_to_learn(pixels)
-            if problem is not None:
+            if problem is not None and pixels.sum():  # if no mask could be read, that is said already
                 report.problems.append(f"{split}: {problem}")
         report.legend = partial(legend, names, colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))

@@ -190,6 +190,8 @@ def _probabilities(
     logits = _resize_part(logits, 1, top, rows, full[0], scaled.shape[-2])
     logits = _resize_part(logits, 2, left, columns, full[1], scaled.shape[-1])
     probabilities = logits.softmax(0)
+    if not bool(probabilities.isfinite().all()):
+        raise InputError("the network gives scores that are not finite numbers; try another precision or weights")
     return probabilities.flip(-1) if mirrored else probabilities
 
 

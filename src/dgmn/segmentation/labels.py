@@ -180,6 +180,32 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
     return mapped.astype(np.uint8)
 
 
+def palette_colors(path: Path) -> dict[int, Color]:
+    """The colours that the indices in a mask have in its palette; empty for a mask without a palette."""
+    with Image.open(path) as image:
+        palette = image.getpalette("RGB") if image.mode == "P" else None
+        if palette is None:
+            return {}
+        used = np.unique(np.asarray(image)).tolist()
+    colors = [(palette[i], palette[i + 1], palette[i + 2]) for i in range(0, len(palette) - 2, 3)]
+    return {index: colors[index] for index in used if index < len(colors)}
+
+
+class Palettes:
+    """Compares the palettes of masks: an index with two colours probably means two classes."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[Color, Path]] = {}
+
+    def compare(self, path: Path) -> str | None:
+        """How a mask's palette contradicts those of the masks before; None if it does not."""
+        for index, color in palette_colors(path).items():
+            before, where = self._first.setdefault(index, (color, path))
+            if before != color and index != IGNORED:
+                return f"{path}: {index} is {color} in its palette, but {before} in {where}: do they mean one class?"
+        return None
+
+
 def paint(labels: NDArray[np.uint8], colors: Sequence[Color]) -> Image.Image:
     """Labels as an image with a palette: its indices are the labels, its colours those of the classes; 255 is black."""
     image = Image.fromarray(labels)

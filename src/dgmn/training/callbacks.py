@@ -9,6 +9,7 @@ import torch
 from timm.layers import DropPath
 from typing_extensions import override
 
+from dgmn.errors import InputError
 from dgmn.report import say
 
 
@@ -39,6 +40,71 @@ class DropPathSchedule(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for name, module in _drop_paths(pl_module):
             module.drop_prob = self._rates[name]
+
+
+class FiniteTraining(L.Callback):
+    """Ends a run whose loss, weights or scores are no finite numbers, before they overwrite its checkpoints.
+
+    With `16-mixed`, the loss of single steps may overflow, and Lightning skips these steps; only a loss that overflows
+    in all of them ends the run.
+
+    Raises:
+        InputError: the numbers are not finite; the message says what to try.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._odd: Any = 0
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is None:
+            return
+        # Counted on the device: to look at every loss would make a GPU wait.
+        self._odd = self._odd + ~loss.detach().isfinite()
+        self._steps += 1
+        if self._steps >= trainer.log_every_n_steps:
+            self._look(trainer, "loss", int(self._odd))
+
+    @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.training or trainer.state.fn == "fit":
+            self._look(trainer, "loss", int(self._odd))
+            self._look_at_weights(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            for name, value in trainer.callback_metrics.items():
+                if name.startswith("val/") and not bool(torch.as_tensor(value).isfinite()):
+                    raise _diverged(trainer, f"{name} is no finite number")
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look(trainer, "loss", int(self._odd))
+        self._look_at_weights(trainer, pl_module)
+
+    def _look(self, trainer: L.Trainer, what: str, odd: int) -> None:
+        steps, self._steps, self._odd = self._steps, 0, 0
+        if odd == steps > 0 or (odd and trainer.precision != "16-mixed"):
+            raise _diverged(trainer, f"the {what} is no finite number")
+
+    @staticmethod
+    def _look_at_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+            raise _diverged(trainer, "weights of the network are no finite numbers")
+
+
+def _diverged(trainer: L.Trainer, what: str) -> InputError:
+    rate = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return InputError(
+        f"{what} (epoch {trainer.current_epoch}, step {trainer.global_step}): try a lower learning rate (it is "
+        f"{rate:g}), --trainer.gradient_clip_val 1.0, or --trainer.precision 32-true; checkpoints of earlier epochs "
+        "stay as they are"
+    )
 
 
 def _drop_paths(module: torch.nn.Module) -> list[tuple[str, DropPath]]:

@@ -10,6 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
 from dgmn.errors import InputError
+from dgmn.weights.load import check_weights
 
 _PARTIAL = ".partial"
 
@@ -48,6 +49,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
         except Exception as error:
             raise InputError(f"checkpoint {path}: damaged, or not written by a training run") from error
+        check_weights(checkpoint.get("state_dict", {}), f"checkpoint {path}")
         if "pytorch-lightning_version" not in checkpoint:
             raise InputError(
                 f"checkpoint {path}: not written by a training run; give weights as --model.checkpoint {path}"

@@ -82,6 +82,11 @@ class ImageData(L.LightningDataModule):
     # -------------------------------------------------------------------------------------------------- loaders
 
     @property
+    def training_images(self) -> int:
+        """The number of training images; 0 before `setup`."""
+        return len(cast(Sized, self._sets["train"])) if "train" in self._sets else 0
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing of the network that is trained or evaluated; ImageNet's if there is no network."""
         task = None if self.trainer is None else self.trainer.lightning_module

@@ -1,12 +1,14 @@
 """The LightningModule that all tasks extend: optimiser, schedule and the description in checkpoints."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
@@ -20,12 +22,14 @@ from dgmn.about import about
 from dgmn.errors import InputError
 from dgmn.images import stacked
 from dgmn.report import say
+from dgmn.training.callbacks import FiniteTraining
 from dgmn.training.start import start_from
 from dgmn.weights import read_checkpoint
 
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header and rows
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
 
+_PROBED = 100  # steps of the schedule that is compared when a run continues
 _PICTURED = 4  # predictions that a validation draws
 
 
@@ -82,6 +86,41 @@ class Task(L.LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.lr_multipliers: Mapping[str, float] = {}
         self._pictures: list[Image.Image] = []
+        self._settings = self._checked_settings()
+
+    def _checked_settings(self) -> dict[str, Any]:
+        """The optimiser and the schedule as plain values, by which a continued run is compared with its start.
+
+        Raises:
+            InputError (a ValueError): a number is out of range.
+        """
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise InputError(f"model.lr_batch must be at least 1, or null for no scaling, got {self.lr_batch}")
+        try:
+            probe = self.optimizer([nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"model.optimizer: {error}") from error
+        settings: dict[str, Any] = {name: list(x) if isinstance(x, tuple) else x for name, x in probe.defaults.items()}
+        for name in ("lr", "weight_decay", "momentum"):
+            value = settings.get(name, 0.0)
+            if not 0 <= value < math.inf:
+                raise InputError(f"model.optimizer: {name} must be a finite number of at least 0, got {value}")
+        probe.param_groups[0]["lr"] = 1.0
+        factors = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimiser makes no steps
+            try:
+                schedule = self.schedule(probe, _PROBED)
+            except (TypeError, ValueError) as error:
+                raise error if isinstance(error, InputError) else InputError(f"model.schedule: {error}") from error
+            for _ in range(_PROBED):
+                factors.append(round(float(probe.param_groups[0]["lr"]), 9))
+                schedule.step()
+        return {"optimizer": type(probe).__name__, **settings, "schedule": factors}
+
+    @override
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [FiniteTraining()]
 
     @override
     def setup(self, stage: str) -> None:
@@ -201,7 +240,8 @@ class Task(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What prediction and resuming need, as plain values.
-        checkpoint["dgmn"] = {"total_batch": self._total_batch(), **describe_run(self, self.trainer.datamodule)}
+        facts = {"total_batch": self._total_batch(), "training": self._training()}
+        checkpoint["dgmn"] = {**facts, **describe_run(self, self.trainer.datamodule)}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -210,6 +250,7 @@ class Task(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             # The schedule, the number of steps and the learning rate depend on this batch.
             expected["total_batch"] = self._total_batch()
+            self._compare_trainings(stored.get("training") or {})
         normalisation = about(self.model).preprocessing.to_values()
         was = stored.get("preprocessing") or {}
         pairs = [(key, stored.get(key), here) for key, here in expected.items()]
@@ -217,6 +258,38 @@ class Task(L.LightningModule):
         for key, then, here in pairs:
             if then is not None and here is not None and then != here:
                 raise InputError(f"the checkpoint was trained with {key} {then}, but here it is {here}")
+
+    def _training(self) -> dict[str, Any]:
+        """What a continued run needs to be the same, as plain values."""
+        data = self.trainer.datamodule
+        chosen = {"decay_norms_and_biases": self.decay_norms_and_biases, "lr_multipliers": dict(self.lr_multipliers)}
+        size = {"steps": self._total_steps(), "images": data.training_images, "num_workers": data.num_workers}
+        return {"kept": {**self._settings, **chosen}, **size}
+
+    def _compare_trainings(self, before: Mapping[str, Any]) -> None:
+        """Refuses what a continued run would not do, and says what it does otherwise.
+
+        Raises:
+            InputError: the optimiser or the schedule is another one; its state is that of the checkpoint.
+        """
+        now = self._training()
+        for name, value in now["kept"].items():
+            then = (before.get("kept") or {}).get(name, value)
+            if then != value:
+                shown = "" if name == "schedule" else f": {name} was {then}, now it is {value}"
+                raise InputError(
+                    f"a continued run keeps its optimiser and schedule{shown or ', but the schedule is another one'}. "
+                    "Give the same, or start a new run from these weights with --model.checkpoint"
+                )
+        changed = {name: (before.get(name, now[name]), now[name]) for name in ("steps", "images", "num_workers")}
+        effects = {
+            "steps": "training steps: from here on, the learning rate follows the schedule of the new number",
+            "images": "training images: epochs have other images than in an uninterrupted run",
+            "num_workers": "data.num_workers: augmentation draws other numbers than in an uninterrupted run",
+        }
+        for name, (then, here) in changed.items():
+            if then != here:
+                say(f"continued with {here} instead of {then} {effects[name]}")
 
 
 def describe_run(task: Task, data: Any) -> dict[str, Any]:

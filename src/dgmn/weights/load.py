@@ -162,10 +162,11 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: no such file.
-        InputError (a ValueError): the file is no checkpoint, or one of another model; the message lists the names or
-            shapes. It is a `dgmn.weights.OtherClassesError` if only the number of classes differs.
+        InputError (a ValueError): the file is no checkpoint, holds NaN, or is one of another model; the message lists
+            the names or shapes. It is a `dgmn.weights.OtherClassesError` if only the number of classes differs.
     """
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
+    check_weights(checkpoint.state_dict, f"checkpoint {checkpoint.path}")
     try:
         match = match_keys(checkpoint.state_dict, model, reset_head=reset_head, allow_unknown=allow_unknown)
     except InputError as error:
@@ -177,6 +178,20 @@ def load_checkpoint(
     modules = tuple(part.removesuffix(".").removesuffix(".module") for part in added)
     complete = not (modules or reset_head)
     return LoadReport(checkpoint.path, origin, loaded, match.ignored, match.fresh, modules, complete)
+
+
+def check_weights(weights: Mapping[str, Tensor], whose: str) -> None:
+    """Refuses weights that hold NaN: everything that is computed from them is NaN.
+
+    Raises:
+        InputError (a ValueError): a tensor holds NaN; the message begins with `whose`.
+    """
+    bad = [name for name, tensor in weights.items() if not tensor.is_meta and bool(tensor.isnan().any())]
+    if bad:
+        raise InputError(
+            f"{whose}: {len(bad)} of {len(weights)} tensors hold NaN, {bad[0]} among them: its training went wrong; "
+            "take the weights of an earlier epoch"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dgmn.errors import InputError
 from dgmn.segmentation.labels import find_classes, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import EXTENSIONS, listing
+from dgmn_base.files import is_hidden, is_image, listing
 
 
 class MaskFolders(Layout):
@@ -58,7 +58,8 @@ class MaskFolders(Layout):
         samples = []
         for part in split.split("+"):
             folder = self.root / self.images.format(split=part)
-            files = sorted(path for path in folder.rglob("*") if _is_image(path))
+            paths = folder.rglob("*")
+            files = sorted(path for path in paths if is_image(path) and not is_hidden(path.relative_to(folder)))
             if not files:
                 what = "is empty" if folder.is_dir() else "there is no such folder"
                 raise InputError(f"data: no images for {part!r} in {folder}: {what}")
@@ -92,8 +93,3 @@ def _check_pattern(option: str, pattern: str, needed: tuple[str, ...], example: 
             f"data.{option} may hold {', '.join(f'{{{name}}}' for name in sorted(accepted))}{must}, "
             f'for instance "{example}", got {pattern!r}'
         )
-
-
-def _is_image(path: Path) -> bool:
-    # File managers leave hidden files beside images.
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
