@@ -331,7 +331,7 @@ def _complexity(arguments: list[str]) -> int:
     parser.add_argument(
         "--table",
         type=int,
-        choices=(2, 3, 5, 13, 14, 15, 16),
+        choices=(2, 3, 4, 5, 13, 14, 15, 16, 17),
         help="count all rows of one of the paper's tables on convolutional networks, and show how to train each",
     )
     options = parser.parse_args(arguments)

@@ -55,3 +55,11 @@ def hub_dir(tmp_path):
     torch.hub.set_dir(tmp_path / "hub")
     yield tmp_path / "hub"
     torch.hub.set_dir(before)
+
+
+_LONG = ("detection/test_cli", "segmentation/test_cli", "training/", "test_loading", "models/test_dgmn2")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files that take longest first, so that no worker has to finish them alone at the end."""
+    items.sort(key=lambda item: not any(part in item.nodeid for part in _LONG))

@@ -41,8 +41,8 @@ def test_every_depth_is_the_picture_of_its_copy_with_8_bits(
     Image.fromarray(values).save(tmp_path / "x.tif")
     loaded = np.asarray(load_image(tmp_path / "x.tif"))
     assert np.array_equal(loaded, np.repeat(copy[..., None], 3, 2))
-    told = [str(warning.message) for warning in recwarn if "12 bits" in str(warning.message)]
-    assert len(told) == (bits == 12)
+    told = [str(warning.message) for warning in recwarn if "are read as" in str(warning.message)]
+    assert len(told) == (bits == 12 and dtype is np.uint16)
 
 
 @pytest.mark.parametrize("scale", [1 / 255, 1, 16, 257])
@@ -101,6 +101,16 @@ def test_find_images(tmp_path: Path) -> None:
     for missing in ("no.png", "*.gif"):
         with pytest.raises(InputError, match="no such file, folder or glob"):
             find_images([tmp_path / missing])
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", ".ipynb_checkpoints/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_images([tmp_path]) == [tmp_path / "a.png"]
+    assert find_images([tmp_path / "._a.png"]) == [tmp_path / "._a.png"]  # asked for by its name
+    hidden = tmp_path / ".ipynb_checkpoints"
+    assert find_images([hidden]) == [hidden / "b.png"]
 
 
 def test_check_images_stops_at_its_budget(tmp_path: Path) -> None:

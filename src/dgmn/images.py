@@ -116,8 +116,9 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F" and high <= 1:
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     bits, divisor = next((bits, divisor) for bits, divisor in ((8, 1), (12, 16), (16, 257)) if high < 2**bits)
-    if bits == 12:
-        warnings.warn(f"{name}: the largest grey value is {high:g}, so it is read as 12 bits", stacklevel=2)
+    if bits < 16 and image.mode.startswith("I;16"):
+        # Without the file's name, so that it is said once and not for every image.
+        warnings.warn(f"images of 16 bits without a value of {2**bits} or more are read as {bits} bits", stacklevel=2)
     return Image.fromarray((values // divisor).astype(np.uint8))
 
 

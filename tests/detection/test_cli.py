@@ -288,6 +288,10 @@ WHOLE = [name for name in recipe_names() if "/detection/" in name]
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_recipe_runs(name, few_coco_scenes, tmp_path):
     small = "{min_size: 96, max_size: 144}"
+    if "sparse" in name:
+        small = "{min_size: 96, max_size: 144, channels: 32, num_stages: 2}"
+    elif "mask" in name:
+        small = "{min_size: 96, max_size: 144, channels: 32, representation_size: 64}"
     options = ["--trainer.fast_dev_run", "1", "--data.num_workers", "0", "--model.backbone", "dgmn2_nano"]
     options += ["--model.num_classes", "10", "--data.batch_size", "2", "--model.model_args", small]
     options += ["--data.train", "train", "--data.val", "val", "--data.root", str(few_coco_scenes)]

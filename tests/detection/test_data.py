@@ -266,6 +266,29 @@ def test_only_crowds_are_nothing_to_learn_from(root):
     assert any("iscrowd is 1 everywhere" in problem for problem in check(DetectionData(root)).problems)
 
 
+def test_what_is_left_out_must_leave_something(root):
+    """With only crowds, or only thin images, nothing is left. The check says so, as the training does."""
+    change(root, lambda content: [image.update(width=60, height=31) for image in content["images"]])
+    for file in (root / "train2017").iterdir():
+        Image.new("RGB", (60, 31)).save(file)
+    data = DetectionData(root, leave_out_empty=True)
+    assert any("leave_out_empty leaves no image" in problem for problem in check(data).problems)
+    with pytest.raises(InputError, match="leave_out_empty leaves no image: all have a side below 32 pixels"):
+        data.setup("fit")
+    change(root, lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]])
+    with pytest.raises(InputError, match="iscrowd is 1 everywhere"):
+        DetectionData(root, leave_out_empty=True).setup("fit")
+
+
+def test_masks_of_slivers_are_checked(root):
+    """The training leaves them out, but the evaluation counts them."""
+    change(
+        root, lambda content: content["annotations"][0].update(bbox=[3, 3, 0.5, 6], segmentation=[[1, 2]]), "val2017"
+    )
+    (problem,) = check(DetectionData(root, masks=True)).problems
+    assert "a polygon needs three points or more" in problem
+
+
 def test_crowds_need_no_run_lengths(root):
     change(root, lambda content: content["annotations"][0].update(iscrowd=1, segmentation=[]))
     assert check(DetectionData(root, masks=True)).problems == []

@@ -341,3 +341,30 @@ def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"deformable_detr needs transformers: pip install 'dgmn\[detr\]'"):
         deformable_detr("dgmn2_nano", 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "strides"),
+    [
+        ({"num_levels": 1}, [32]),
+        ({"num_levels": 1, "dc5": True}, [16]),
+        ({"dc5": True}, [8, 16, 16, 32]),
+        ({"num_levels": 5}, [8, 16, 32, 64, 128]),
+    ],
+)
+def test_levels(options, strides):
+    """One level is the backbone's last map, with DC5 at half its stride. Every weight learns."""
+    small = {"num_queries": 10, "encoder_layers": 1, "decoder_layers": 2, "d_model": 64}
+    model = deformable_detr("dgmn2_nano", 3, min_size=64, max_size=96, transformer_args=small, **options).train()
+    maps = model.levels(torch.rand(1, 3, 128, 128), torch.ones(1, 128, 128, dtype=torch.bool))
+    assert [128 // features.shape[-1] for features, _ in maps] == strides[: len(maps)]
+    assert len(model.transformer.input_proj) == len(strides)
+    target = {"boxes": torch.tensor([[4.0, 4, 40, 50]]), "labels": torch.tensor([0])}
+    losses = model([torch.rand(3, 64, 96), torch.rand(3, 40, 80)], [target, target])
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_two_levels_are_refused():
+    with pytest.raises(InputError, match="num_levels must be 1, or at least 3, got 2"):
+        deformable_detr("dgmn2_nano", num_levels=2)

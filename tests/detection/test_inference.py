@@ -73,7 +73,7 @@ def test_a_network_at_its_own_size_gives_what_it_gives_alone(build):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": (0,)}, r"inference.sizes must be at least 1, got \[0\]"),
+        ({"sizes": (0,)}, r"inference.sizes must be whole numbers of at least 1, got \[0\]"),
         ({"sizes": (5000,)}, r"inference.max_size must be at least the largest size, got 4000"),
         ({"overlap": 0.0}, r"inference.overlap must be above 0 and at most 1, got 0.0"),
     ],

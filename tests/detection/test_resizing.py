@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from dgmn.detection import deformable_detr, mask_rcnn, retinanet, sparse_rcnn
 from dgmn.detection.resizing import Resize, resized_sides
+from dgmn.errors import InputError
 
 DETECTORS = [retinanet, mask_rcnn, sparse_rcnn, deformable_detr]
 
@@ -65,3 +66,26 @@ def test_the_sets_of_boxes_are_found_in_averaged_pixels():
     assert (sampled * 255 - pillow).abs().max() > 20
     with torch.device("meta"):
         assert [build("dgmn2_nano").transform.antialias for build in DETECTORS] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("build", DETECTORS)
+def test_training_under_autocast(build):
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([1])}
+    target["masks"] = torch.ones(1, 64, 96, dtype=torch.uint8)
+    small = {} if build is deformable_detr else {"channels": 32}
+    model = build("dgmn2_nano", 3, min_size=64, max_size=96, **small).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model([torch.rand(3, 64, 96)] * 2, [target] * 2)
+    sum(losses.values()).backward()
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [retinanet, mask_rcnn])
+def test_scores_that_are_nan_are_refused(build):
+    """Thresholds would drop them, and the image would look empty."""
+    model = build("dgmn2_nano", 3, min_size=64, max_size=96).eval()
+    model([torch.rand(3, 64, 96)])
+    next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)).running_var[0] = torch.nan
+    with pytest.raises(InputError, match="scores that are not finite"):
+        model([torch.rand(3, 64, 96)])

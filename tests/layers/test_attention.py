@@ -154,11 +154,12 @@ def test_gradients_reach_every_parameter(rel_pos):
         assert tensor.grad.abs().sum() > 0, name
 
 
-def test_walks_start_at_zero_and_move_the_output():
-    layer = DGMN2Attention(8, 2, (5, 5))
-    assert not layer.offset.weight.any()
+def test_walks_start_small_and_move_the_output():
+    layer = DGMN2Attention(128, 2, (5, 5))
+    assert layer.offset.weight.std().item() == pytest.approx(0.02, rel=0.15)
     assert not layer.offset.bias.any()
-    x = torch.randn(1, 5, 5, 8)
+    x = torch.randn(1, 5, 5, 128)
+    assert 0 < layer.predict_walks(x).abs().max() < 1
     before = layer(x)
     torch.nn.init.normal_(layer.offset.weight)
     assert not torch.allclose(layer(x), before)

@@ -420,7 +420,7 @@ def test_dropout():
 # ------------------------------------------------------------------------------------------------------- compiler
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiles_to_one_graph(dynamic):
     torch._dynamo.reset()
     attention = torch.compile(sampled_attention, fullgraph=True, backend="aot_eager", dynamic=dynamic)

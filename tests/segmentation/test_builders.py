@@ -10,6 +10,7 @@ import torch
 import dgmn
 from dgmn.about import about
 from dgmn.complexity import count
+from dgmn.detection import retinanet
 from dgmn.errors import InputError
 from dgmn.segmentation import BUILDERS, PixelLoss, semantic_fpn, setr_mla, setr_naive, setr_pup
 from dgmn.training.start import start_from
@@ -99,6 +100,7 @@ def test_upsampling(build):
     options = {"image_size": 64} if build is not setr_pup else {}
     official = build("dgmn2_nano", 4, **options).eval()
     undistorted = build("dgmn2_nano", 4, upsampling="undistorted").eval()
+    torch.nn.init.normal_(official.head.classifier.weight)
     undistorted.load_state_dict(official.state_dict())
     square, wide = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 64, 96)
     with torch.no_grad(), warnings.catch_warnings():
@@ -168,8 +170,20 @@ def test_weights_of_a_plain_transformer_fill_the_backbone(tmp_path, capsys):
 
 
 def test_a_plain_transformer_of_other_patches():
-    with pytest.raises(InputError, match="a plain network of stride 14 gives no map of stride 8"):
-        setr_naive("eva02_tiny_patch14_224")
+    """Segmenters resize their output anyway. Detectors need the strides that their anchors have."""
+    model = semantic_fpn("eva02_tiny_patch14_224", 3, channels=8, pyramid_channels=8)
+    assert model.backbone.feature_info.reduction() == [3.5, 7, 14, 28]
+    assert model(torch.rand(1, 3, 60, 90)).shape == (1, 3, 60, 90)
+    with pytest.raises(InputError, match="a plain network of stride 14 gives no maps of the strides"):
+        retinanet("eva02_tiny_patch14_224")
+
+
+def test_detectors_use_every_level_of_a_plain_transformer():
+    """A weight without a gradient would stop a training on several devices."""
+    target = {"boxes": torch.tensor([[4.0, 4, 40, 50]]), "labels": torch.tensor([0])}
+    model = retinanet("vit_tiny_patch16_224", 3, min_size=64, max_size=96, channels=32).train()
+    sum(model([torch.rand(3, 64, 96)], [target]).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["dgmn2_nano", "resnet18", "convnext_atto", "pvt_v2_b0"])
@@ -227,6 +241,7 @@ def test_mistakes_are_named(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_compiles_and_exports():
     model = semantic_fpn("dgmn2_nano", 3, channels=16, pyramid_channels=16).eval()
     images = torch.randn(1, 3, 64, 96)

@@ -170,6 +170,33 @@ def test_masks_of_0_and_255_are_pointed_out(folder):
         SegmentationData(folder).setup("fit")
 
 
+def test_palettes_that_contradict_each_other(folder):
+    """The same number has another colour in another mask: it probably means another class."""
+    masks = sorted((folder / "masks").rglob("*.png"))
+    for path in masks:
+        mask = Image.fromarray(np.asarray(Image.open(path)))
+        mask.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0])
+        mask.save(path)
+    assert check(SegmentationData(folder, palette_masks=True)).problems == []
+    odd = next(path for path in masks[1:] if 1 in np.asarray(Image.open(path)))
+    mask = Image.fromarray(np.asarray(Image.open(odd)))
+    mask.putpalette([0, 0, 0, 0, 250, 0, 250, 0, 0])
+    mask.save(odd)
+    (problem,) = check(SegmentationData(folder, palette_masks=True)).problems
+    assert f"{odd}: " in problem
+    assert "(0, 250, 0) in its palette, but (250, 0, 0) in " in problem
+    with pytest.warns(UserWarning, match="do they mean one class"):
+        SegmentationData(folder, palette_masks=True).setup("fit")
+
+
+def test_masks_that_cannot_be_read_are_not_called_empty(folder):
+    for path in (folder / "masks").rglob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    problems = check(SegmentationData(folder)).problems
+    assert problems
+    assert all("has colours" in problem for problem in problems)
+
+
 def test_files_beside_the_images(folder):
     """Files that file managers leave behind are skipped. Two images cannot share a mask."""
     images = folder / "images/train/a"

@@ -13,6 +13,7 @@ from dgmn_cli import run
 from digits import RECIPE
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_count_every_image_once(
     few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

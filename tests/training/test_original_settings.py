@@ -59,6 +59,12 @@ def test_weights_of_segmentation_heads():
     assert all(xavier(block[0]) for blocks in (pyramid.inner_blocks, pyramid.layer_blocks) for block in blocks)
 
 
+def test_weights_of_the_levels_of_semantic_fpn():
+    for level in semantic_fpn("dgmn2_nano").head.levels:
+        weight = level[0][0].weight
+        assert deviation(weight) == pytest.approx((2 / (9 * weight.shape[0])) ** 0.5, rel=0.05)
+
+
 def test_weights_of_detectors():
     for model in (retinanet("dgmn2_nano"), mask_rcnn("dgmn2_nano")):
         pyramid = model.backbone.fpn

@@ -130,6 +130,7 @@ def test_weights_that_are_nan_are_refused(fit, tmp_path, capsys):
         (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches must be at least 1, got 0"),
         (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must be at least 0, got -1"),
         (["--model.schedule.init_args.warmup", "1.5"], "warmup is the share of steps that warm up"),
+        (["--model.schedule.init_args.start", "-1"], "start is a share of the learning rate, in 0..1, got -1"),
     ],
 )
 def test_numbers_out_of_range_are_named_before_the_data_is_read(options, message, fit, tmp_path, capsys):
@@ -153,6 +154,8 @@ def test_a_batch_that_is_too_small_for_batch_norm(fit, capsys):
             "optimizer was AdamW, now it is SGD",
         ),
         (["--model.schedule.init_args.warmup", "0.5"], "but the schedule is another one"),
+        (["--model.schedule.init_args.warmup", "0.101"], "but the schedule is another one"),
+        (["--model.lr_batch", "8"], "lr_batch was None, now it is 8"),
         (["--model.decay_norms_and_biases", "true"], "decay_norms_and_biases was False, now it is True"),
     ],
 )
@@ -177,11 +180,12 @@ def test_a_continued_run_says_what_else_changes(fit, colors, tmp_path, capsys):
     for i in range(3):
         Image.new("RGB", (32, 32), "green").save(colors / f"train/green/{4 + i}.png")
     capsys.readouterr()
-    assert fit("--ckpt_path", "last", "--data.num_workers", "1", epochs=2) == 0
+    assert fit("--ckpt_path", "last", "--data.num_workers", "1", "--seed_everything", "5", epochs=2) == 0
     out = capsys.readouterr().out
     assert "continued with 6 instead of 2 training steps" in out
     assert "continued with 12 instead of 8 training images" in out
     assert "continued with 1 instead of 0 data.num_workers" in out
+    assert "continued with the seed of its start, 0, instead of 5" in out
     rows = list(csv.DictReader((tmp_path / "run/logs/version_1/metrics.csv").open()))
     assert {row["epoch"] for row in rows} - {""} == {"1"}
 
@@ -196,3 +200,38 @@ def test_json_of_a_detector_is_valid(tmp_path):
         )
     write_results([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}], tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())[0]["score"] == 0.5
+
+
+def test_hidden_folders_are_no_classes(fit, colors, capsys):
+    for split in ("train", "val"):
+        (colors / split / ".ipynb_checkpoints").mkdir()
+        (colors / split / "red/._0.png").write_bytes(b"no image")
+        Image.new("RGB", (32, 32)).save(colors / split / ".ipynb_checkpoints/0.png")
+    assert fit() == 0
+    assert "8 training and 8 validation images of 2 classes" in capsys.readouterr().out
+
+
+def test_a_run_without_the_facts_of_its_training(fit, tmp_path, capsys):
+    """Checkpoints of earlier versions lack them. Other groups of parameters are refused all the same."""
+    assert fit() == 0
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)
+    del state["dgmn"]["training"]
+    torch.save(state, last)
+    capsys.readouterr()
+    assert fit("--model.decay_norms_and_biases", "true", "--ckpt_path", "last", epochs=2) == 2
+    assert "the checkpoint has 2 groups of parameters, but here there are 1" in error(capsys)
+    assert fit("--ckpt_path", "last", epochs=2) == 0
+
+
+def test_an_evaluation_of_weights_that_overflow(fit, colors, tmp_path, capsys):
+    assert fit() == 0
+    best = tmp_path / "run/checkpoints/best.ckpt"
+    state = torch.load(best, weights_only=True)
+    state["state_dict"]["model.head.weight"] += 3e38
+    torch.save(state, best)
+    capsys.readouterr()
+    arguments = ["-c", RECIPE, "--model.model", "dgmn2_nano", "--model.num_classes", "2", "--data.image_size", "32"]
+    arguments += ["--data.root", str(colors), "--trainer.default_root_dir", str(tmp_path / "run")]
+    assert run(["validate", *arguments, "--ckpt_path", "best", "--trainer.accelerator", "cpu"]) == 2
+    assert "val/loss is no finite number" in error(capsys)

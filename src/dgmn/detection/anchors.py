@@ -43,7 +43,8 @@ class ExactAnchors(AnchorGenerator):
         return corners
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        dtype, device = feature_maps[0].dtype, feature_maps[0].device
+        # In half precision, autocast's, anchors would lie on whole pixels far from each other.
+        dtype, device = torch.promote_types(feature_maps[0].dtype, torch.float32), feature_maps[0].device
         grids = [list(x.shape[-2:]) for x in feature_maps]
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
         self.set_cell_anchors(dtype, device)

@@ -24,12 +24,14 @@ class CocoImage:
         size: height and width according to the file.
         objects: annotations with `category_id`, `bbox` within the image, `iscrowd` (0 or 1) and, if there are some and
             they are wanted, `id` and `segmentation`.
+        left_out: the same of those of which less than a pixel is in the image. The evaluation counts them.
     """
 
     id: int | str
     path: Path
     size: tuple[int, int]
     objects: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def to_learn(self) -> list[dict[str, Any]]:
@@ -45,13 +47,16 @@ class CocoSet:
         images: images in the order of their ids.
         names: names of the categories, in the order of the labels.
         ids: ids of the categories in the file; label i is category ids[i].
-        left_out: number of boxes that are left out because less than a pixel of them is in the image.
     """
 
     images: tuple[CocoImage, ...]
     names: tuple[str, ...]
     ids: tuple[int, ...]
-    left_out: int = 0
+
+    @property
+    def left_out(self) -> int:
+        """The number of boxes that are left out because less than a pixel of them is in the image."""
+        return sum(len(image.left_out) for image in self.images)
 
     def labelled_by_id(self) -> "CocoSet":
         """The same with a label for every number up to the largest id, so that an object's label is its category id.
@@ -59,6 +64,8 @@ class CocoSet:
         Raises:
             InputError: an id is below 0, or above 999.
         """
+        if not self.ids:
+            return self
         if not 0 <= self.ids[0] <= self.ids[-1] < 1000:
             raise InputError(f"data.ids_as_labels: category ids must be in 0..999, got {self.ids[0]}..{self.ids[-1]}")
         names = dict(zip(self.ids, self.names, strict=True))
@@ -115,7 +122,6 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
             size = (entry["height"], entry["width"])
             images[entry["id"]] = CocoImage(entry["id"], folder / entry["file_name"], size)
     seen: set[str] = set()
-    left_out = 0
     for i, entry in enumerate(content["annotations"]):
         what = f"annotations[{i}]"
         if not _has(entry, {"image_id": (int, str), "category_id": (int,)}):
@@ -123,7 +129,7 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
             continue
         number = entry.get("id")
         what += "" if number is None else f" (id {_short(number)})"
-        if number is not None and _short(number) in seen:
+        if number is not None and json.dumps(number) in seen:
             report(f"{what}: this id is there twice")
         elif entry["image_id"] in rejected:
             continue  # one message for the image is enough
@@ -139,19 +145,18 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
                 report(f"{what}: {box}")
             elif crowd is None:
                 report(f"{what}: iscrowd must be 0 or 1, got {_short(entry['iscrowd'])}")
-            elif min(box[2:]) < 1:
-                left_out += 1
             else:
                 kept = ("id", "category_id", *(("segmentation",) if masks else ()))
                 facts = {key: entry[key] for key in kept if key in entry}
-                image.objects.append({**facts, "bbox": box, "iscrowd": int(crowd)})
-        seen.add(_short(number))
+                here = image.left_out if min(box[2:]) < 1 else image.objects
+                here.append({**facts, "bbox": box, "iscrowd": int(crowd)})
+        seen.add(json.dumps(number))
     if not content["images"]:
         report("no images in it")
     if problems is not None:
         problems += found
     ordered = tuple(images[key] for key in sorted(images, key=order_of_ids))
-    return CocoSet(ordered, tuple(names[key] for key in ids), ids, left_out)
+    return CocoSet(ordered, tuple(names[key] for key in ids), ids)
 
 
 def load_annotations(file: Path) -> dict[str, list[Any]]:

@@ -174,18 +174,18 @@ class DetectionData(ImageData):
 
     def _read(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
         coco = self.layout.samples(self.splits[split], masks, problems)
-        return coco.labelled_by_id() if self.ids_as_labels else coco
+        coco = coco.labelled_by_id() if self.ids_as_labels else coco
+        if split == "train" and self.leave_out_empty:
+            useful = tuple(image for image in coco.images if image.to_learn and min(image.size) >= _LEAST)
+            return replace(coco, images=useful) if useful else coco  # if none is, the check says why
+        return coco
 
     @override
     def dataset(self, split: str) -> DetectionDataset:
         training = split == "train"
         transform = augmentation(self.hflip, self.crop) if training else None
         masks = self.masks and training  # the evaluation reads the masks from the file
-        coco = self._read(split, masks)
-        if training and self.leave_out_empty:
-            useful = tuple(image for image in coco.images if image.to_learn and min(image.size) >= _LEAST)
-            coco = replace(coco, images=useful)
-        return DetectionDataset(self.layout, coco, masks, transform, self.skip_bad_images)
+        return DetectionDataset(self.layout, self._read(split, masks), masks, transform, self.skip_bad_images)
 
     @override
     def check(self) -> None:
@@ -199,7 +199,7 @@ class DetectionData(ImageData):
     def _mistakes(self, train: CocoSet, val: CocoSet) -> list[str]:
         """What is wrong with the training and validation sets together."""
         found = []
-        if train.images and not any(image.to_learn for image in train.images):
+        if not any(image.to_learn for image in train.images):
             crowds = any(image.objects for image in train.images)
             why = (
                 ": iscrowd is 1 everywhere, and crowds are not learnt; for single objects it must be 0"
@@ -207,6 +207,10 @@ class DetectionData(ImageData):
                 else ""
             )
             found.append(f"{self.truth('train')}: no objects to learn from{why}")
+        elif self.leave_out_empty and all(min(image.size) < _LEAST for image in train.images if image.to_learn):
+            found.append(
+                f"{self.truth('train')}: leave_out_empty leaves no image: all have a side below {_LEAST} pixels"
+            )
         if (train.names, train.ids) != (val.names, val.ids):
             odd = sorted(set(train.names) ^ set(val.names))
             found.append(f"data: train and val have different categories ({', '.join(odd[:5]) or 'other ids'})")
@@ -249,7 +253,8 @@ class DetectionData(ImageData):
         for name in dict.fromkeys(name for names, _, _ in columns for name in names):
             report.rows.append((name, *(counts[name] for _, *both in columns for counts in both)))
         if len(sets) == 2:
-            report.problems += self._mistakes(*sets)
+            # If no image can be read, there are problems enough.
+            report.problems += self._mistakes(*sets) if sets[0].images or not report.problems else []
         else:
             report.rows.clear()  # a table of one part would not fit the header
         return report
@@ -268,7 +273,7 @@ class DetectionData(ImageData):
 def _masks_that_cannot_be_read(coco: CocoSet) -> list[str]:
     problems = []
     for image in coco.images:
-        for entry in image.objects:
+        for entry in (*image.objects, *image.left_out):
             if entry["iscrowd"] and not entry.get("segmentation"):
                 continue  # it is not learnt; the evaluation takes its box
             try:

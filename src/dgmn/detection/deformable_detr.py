@@ -291,7 +291,8 @@ def deformable_detr(
     if num_levels < 1 or num_levels == 2:
         raise InputError(f"num_levels must be 1, or at least 3, got {num_levels}")
     config = _config(num_classes, box_refine, two_stage, num_levels, transformer_args or {})
-    maps = feature_maps(backbone, pretrained, backbone_args, 16 if dc5 else 32)
+    levels = min(num_levels, _MAPS)
+    maps = feature_maps(backbone, pretrained, backbone_args, 16 if dc5 else 32, levels)
     # As in the original, images are padded only to the largest of the batch, if the backbone takes that.
     divisible = about(maps).multiple
     sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)

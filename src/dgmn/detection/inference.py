@@ -31,12 +31,22 @@ class Inference:
     overlap: float = 0.5
 
     def __post_init__(self) -> None:
-        if not all(size >= 1 for size in self.sizes):
-            raise InputError(f"inference.sizes must be at least 1, got {list(self.sizes)}")
+        if not all(type(size) is int and size >= 1 for size in self.sizes):
+            raise InputError(f"inference.sizes must be whole numbers of at least 1, got {list(self.sizes)}")
         if self.max_size < max(self.sizes, default=1):
             raise InputError(f"inference.max_size must be at least the largest size, got {self.max_size}")
         if not 0 < self.overlap <= 1:
             raise InputError(f"inference.overlap must be above 0 and at most 1, got {self.overlap}")
+
+
+def check_logits(*logits: Tensor) -> None:
+    """Refuses logits that hold NaN: a threshold would drop them without a word.
+
+    Raises:
+        InputError (a ValueError): there are such logits.
+    """
+    if any(bool(x.isnan().any()) for x in logits):
+        raise InputError("the network gives scores that are not finite; try another precision or weights")
 
 
 def detect(network: nn.Module, images: Sequence[Tensor], inference: Inference) -> list[dict[str, Tensor]]:

@@ -17,6 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_area, clip_boxe
 
 from dgmn.about import About
 from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, Pyramid, Subsampled, counted_anchors
+from dgmn.detection.inference import check_logits
 from dgmn.detection.official import official_mask_rcnn
 from dgmn.detection.resizing import Resize
 from dgmn.errors import InputError
@@ -119,6 +120,12 @@ class ProposalNetwork(RegionProposalNetwork):
             boxes.append(here.masked_scatter(part[:, None], found[1]))
         return labels, boxes
 
+    def filter_proposals(self, proposals: Tensor, objectness: Tensor, *args: Any) -> tuple[list[Tensor], list[Tensor]]:
+        if not self.training:
+            check_logits(objectness)
+        boxes, scores = super().filter_proposals(proposals, objectness, *args)
+        return boxes, scores
+
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -210,6 +217,7 @@ class Heads(RoIHeads):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        check_logits(class_logits)
         counts = [len(p) for p in proposals]
         decoded = self.box_coder.decode_single(box_regression, torch.cat(proposals)).view(sum(counts), -1, 4)
         results: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])

@@ -118,7 +118,8 @@ def _truth(
         facts |= {"bbox": list(entry["bbox"]), "iscrowd": int(crowd), "area": area}
         if kind == "segm":
             if crowd and not entry.get("segmentation"):
-                right, bottom = left + width, top + height
+                tall, wide = sizes[image]
+                right, bottom, left, top = min(left + width, wide), min(top + height, tall), max(left, 0), max(top, 0)
                 entry = {**entry, "segmentation": [[left, top, right, top, right, bottom, left, bottom]]}
             facts["segmentation"] = mask_runs(entry, sizes[image])
         truth.append(facts)

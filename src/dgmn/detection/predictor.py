@@ -154,7 +154,10 @@ class DetectionPredictor(Predictor):
         arguments = {key: description[key] for key in ("model", "backbone", "num_classes", "model_args")}
         preprocessing = Preprocessing.from_values(description.get("preprocessing") or {})
         network = build_named(BUILDERS, **arguments, preprocessing=preprocessing)
-        inference = Inference(**description.get("inference", {}))
+        try:
+            inference = Inference(**(description.get("inference") or {}))
+        except TypeError as error:
+            raise InputError(f"inference in the checkpoint: {error}") from error
         return cls(network, description["classes"], description["category_ids"], device, inference)
 
     @classmethod

@@ -11,6 +11,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_f
 
 from dgmn.about import About
 from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, ExtraLevels, Pyramid, counted_anchors
+from dgmn.detection.inference import check_logits
 from dgmn.detection.official import official_retinanet
 from dgmn.detection.resizing import Resize
 from dgmn.errors import InputError
@@ -77,6 +78,7 @@ class RetinaNet(TorchvisionRetinaNet):
         Every level gives its anchors with the highest score in any class; all their classes above the threshold count.
         """
         detections = []
+        check_logits(*head_outputs["cls_logits"])
         for i, shape in enumerate(image_shapes):
             all_boxes, all_scores = [], []
             levels = zip(head_outputs["cls_logits"], head_outputs["bbox_regression"], anchors[i], strict=True)
@@ -130,7 +132,7 @@ def retinanet(
     """
     if num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
-    maps = feature_maps(backbone, pretrained, backbone_args)
+    maps = feature_maps(backbone, pretrained, backbone_args, levels=3)
     pyramid = Pyramid(maps, 3, ExtraLevels(maps.feature_info.channels()[-1], channels), channels)
     anchors = ExactAnchors(
         [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in _STRIDES], (0.5, 1.0, 2.0), _STRIDES

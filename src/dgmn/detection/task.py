@@ -1,5 +1,6 @@
 """Training and evaluation of detectors."""
 
+import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,9 @@ class DetectionTask(Task):
         build = partial(build_named, BUILDERS)
         super().__init__(build, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
         self.lr_multipliers = lr_multipliers or {}
+        for key, value in self.lr_multipliers.items():
+            if not 0 <= value < math.inf:
+                raise InputError(f"model.lr_multipliers: {key!r} must be a finite number of at least 0, got {value}")
         self.inference = inference
         self.masks = about(self.model).masks
         self.metrics = torch.nn.ModuleDict()

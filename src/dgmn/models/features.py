@@ -31,7 +31,12 @@ def normalisation(maps: Any) -> dict[str, Any]:
 
 
 def feature_maps(
-    name: str, pretrained: bool, args: dict[str, Any] | None, output_stride: int = 32, levels: int = 4
+    name: str,
+    pretrained: bool,
+    args: dict[str, Any] | None,
+    output_stride: int = 32,
+    levels: int = 4,
+    exact: bool = True,
 ) -> Any:
     """A timm network that gives its last four feature maps, the finest first.
 
@@ -44,6 +49,7 @@ def feature_maps(
         args: more arguments for the network.
         output_stride: stride of the last map.
         levels: how many of the last maps are needed; a plain network gives only these.
+        exact: whether a plain network must have exactly the strides 4, 8, 16 and 32, or those next to them.
 
     Raises:
         InputError (a ValueError): timm does not know the network, or it gives no four maps with these arguments.
@@ -59,7 +65,9 @@ def feature_maps(
         sizes = {} if _SIZES & set(options) else {"dynamic_img_size": True, "dynamic_img_pad": True}
         # The last norm belongs to the features of a plain network.
         getter = partial(FeatureGetterNet, norm=True)
-        return PlainPyramid(_created(name, pretrained, {**options, **sizes, "out_indices": (-1,)}, getter), strides)
+        return PlainPyramid(
+            _created(name, pretrained, {**options, **sizes, "out_indices": (-1,)}, getter), strides, exact
+        )
     if output_stride != 32:
         options["output_stride"] = output_stride
     return _created(name, pretrained, options, "getter")

@@ -19,6 +19,8 @@ class PlainPyramid(nn.Module):
     Args:
         body: gives a list with one map (B, C, H / stride, W / stride).
         strides: strides of the levels, the finest first.
+        exact: refuse a network that does not reach these strides by doubling or halving, for instance one of patches of
+            14 pixels; otherwise the levels have the nearest strides.
 
     Raises:
         InputError (a ValueError): the map cannot be doubled or halved to these strides.
@@ -26,12 +28,16 @@ class PlainPyramid(nn.Module):
     Source: the pyramid of ViTDet (https://arxiv.org/abs/2203.16527, section 3), which is that of BEiT's detectors.
     """
 
-    def __init__(self, body: Any, strides: tuple[int, ...]) -> None:
+    def __init__(self, body: Any, strides: tuple[int, ...], exact: bool = True) -> None:
         super().__init__()
         self.body = body
         channels, stride = body.feature_info.channels()[-1], body.feature_info.reduction()[-1]
-        self.levels = nn.ModuleList(_level(channels, stride, wanted) for wanted in strides)
-        maps = [{"num_chs": channels, "reduction": wanted, "module": f"levels.{i}"} for i, wanted in enumerate(strides)]
+        doublings = [round(math.log2(stride / wanted)) for wanted in strides]
+        reached = [stride / 2**number for number in doublings]
+        if min(doublings) < -1 or (exact and reached != list(strides)):
+            raise InputError(f"a plain network of stride {stride} gives no maps of the strides {list(strides)}")
+        self.levels = nn.ModuleList(_level(channels, number) for number in doublings)
+        maps = [{"num_chs": channels, "reduction": here, "module": f"levels.{i}"} for i, here in enumerate(reached)]
         self.feature_info = FeatureInfo(maps, tuple(range(len(strides))))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -45,14 +51,11 @@ class PlainPyramid(nn.Module):
         return ("levels.",)
 
 
-def _level(channels: int, stride: int, wanted: int) -> nn.Module:
-    doublings = math.log2(stride / wanted)
-    if doublings != int(doublings) or doublings < -1:
-        raise InputError(f"a plain network of stride {stride} gives no map of stride {wanted}")
+def _level(channels: int, doublings: int) -> nn.Module:
     if doublings < 0:
         return nn.MaxPool2d(2)
     parts: list[nn.Module] = []
-    for i in range(int(doublings)):
+    for i in range(doublings):
         parts += [nn.BatchNorm2d(channels), nn.GELU()] if i else []
         parts.append(nn.ConvTranspose2d(channels, channels, 2, 2))
     return nn.Sequential(*parts)

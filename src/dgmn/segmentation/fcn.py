@@ -84,7 +84,7 @@ def dilated_fcn(
 
     Source: Dynamic Graph Message Passing Networks, sections 5.1 and 8.1 (https://arxiv.org/abs/2209.09760).
     """
-    maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride, levels=1, exact=False)
     if multi_grid is not None:
         set_multi_grid(maps, multi_grid)
     head = FCNHead(maps.feature_info.channels()[-1], checked_classes(num_classes), channels, module, module_args)

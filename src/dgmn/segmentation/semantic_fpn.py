@@ -91,7 +91,7 @@ def semantic_fpn(
 
     Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760).
     """
-    maps = feature_maps(backbone, pretrained, backbone_args)
+    maps = feature_maps(backbone, pretrained, backbone_args, exact=False)
     head = SemanticFPNHead(
         maps.feature_info.channels(), checked_classes(num_classes), pyramid_channels, channels, dropout
     )

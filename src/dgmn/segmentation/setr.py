@@ -162,7 +162,7 @@ def setr_naive(
     Source: Dynamic Graph Message Passing Networks, section 6.3 (https://arxiv.org/abs/2209.09760); SETR
         (https://arxiv.org/abs/2012.15840).
     """
-    maps = feature_maps(backbone, pretrained, backbone_args, output_stride, levels=1)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride, levels=1, exact=False)
     return Segmenter(
         maps, SETRNaiveHead(maps.feature_info.channels()[-1], checked_classes(num_classes), image_size, upsampling)
     )
@@ -197,7 +197,7 @@ def setr_pup(
 
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
-    maps = feature_maps(backbone, pretrained, backbone_args, output_stride, levels=1)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride, levels=1, exact=False)
     return Segmenter(
         maps, SETRPUPHead(maps.feature_info.channels()[-1], checked_classes(num_classes), channels, upsampling)
     )
@@ -234,6 +234,6 @@ def setr_mla(
 
     Source: see [`setr_naive`][dgmn.segmentation.setr_naive].
     """
-    maps = feature_maps(backbone, pretrained, backbone_args, output_stride)
+    maps = feature_maps(backbone, pretrained, backbone_args, output_stride, exact=False)
     head = SETRMLAHead(maps.feature_info.channels(), checked_classes(num_classes), channels, image_size, upsampling)
     return Segmenter(maps, head)

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.layers import DropPath
 from typing_extensions import override
 
@@ -43,10 +44,10 @@ class DropPathSchedule(L.Callback):
 
 
 class FiniteTraining(L.Callback):
-    """Ends a run whose loss, weights or scores are no finite numbers, before they overwrite its checkpoints.
+    """Ends a run whose loss or weights are no finite numbers, before they overwrite its checkpoints.
 
-    With `16-mixed`, the loss of single steps may overflow, and Lightning skips these steps; only a loss that overflows
-    in all of them ends the run.
+    With `16-mixed`, the loss of single steps may overflow, and Lightning skips these steps. Only a loss that overflows
+    in many steps, one after the other, then ends the run.
 
     Raises:
         InputError: the numbers are not finite; the message says what to try.
@@ -66,45 +67,61 @@ class FiniteTraining(L.Callback):
         # Counted on the device: to look at every loss would make a GPU wait.
         self._odd = self._odd + ~loss.detach().isfinite()
         self._steps += 1
-        if self._steps >= trainer.log_every_n_steps:
-            self._look(trainer, "loss", int(self._odd))
+        if self._steps % trainer.log_every_n_steps == 0:
+            self._look_at_losses(trainer)
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.training or trainer.state.fn == "fit":
-            self._look(trainer, "loss", int(self._odd))
-            self._look_at_weights(trainer, pl_module)
-
-    @override
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            for name, value in trainer.callback_metrics.items():
-                if name.startswith("val/") and not bool(torch.as_tensor(value).isfinite()):
-                    raise _diverged(trainer, f"{name} is no finite number")
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._look(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look(trainer, "loss", int(self._odd))
-        self._look_at_weights(trainer, pl_module)
+        self._look(trainer, pl_module)
 
-    def _look(self, trainer: L.Trainer, what: str, odd: int) -> None:
-        steps, self._steps, self._odd = self._steps, 0, 0
-        if odd == steps > 0 or (odd and trainer.precision != "16-mixed"):
-            raise _diverged(trainer, f"the {what} is no finite number")
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look_at_scores(trainer)
 
-    @staticmethod
-    def _look_at_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    @override
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look_at_scores(trainer)
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look_at_losses(trainer)
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             raise _diverged(trainer, "weights of the network are no finite numbers")
+        if any(bool(buffer.isnan().any()) for buffer in pl_module.buffers()):
+            raise _diverged(trainer, "statistics of the network's norms are no numbers")
+
+    def _look_at_losses(self, trainer: L.Trainer) -> None:
+        odd = int(self._odd)
+        overflows = trainer.precision == "16-mixed" and (odd < self._steps or odd < _OVERFLOWS)
+        if odd and not overflows:
+            raise _diverged(trainer, "the loss is no finite number")
+        if odd < self._steps:
+            self._steps, self._odd = 0, 0
+
+    @staticmethod
+    def _look_at_scores(trainer: L.Trainer) -> None:
+        for name in ("val/loss", "test/loss"):
+            value = trainer.callback_metrics.get(name)
+            if value is not None and not bool(value.isfinite()):
+                raise _diverged(trainer, f"{name} is no finite number")
 
 
 def _diverged(trainer: L.Trainer, what: str) -> InputError:
+    if trainer.state.fn != TrainerFn.FITTING:
+        return InputError(f"{what}: take the weights of an earlier epoch, or another --trainer.precision")
     rate = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
     return InputError(
         f"{what} (epoch {trainer.current_epoch}, step {trainer.global_step}): try a lower learning rate (it is "
         f"{rate:g}), --trainer.gradient_clip_val 1.0, or --trainer.precision 32-true; checkpoints of earlier epochs "
         "stay as they are"
     )
+
+
+_OVERFLOWS = 50  # steps without a finite loss, one after the other, that end a run in 16-mixed
 
 
 def _drop_paths(module: torch.nn.Module) -> list[tuple[str, DropPath]]:
@@ -127,6 +144,8 @@ class EpochSeed(L.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["seed"] != self.seed:
+            say(f"continued with the seed of its start, {state_dict['seed']}, instead of {self.seed}")
         self.seed = state_dict["seed"]
 
     @override

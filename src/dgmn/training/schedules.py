@@ -1,11 +1,31 @@
 """Learning rate schedules that change the rate at every optimiser step."""
 
 import math
+import zlib
+from collections.abc import Callable
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from dgmn.errors import InputError
+
+_PROBED = 100_000  # steps of the training for which schedules are compared
+
+
+def fingerprint(make: Callable[[Optimizer, int], LRScheduler], optimizer: Optimizer) -> str:
+    """A text that differs for schedules of different factors.
+
+    Args:
+        make: makes the schedule from an optimiser and the number of steps.
+        optimizer: an optimiser of one group, which is not used any more.
+    """
+    optimizer.param_groups[0]["lr"] = 1.0
+    schedule = make(optimizer, _PROBED)
+    factors: list[float] = []
+    if isinstance(schedule, LambdaLR):
+        steps = [*range(1000), *range(1000, _PROBED, 99)]
+        factors = [round(float(schedule.lr_lambdas[0](step)), 9) for step in steps]
+    return f"{type(schedule).__name__} {zlib.crc32(repr(factors).encode()):08x}"
 
 
 class WarmupCosine(LambdaLR):
@@ -65,7 +85,7 @@ class Polynomial(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup: float = 0.0) -> None:
-        if power <= 0 or not 0 <= warmup < 1:
+        if not 0 < power < math.inf or not 0 <= warmup < 1:
             raise InputError(f"power must be above 0 and warmup at least 0 and below 1, got {power} and {warmup}")
         warmup_steps = round(warmup * total_steps)
 
@@ -103,6 +123,9 @@ class MultiStep(LambdaLR):
                 "milestones must be shares of the training above 0 and below 1, and warmup_steps at least 0, "
                 f"got {list(milestones)} and {warmup_steps}"
             )
+        for name, value in {"factor": factor, "start": start}.items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} is a share of the learning rate, in 0..1, got {value}")
         places = [round(share * total_steps) for share in milestones]
 
         def scale(step: int) -> float:

@@ -1,7 +1,6 @@
 """The LightningModule that all tasks extend: optimiser, schedule and the description in checkpoints."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,13 +22,13 @@ from dgmn.errors import InputError
 from dgmn.images import stacked
 from dgmn.report import say
 from dgmn.training.callbacks import FiniteTraining
+from dgmn.training.schedules import fingerprint
 from dgmn.training.start import start_from
 from dgmn.weights import read_checkpoint
 
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header and rows
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
 
-_PROBED = 100  # steps of the schedule that is compared when a run continues
 _PICTURED = 4  # predictions that a validation draws
 
 
@@ -87,6 +86,7 @@ class Task(L.LightningModule):
         self.lr_multipliers: Mapping[str, float] = {}
         self._pictures: list[Image.Image] = []
         self._settings = self._checked_settings()
+        self._facts: dict[str, Any] = {}
 
     def _checked_settings(self) -> dict[str, Any]:
         """The optimiser and the schedule as plain values, by which a continued run is compared with its start.
@@ -105,18 +105,11 @@ class Task(L.LightningModule):
             value = settings.get(name, 0.0)
             if not 0 <= value < math.inf:
                 raise InputError(f"model.optimizer: {name} must be a finite number of at least 0, got {value}")
-        probe.param_groups[0]["lr"] = 1.0
-        factors = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimiser makes no steps
-            try:
-                schedule = self.schedule(probe, _PROBED)
-            except (TypeError, ValueError) as error:
-                raise error if isinstance(error, InputError) else InputError(f"model.schedule: {error}") from error
-            for _ in range(_PROBED):
-                factors.append(round(float(probe.param_groups[0]["lr"]), 9))
-                schedule.step()
-        return {"optimizer": type(probe).__name__, **settings, "schedule": factors}
+        try:
+            schedule = fingerprint(self.schedule, probe)
+        except (TypeError, ValueError) as error:
+            raise error if isinstance(error, InputError) else InputError(f"model.schedule: {error}") from error
+        return {"optimizer": type(probe).__name__, **settings, "schedule": schedule, "lr_batch": self.lr_batch}
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:
@@ -137,7 +130,8 @@ class Task(L.LightningModule):
             group["lr"] *= group.pop("lr_multiplier", 1.0)
         if self.lr_batch is not None:
             self._scale_learning_rate(optimizer, self.lr_batch)
-        schedule = self.schedule(optimizer, self._total_steps())
+        self._facts = self._training()  # for the checkpoints
+        schedule = self.schedule(optimizer, self._facts["steps"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _decay_groups(self) -> list[dict[str, Any]]:
@@ -240,7 +234,7 @@ class Task(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What prediction and resuming need, as plain values.
-        facts = {"total_batch": self._total_batch(), "training": self._training()}
+        facts = {"total_batch": self._total_batch(), "training": self._facts}
         checkpoint["dgmn"] = {**facts, **describe_run(self, self.trainer.datamodule)}
 
     @override
@@ -251,6 +245,13 @@ class Task(L.LightningModule):
             # The schedule, the number of steps and the learning rate depend on this batch.
             expected["total_batch"] = self._total_batch()
             self._compare_trainings(stored.get("training") or {})
+            groups = checkpoint.get("optimizer_states", [{}])[0].get("param_groups", [])
+            here = multiplied(self._decay_groups(), self.model, self.lr_multipliers)
+            if groups and len(groups) != len(here):
+                raise InputError(
+                    f"the checkpoint has {len(groups)} groups of parameters, but here there are {len(here)}: "
+                    "decay_norms_and_biases or lr_multipliers are not those of its training"
+                )
         normalisation = about(self.model).preprocessing.to_values()
         was = stored.get("preprocessing") or {}
         pairs = [(key, stored.get(key), here) for key, here in expected.items()]
@@ -264,7 +265,7 @@ class Task(L.LightningModule):
         data = self.trainer.datamodule
         chosen = {"decay_norms_and_biases": self.decay_norms_and_biases, "lr_multipliers": dict(self.lr_multipliers)}
         size = {"steps": self._total_steps(), "images": data.training_images, "num_workers": data.num_workers}
-        return {"kept": {**self._settings, **chosen}, **size}
+        return {"kept": {**self._settings, **chosen}, **size, "root": str(getattr(data, "root", None))}
 
     def _compare_trainings(self, before: Mapping[str, Any]) -> None:
         """Refuses what a continued run would not do, and says what it does otherwise.
@@ -276,20 +277,24 @@ class Task(L.LightningModule):
         for name, value in now["kept"].items():
             then = (before.get("kept") or {}).get(name, value)
             if then != value:
-                shown = "" if name == "schedule" else f": {name} was {then}, now it is {value}"
+                shown = (
+                    ", but the schedule is another one"
+                    if name == "schedule"
+                    else f": {name} was {then}, now it is {value}"
+                )
                 raise InputError(
-                    f"a continued run keeps its optimiser and schedule{shown or ', but the schedule is another one'}. "
+                    f"a continued run keeps its optimiser and schedule{shown}. "
                     "Give the same, or start a new run from these weights with --model.checkpoint"
                 )
-        changed = {name: (before.get(name, now[name]), now[name]) for name in ("steps", "images", "num_workers")}
         effects = {
             "steps": "training steps: from here on, the learning rate follows the schedule of the new number",
             "images": "training images: epochs have other images than in an uninterrupted run",
+            "root": "as data.root: if it holds other images, this is another training",
             "num_workers": "data.num_workers: augmentation draws other numbers than in an uninterrupted run",
         }
-        for name, (then, here) in changed.items():
-            if then != here:
-                say(f"continued with {here} instead of {then} {effects[name]}")
+        for name, effect in effects.items():
+            if before.get(name, now[name]) != now[name]:
+                say(f"continued with {now[name]} instead of {before[name]} {effect}")
 
 
 def describe_run(task: Task, data: Any) -> dict[str, Any]:
