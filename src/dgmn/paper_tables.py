@@ -4,8 +4,7 @@ import argparse
 import json
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,7 +63,7 @@ class PaperTable:
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
-    args: Mapping[str, Any] = MappingProxyType({})
+    args: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _fcn(*sampling_rates: int, **args: Any) -> dict[str, Any]:

@@ -175,14 +175,18 @@ def test_palettes_that_contradict_each_other(folder):
     masks = sorted((folder / "masks").rglob("*.png"))
     for path in masks:
         mask = Image.fromarray(np.asarray(Image.open(path)))
-        mask.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0])
+        mask.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0] + [9] * 759)
         mask.save(path)
-    assert check(SegmentationData(folder, palette_masks=True)).problems == []
+
+    def told():
+        return [text for text in check(SegmentationData(folder, palette_masks=True)).problems if "palette" in text]
+
+    assert told() == []
     odd = next(path for path in masks[1:] if 1 in np.asarray(Image.open(path)))
     mask = Image.fromarray(np.asarray(Image.open(odd)))
-    mask.putpalette([0, 0, 0, 0, 250, 0, 250, 0, 0])
+    mask.putpalette([0, 0, 0, 0, 250, 0, 250, 0, 0] + [9] * 759)
     mask.save(odd)
-    (problem,) = check(SegmentationData(folder, palette_masks=True)).problems
+    (problem,) = told()
     assert f"{odd}: " in problem
     assert "(0, 250, 0) in its palette, but (250, 0, 0) in " in problem
     with pytest.warns(UserWarning, match="do they mean one class"):

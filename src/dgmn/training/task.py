@@ -130,9 +130,12 @@ class Task(L.LightningModule):
             group["lr"] *= group.pop("lr_multiplier", 1.0)
         if self.lr_batch is not None:
             self._scale_learning_rate(optimizer, self.lr_batch)
-        self._facts = self._training()  # for the checkpoints
-        schedule = self.schedule(optimizer, self._facts["steps"])
+        schedule = self.schedule(optimizer, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @override
+    def on_fit_start(self) -> None:
+        self._facts = self._training()
 
     def _decay_groups(self) -> list[dict[str, Any]]:
         """The trained parameters; those without weight decay are a group of their own."""
