@@ -4,5 +4,6 @@ import pytest
 
 
 def every_size(names):
-    """A parameter for each name; those of medium and large networks are slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(("medium", "large"))) for name in names]
+    """A parameter for each name; all but the smallest networks are slow."""
+    larger = ("small", "medium", "large")
+    return [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(larger)) for name in names]

@@ -85,6 +85,7 @@ def test_ops_all_contenders_with_memory(tmp_path, capsys):
     check_picture(tmp_path / "ops_cpu.png")
 
 
+@pytest.mark.slow
 def test_models(tmp_path, capsys):
     names = ["dgmn2_nano", "dgmn2_nano:original", "swin_tiny_patch4_window7_224"]
     arguments = f"bench models --models {','.join(names)} --sizes 64,33x70 --rounds 2 --threads 1 --no-memory"

@@ -310,6 +310,7 @@ def test_walks_are_precise_under_autocast():
     torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_compiles_and_traces():
     module = DGMN(4, (1, 3), groups=2)
     x = torch.randn(1, 4, 6, 7)

@@ -318,6 +318,7 @@ def test_autocast(module, dtype):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_compiles():
     model = create().eval()
     x = torch.randn(1, 3, 64, 64)

@@ -72,6 +72,7 @@ def _run(expected: int, *args: object, **kwargs: object) -> None:
     assert process.exitcode == expected
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_run_ends_with_the_same_weights(few_digits: Path, tmp_path: Path) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(["dgmn.cli", "dgmn.classification.task"])
