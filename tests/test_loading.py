@@ -373,6 +373,7 @@ OVERLAY = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.5, 0.25], "interpolation": "b
 
 
 @pytest.mark.parametrize("kind", OF_EACH_TASK)
+@pytest.mark.slow
 def test_preprocessing_belongs_to_the_weights(kind, few_digits, few_scenes, few_coco_scenes, tmp_path, photo):
     """Training, validation and prediction use the network's own normalisation. Its checkpoint holds it."""
     overlay = json.dumps({"pretrained_cfg_overlay": OVERLAY})

@@ -64,6 +64,7 @@ def test_trained_parameters_of_section_5_3(backbone, module, at, millions):
     assert count(model, (64, 64)).trained_params == trained
 
 
+@pytest.mark.slow
 def test_more_modules_cost_more(capsys):
     rows = printed(15, capsys)
     params = [float(cells[0]) for cells in rows.values()]

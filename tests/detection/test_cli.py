@@ -163,6 +163,7 @@ def test_captions_do_not_cover_each_other():
     assert (one[:20] == many[:20]).all(), "the caption of the first is on top"
 
 
+@pytest.mark.slow
 def test_published_models(official_weights, hub_dir, tmp_path, capsys):
     torch.save({"state_dict": official_weights("e_retinanet_tiny")}, tmp_path / "official.pth")
     photo = tmp_path / "photo.png"

@@ -286,6 +286,7 @@ def test_any_image(at, output_stride, height, width):
         assert x.isfinite().all()
 
 
+@pytest.mark.slow
 def test_gradients():
     model = create(channels=(2, 2, 2, 2), layers=(1, 1, 1, 1), at="c4_c5", module_args={"groups": 2}).double().eval()
     for name, parameter in model.named_parameters():

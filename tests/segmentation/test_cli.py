@@ -306,6 +306,7 @@ def test_every_recipe_runs(recipe, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["semantic_fpn", "setr_naive", "setr_pup", "setr_mla"])
+@pytest.mark.slow
 def test_recipes_of_the_paper_can_be_built(head, scenes, tmp_path, capsys):
     """Each phase of the test server is laid over a recipe. Our data, in Cityscapes' layout, has other classes."""
     for phase in ("1", "2", "3"):
