@@ -15,7 +15,7 @@ SRC = Path(__file__).parent.parent / "src"
 # The floor of each part, see CONTRIBUTING.md. A part is a folder or module in the package `dgmn`, or beside it.
 FLOORS = {
     "dgmn_base": -1,
-    **dict.fromkeys(("about", "errors", "images", "layout", "ops", "report", "writers"), 0),
+    **dict.fromkeys(("about", "errors", "finite", "images", "layout", "ops", "report", "writers"), 0),
     "weights": 1,
     "layers": 2,
     **dict.fromkeys(("models", "nodes"), 3),

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from dgmn.errors import InputError
+from dgmn.finite import check_weights
 from dgmn.images import AnyImage, to_image
 from dgmn.nodes import Point, SampledNodes, check_point
 from dgmn.pictures import node_picture
-from dgmn.weights.load import check_weights
 from dgmn.writers import JsonWriter, ListWriter
 from dgmn_base.files import find_images
 
@@ -198,19 +198,6 @@ class Predictor(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {type(self.network).__name__}, {len(self.names)} classes, on {self.device}>"
-
-
-def check_scores(scores: Tensor, source: AnyImage) -> None:
-    """Refuses scores that are not finite: no order and no JSON holds them.
-
-    Raises:
-        InputError (a ValueError): there are such scores; the message names the image, if it has a name.
-    """
-    if not bool(scores.isfinite().all()):
-        name = f"{source}: " if isinstance(source, str | os.PathLike) else ""
-        raise InputError(
-            f"{name}the network gives scores that are not finite numbers; try another precision or weights"
-        )
 
 
 Predict = Callable[[Sequence[tuple[AnyImage, Image.Image]], Progress], Sequence[Result]]

@@ -299,6 +299,41 @@ def test_every_recipe_runs(name, few_coco_scenes, tmp_path):
     assert run(["fit", "-c", name, "--trainer.default_root_dir", str(tmp_path), *options]) == 0
 
 
+def test_labels_that_are_category_ids(coco_scenes, tmp_path, capsys):
+    """Categories with gaps keep their ids as labels, from the training to the JSON of a prediction."""
+    for file in (coco_scenes / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        for entry in content["categories"]:
+            entry["id"] = 2 * entry["id"] + 1
+        for entry in content["annotations"]:
+            entry["category_id"] = 2 * entry["category_id"] + 1
+        file.write_text(json.dumps(content))
+    largest = max(entry["id"] for entry in content["categories"])
+    options = ["--model.backbone", "dgmn2_nano", "--model.model_args", "{min_size: 96, max_size: 144, channels: 32}"]
+    options += ["--data.root", str(coco_scenes), "--data.train", "train", "--data.val", "val"]
+    options += ["--data.ids_as_labels", "true", "--data.num_workers", "0", "--data.batch_size", "2"]
+    options += [
+        "--data.epoch_steps",
+        "1",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+    ]
+    recipe = ["-c", "recipes/detection/finetune_coco_format.yaml", *options]
+    assert run(["fit", *recipe, "--model.num_classes", "10"]) == 2
+    assert f"give --model.num_classes {largest + 1}" in capsys.readouterr().err
+    assert run(["fit", *recipe, "--model.num_classes", str(largest + 1)]) == 0
+    table = capsys.readouterr().out.split("box AP\n")[1]
+    assert "no category" not in table
+    picture = next((coco_scenes / "val").glob("*.*"))
+    checkpoint = str(tmp_path / "run/checkpoints/last.ckpt")
+    arguments = ["predict", str(picture), "--ckpt_path", checkpoint, "--score", "0", "--json", str(tmp_path / "a.json")]
+    assert run(arguments) == 0
+    categories = json.loads((tmp_path / "a.json").read_text())["categories"]
+    assert [entry["id"] for entry in categories] == list(range(largest + 1))
+
+
 def test_the_recipe_with_dgmn_in_a_resnet(few_coco_scenes, tmp_path, capsys):
     """A small network starts from a plain ResNet's weights, as in the paper. It trains, evaluates and predicts."""
     sizes = {"layers": [1, 1, 2, 1], "channels": [8, 8, 16, 16]}

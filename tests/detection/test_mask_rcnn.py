@@ -11,7 +11,8 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image, nms
 
 import dgmn
-from dgmn.detection.mask_rcnn import AlignedRoIs, mask_rcnn, mask_targets, paste_masks
+from dgmn.detection.mask_rcnn import mask_rcnn
+from dgmn.detection.regions import AlignedRoIs, mask_targets, paste_masks
 from dgmn.errors import InputError
 
 from golden_vectors import image, match_detections

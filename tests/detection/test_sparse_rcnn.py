@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 
 import dgmn
-from dgmn.detection.mask_rcnn import AlignedRoIs
+from dgmn.detection.regions import AlignedRoIs
 from dgmn.detection.set_prediction import Objects, Predictions
 from dgmn.detection.sparse_rcnn import ProposalRoIs, sparse_rcnn
 from dgmn.errors import InputError

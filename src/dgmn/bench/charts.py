@@ -93,7 +93,7 @@ def draw_models(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
             for axis, case in zip(line, cases, strict=True):
                 bars = [r for r in here if r.case == case]
                 places = [(contenders.index(r.contender) + 0.0, 0.9, r) for r in bars]
-                _bars(axis, places, value, lambda r, value=value: short(value(r) or 0), None)  # type: ignore[misc]
+                _bars(axis, places, value, _shortened(value), None)
                 what = "logits" if case == "224x224" else "features"
                 _finish(axis, f"{case}, {what}, batch {bars[0].batch}" if bars else case, unit)
                 for missing in set(contenders) - {r.contender for r in bars}:
@@ -148,6 +148,10 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     figure = Figure(figsize=(width * columns + 0.8, height + 0.9), layout="constrained", dpi=130)
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, [list(line) for line in axes]
+
+
+def _shortened(value: Callable[[Row], float | None]) -> Callable[[Row], str]:
+    return lambda row: short(value(row) or 0)
 
 
 def _bars(

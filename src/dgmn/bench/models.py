@@ -100,12 +100,14 @@ class _Padded(nn.Module):
 class _Features(nn.Module):
     """Runs `forward_features` of a network that timm cannot turn into a feature extractor."""
 
+    model: Any
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Any:
-        return self.model.forward_features(x)  # type: ignore[operator]
+        return self.model.forward_features(x)
 
 
 def build(name: str, size: tuple[int, int]) -> nn.Module:

@@ -9,6 +9,7 @@ import platform
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import timm
@@ -158,9 +159,7 @@ class Report:
             self.environment[key] for key in ("device", "threads", "dtype", "torch", "date") if key in self.environment
         )
         print(f"\n{line}\nwrote {self.csv}")
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
+        if find_spec("matplotlib") is None:
             print("no chart, because matplotlib is missing: pip install 'dgmn[bench]'")
             return 0
         for path in draw(self.rows, line, self.csv.with_suffix("")):

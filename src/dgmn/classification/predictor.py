@@ -13,10 +13,11 @@ from dgmn.about import Preprocessing
 from dgmn.classification.builders import classifier
 from dgmn.classification.transforms import eval_transform, seen_part
 from dgmn.errors import InputError
+from dgmn.finite import check_scores
 from dgmn.images import AnyImage
 from dgmn.nodes import Point, SampledNodes, sampled_nodes
 from dgmn.pictures import captioned
-from dgmn.predictor import OnError, Predictor, Progress, Result, check_scores, run
+from dgmn.predictor import OnError, Predictor, Progress, Result, run
 
 
 class ClassificationResult(Result):
@@ -122,8 +123,7 @@ class ClassificationPredictor(Predictor):
     ) -> list[ClassificationResult]:
         pixels = torch.stack([self.transform(image) for _, image in images]).to(self.device)
         probabilities = self.network(pixels).float().softmax(1).cpu()
-        for (source, _), scores in zip(images, probabilities, strict=True):
-            check_scores(scores, source)
+        check_scores(probabilities)
         best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
         return [
             ClassificationResult(*image, [(self.names[i], p) for i, p in zip(labels, values, strict=True)])

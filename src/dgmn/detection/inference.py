@@ -39,16 +39,6 @@ class Inference:
             raise InputError(f"inference.overlap must be above 0 and at most 1, got {self.overlap}")
 
 
-def check_logits(*logits: Tensor) -> None:
-    """Refuses logits that hold NaN: a threshold would drop them without a word.
-
-    Raises:
-        InputError (a ValueError): there are such logits.
-    """
-    if any(bool(x.isnan().any()) for x in logits):
-        raise InputError("the network gives scores that are not finite; try another precision or weights")
-
-
 def detect(network: nn.Module, images: Sequence[Tensor], inference: Inference) -> list[dict[str, Tensor]]:
     """The detections in every image, the highest score first.
 

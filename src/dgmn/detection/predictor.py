@@ -22,11 +22,12 @@ from dgmn.detection.coco import mask_area
 from dgmn.detection.inference import Inference, detect
 from dgmn.detection.metrics import to_results
 from dgmn.errors import InputError
+from dgmn.finite import check_scores
 from dgmn.images import AnyImage
 from dgmn.models.build import build_named
 from dgmn.nodes import Point, SampledNodes, sampled_nodes
 from dgmn.pictures import boxed, distinct_colors
-from dgmn.predictor import OnError, Predictor, Progress, Result, check_scores, run
+from dgmn.predictor import OnError, Predictor, Progress, Result, run
 from dgmn.writers import JsonWriter
 
 Found = dict[str, Tensor]
@@ -194,8 +195,7 @@ class DetectionPredictor(Predictor):
         self, score: float, images: Sequence[tuple[AnyImage, Image.Image]], progress: Progress
     ) -> list[DetectionResult]:
         results = detect(self.network, [self._pixels(image) for _, image in images], self.inference)
-        for (source, _), found in zip(images, results, strict=True):
-            check_scores(found["scores"], source)
+        check_scores(*(found["scores"] for found in results))
         return [
             DetectionResult(*image, self._chosen(found, score), self)
             for image, found in zip(images, results, strict=True)

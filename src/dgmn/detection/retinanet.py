@@ -11,10 +11,10 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_f
 
 from dgmn.about import About
 from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, ExtraLevels, Pyramid, counted_anchors
-from dgmn.detection.inference import check_logits
 from dgmn.detection.official import official_retinanet
 from dgmn.detection.resizing import Resize
 from dgmn.errors import InputError
+from dgmn.finite import check_scores
 from dgmn.models.features import feature_maps, normalisation
 
 _STRIDES = (8, 16, 32, 64, 128)
@@ -78,7 +78,7 @@ class RetinaNet(TorchvisionRetinaNet):
         Every level gives its anchors with the highest score in any class; all their classes above the threshold count.
         """
         detections = []
-        check_logits(*head_outputs["cls_logits"])
+        check_scores(*head_outputs["cls_logits"])
         for i, shape in enumerate(image_shapes):
             all_boxes, all_scores = [], []
             levels = zip(head_outputs["cls_logits"], head_outputs["bbox_regression"], anchors[i], strict=True)

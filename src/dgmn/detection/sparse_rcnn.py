@@ -13,8 +13,8 @@ from torchvision.ops import box_area, box_convert, clip_boxes_to_image
 
 from dgmn.about import About
 from dgmn.detection.anchors import Pyramid, Subsampled
-from dgmn.detection.mask_rcnn import AlignedRoIs
 from dgmn.detection.official import official_sparse_rcnn
+from dgmn.detection.regions import AlignedRoIs
 from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.errors import InputError

@@ -1,6 +1,5 @@
 """Training and evaluation of detectors."""
 
-import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from dgmn.detection.predictor import drawn
 from dgmn.errors import InputError
 from dgmn.models.build import build_named
 from dgmn.training.schedules import MultiStep
-from dgmn.training.task import ScheduleCallable, Table, Task
+from dgmn.training.task import ScheduleCallable, Table, Task, multiplied
 
 _DRAWN = 0.3  # least score of a detection that is drawn
 
@@ -65,9 +64,7 @@ class DetectionTask(Task):
         build = partial(build_named, BUILDERS)
         super().__init__(build, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
         self.lr_multipliers = lr_multipliers or {}
-        for key, value in self.lr_multipliers.items():
-            if not 0 <= value < math.inf:
-                raise InputError(f"model.lr_multipliers: {key!r} must be a finite number of at least 0, got {value}")
+        multiplied([], self.model, self.lr_multipliers)  # names mistakes before the data is read
         self.inference = inference
         self.masks = about(self.model).masks
         self.metrics = torch.nn.ModuleDict()

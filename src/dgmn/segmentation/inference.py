@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgmn.errors import InputError
+from dgmn.finite import check_scores
 
 _Part = tuple[int, int]  # from, to
 
@@ -190,8 +191,7 @@ def _probabilities(
     logits = _resize_part(logits, 1, top, rows, full[0], scaled.shape[-2])
     logits = _resize_part(logits, 2, left, columns, full[1], scaled.shape[-1])
     probabilities = logits.softmax(0)
-    if not bool(probabilities.isfinite().all()):
-        raise InputError("the network gives scores that are not finite numbers; try another precision or weights")
+    check_scores(probabilities)
     return probabilities.flip(-1) if mirrored else probabilities
 
 

@@ -10,7 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
 from dgmn.errors import InputError
-from dgmn.weights.load import check_weights
+from dgmn.finite import check_weights
 
 _PARTIAL = ".partial"
 

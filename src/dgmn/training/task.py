@@ -280,11 +280,9 @@ class Task(L.LightningModule):
         for name, value in now["kept"].items():
             then = (before.get("kept") or {}).get(name, value)
             if then != value:
-                shown = (
-                    ", but the schedule is another one"
-                    if name == "schedule"
-                    else f": {name} was {then}, now it is {value}"
-                )
+                shown = f": {name} was {then}, now it is {value}"
+                if name == "schedule":
+                    shown = ", but the schedule is another one"
                 raise InputError(
                     f"a continued run keeps its optimiser and schedule{shown}. "
                     "Give the same, or start a new run from these weights with --model.checkpoint"
@@ -314,17 +312,15 @@ def multiplied(
     Each group holds its multiplier in `lr_multiplier`. Groups with multiplier 1 come first.
 
     Raises:
-        InputError (a ValueError): a key is in no parameter's name, or a multiplier is below 0.
+        InputError (a ValueError): a key is in no parameter's name, or a multiplier is below 0 or not finite.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     for key, value in multipliers.items():
-        if value < 0 or not any(key in name for name in names.values()):
+        if not 0 <= value < math.inf:
+            raise InputError(f"lr_multipliers: {key!r} must be a finite number of at least 0, got {value}")
+        if not any(key in name for name in names.values()):
             some = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names.values()})[:8])
-            raise InputError(
-                f"lr_multipliers: {key!r} is in no parameter's name; they begin with {some} ..."
-                if value >= 0
-                else f"lr_multipliers: {key!r} must be at least 0, got {value}"
-            )
+            raise InputError(f"lr_multipliers: {key!r} is in no parameter's name; they begin with {some} ...")
     keys = sorted(multipliers, key=len, reverse=True)
     split: dict[tuple[float, int], dict[str, Any]] = {}
     for i, group in enumerate(groups):

@@ -1,7 +1,7 @@
 """Published and own weights: the zoo, a strict loader, and the matching of names."""
 
 from dgmn.weights.keys import OtherClassesError, match_keys
-from dgmn.weights.load import Checkpoint, LoadReport, check_weights, load_checkpoint, read_checkpoint
+from dgmn.weights.load import Checkpoint, LoadReport, load_checkpoint, read_checkpoint
 from dgmn.weights.zoo import cached_file, download, downloaded_file
 from dgmn_base.zoo import ZOO, ZooModel, find
 
@@ -12,7 +12,6 @@ __all__ = [
     "OtherClassesError",
     "ZooModel",
     "cached_file",
-    "check_weights",
     "download",
     "downloaded_file",
     "find",

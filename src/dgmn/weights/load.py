@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
+from dgmn.finite import check_weights
 from dgmn.weights.keys import match_keys
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
@@ -178,20 +179,6 @@ def load_checkpoint(
     modules = tuple(part.removesuffix(".").removesuffix(".module") for part in added)
     complete = not (modules or reset_head)
     return LoadReport(checkpoint.path, origin, loaded, match.ignored, match.fresh, modules, complete)
-
-
-def check_weights(weights: Mapping[str, Tensor], whose: str) -> None:
-    """Refuses weights that hold NaN: everything that is computed from them is NaN.
-
-    Raises:
-        InputError (a ValueError): a tensor holds NaN; the message begins with `whose`.
-    """
-    bad = [name for name, tensor in weights.items() if not tensor.is_meta and bool(tensor.isnan().any())]
-    if bad:
-        raise InputError(
-            f"{whose}: {len(bad)} of {len(weights)} tensors hold NaN, {bad[0]} among them: its training went wrong; "
-            "take the weights of an earlier epoch"
-        )
 
 
 def _first_line(error: Exception) -> str:
