@@ -292,7 +292,7 @@ def test_learning_rates(monkeypatch):
         assert rates[id(parameter)] == pytest.approx(1e-4 * factor), name
     for key, value, message in (
         ("wings", 0.1, "'wings' is in no parameter's name; they begin with backbone.model"),
-        ("backbone", -1, "'backbone' must be at least 0, got -1"),
+        ("backbone", -1, "'backbone' must be a finite number of at least 0, got -1"),
     ):
         task.lr_multipliers = {key: value}
         with pytest.raises(InputError, match=message):
