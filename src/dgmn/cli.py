@@ -2,8 +2,10 @@
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,18 @@ try:
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.trainer.states import TrainerStatus
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 except ImportError as error:
     raise InputError(f"training needs more packages: pip install 'dgmn[train]' ({error})") from error
 
 from typing_extensions import override
 
 from dgmn.report import say
-from dgmn.training.callbacks import EpochSeed
+from dgmn.training.callbacks import EpochSeed, LastEvaluation, ProgressLines
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn.training.task import Task, describe_run
 from dgmn_base.recipes import find_recipe, with_recipes
-from dgmn_base.runs import checkpoint_of
+from dgmn_base.runs import alone_in, checkpoint_of
 from dgmn_base.terminal import format_table
 
 
@@ -134,6 +137,7 @@ class DgmnCLI(LightningCLI):
         callbacks = [
             *(given.get("callbacks") or []),
             EpochSeed(int(self._get(self.config, "seed_everything"))),
+            LastEvaluation(),
             ModelCheckpoint(self.checkpoints, "best", monitor=monitor, mode=mode, **every_epoch),
             # A separate callback: with save_last, Lightning keeps the last epoch only if it is also the best.
             ModelCheckpoint(self.checkpoints, "last", **every_epoch),
@@ -143,11 +147,16 @@ class DgmnCLI(LightningCLI):
             # A resumed run writes its logs beside those of its first part, never over them.
             loggers = [CSVLogger(self.root, name="logs"), TensorBoardLogger(self.root, name="tensorboard", version="")]
             callbacks.append(LearningRateMonitor("step"))
+        bar = given.get("enable_progress_bar")
+        if bar is None and not sys.stdout.isatty():
+            bar = False
+            callbacks.append(ProgressLines(monitor))
         defaults = {
             "default_root_dir": self.root,
             "logger": loggers,
             "callbacks": callbacks,
             "plugins": [*(given.get("plugins") or []), AtomicCheckpointIO()],
+            "enable_progress_bar": bar,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,  # the data is checked already
             "use_distributed_sampler": False,  # the data module divides the images among the processes
@@ -159,7 +168,9 @@ class DgmnCLI(LightningCLI):
         parameters = sum(p.numel() for p in network.parameters())
         say(f"{type(network).__name__} with {parameters / 1e6:.2f} M parameters; this run's folder: {self.root}")
         try:
-            self.trainer.fit(**kwargs)
+            with alone_in(self.root) if rank_zero_only.rank == 0 else nullcontext():
+                checkpoint_of("fit", kwargs.get("ckpt_path"), self.root)  # again: another run may have just ended
+                self.trainer.fit(**kwargs)
         except SystemExit:  # Lightning ends like this after Ctrl-C
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise

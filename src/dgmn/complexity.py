@@ -58,20 +58,18 @@ def count(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> Complex
     parameter = next(model.parameters())
     image = torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
     products = about(model).products or model
-    was_training, fast_path = model.training, torch.backends.mha.get_fastpath_enabled()
+    was_training = model.training
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:  # the counter fails where a module is given a part of a trained parameter
             parameter.requires_grad_(False)
         mapping = {torch.ops.torchvision.deform_conv2d: _deform_conv2d}
-        # The counter knows attention as matrix products, not the special kernels of PyTorch and devices.
-        torch.backends.mha.set_fastpath_enabled(False)
+        # The counter knows attention as matrix products, not the special kernels of devices.
         attention = sdpa_kernel(SDPBackend.MATH)
         model.eval()
         with torch.no_grad(), attention, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             products(image)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         model.train(was_training)
         for parameter in trained:
             parameter.requires_grad_(True)

@@ -1,7 +1,6 @@
 """The command `dgmn predict`: predicts images with a trained or published model."""
 
 import argparse
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from dgmn.errors import InputError
 from dgmn.loading import load
 from dgmn.predictor import Predictor, Result
 from dgmn_base.options import check_task, is_given
-from dgmn_base.terminal import format_table, show_progress
+from dgmn_base.terminal import Progress, format_table
 
 _OF_PREDICTOR = ("top", "score", "multi_scale", "batch_size")
-_QUIET = 1.0  # seconds before progress is shown
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -30,15 +28,14 @@ def predict(options: argparse.Namespace) -> int:
     numbers = {path: number for number, path in enumerate(paths)}  # images of different folders may share a name
     problems: list[Exception] = []
     rows: list[tuple[str, ...]] = []
-    start = time.monotonic()
-
-    def progress(done: float) -> None:
-        show_progress(done, len(paths), "images", quiet=time.monotonic() - start < _QUIET)
-
+    shown = Progress()
     with ExitStack() as stack:
         writer = stack.enter_context(predictor.writer(Path(options.json))) if options.json else None
         results = predictor.predict(
-            paths, on_error=lambda path, error: problems.append(error), progress=progress, **given
+            paths,
+            on_error=lambda path, error: problems.append(error),
+            progress=lambda done: shown.show(done, len(paths), "images"),
+            **given,
         )
         for result in results:
             rows.append((result.name, *result.cells()))

@@ -24,7 +24,7 @@ def say(message: str) -> None:
     else:
         rank = next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)
     if rank == 0:
-        print(message)
+        print(message, flush=True)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dgmn.errors import InputError
 from dgmn.images import stacked
 from dgmn.pictures import contact_sheet
 from dgmn.training.data import ImageData
-from dgmn_base.terminal import format_table, show_progress
+from dgmn_base.terminal import Progress, format_table
 
 _SHOWN = 30  # problems that are printed
 
@@ -20,7 +20,8 @@ def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise InputError(
             f"-c {options.config[0]}: {type(data).__name__} is not a data module of dgmn, so it cannot be checked"
         )
-    report = data.validate(lambda split, total, done: show_progress(done, total, f"{split} images"))
+    shown = Progress()
+    report = data.validate(lambda split, total, done: shown.show(done, total, f"{split} images"))
     if report.rows:
         print(format_table(report.header, report.rows))
     if report.samples:

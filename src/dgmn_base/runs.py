@@ -1,5 +1,9 @@
-"""Finds the checkpoint of a run that the user means."""
+"""A run's folder: the checkpoint that the user means, and the process that writes to it."""
 
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dgmn_base.errors import InputError
@@ -37,3 +41,33 @@ def checkpoint_of(command: str, ckpt_path: str | None, root: Path) -> Path | Non
             "or write the new one elsewhere with --trainer.default_root_dir FOLDER"
         )
     return None
+
+
+@contextmanager
+def alone_in(root: Path) -> Iterator[None]:
+    """Keeps a run's folder for this process; another process that asks for it is refused, also on other machines.
+
+    The operating system ends this when the process dies.
+
+    Raises:
+        InputError: another process has the folder; the message names it.
+    """
+    from filelock import FileLock, Timeout
+
+    root.mkdir(parents=True, exist_ok=True)
+    owner = root / ".owner"
+    lock = FileLock(root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        whose = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        raise InputError(
+            f"{root}: {whose} is training here; wait until it ends, or train elsewhere with "
+            "--trainer.default_root_dir FOLDER"
+        ) from None
+    try:
+        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()

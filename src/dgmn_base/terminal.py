@@ -1,6 +1,7 @@
 """Tables and progress for the terminal."""
 
 import sys
+import time
 from collections.abc import Sequence
 
 
@@ -20,18 +21,44 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
 
 
-def show_progress(done: float, total: float, what: str, quiet: bool = False) -> None:
-    """Updates one line on the error output; writes nothing if that is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        return
-    filled = round(30 * done / max(total, 1))
-    end = "\n" if done >= total else ""
-    print(
-        f"\r[{'#' * filled}{'.' * (30 - filled)}] {done:.0f} of {total:.0f} {what}",
-        end=end,
-        file=sys.stderr,
-        flush=True,
-    )
+class Progress:
+    """Shows on the error output how far long work is: a bar in a terminal, elsewhere a line every two minutes.
+
+    Nothing is shown in the first second.
+    """
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._start = self._said = 0.0
+
+    def show(self, done: float, total: float, what: str) -> None:
+        """Shows that `done` of `total` are done; time is counted from the first call with this `what`."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._start, self._said = what, now, now
+        took = now - self._start
+        if sys.stderr.isatty():
+            if took >= 1:
+                filled = round(30 * done / max(total, 1))
+                end = "\n" if done >= total else ""
+                bar = f"[{'#' * filled}{'.' * (30 - filled)}]"
+                print(f"\r{bar} {done:.0f} of {total:.0f} {what}", end=end, file=sys.stderr, flush=True)
+        elif now - self._said >= LINE_EVERY:
+            self._said = now
+            left = f", {duration(took * (total - done) / done)} left" if done else ""
+            print(f"{done:.0f} of {total:.0f} {what}{left}", file=sys.stderr, flush=True)
+
+
+LINE_EVERY = 120.0
+"""Seconds between lines about progress where the output is no terminal."""
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _is_number(text: str) -> bool:

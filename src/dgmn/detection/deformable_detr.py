@@ -18,6 +18,7 @@ from dgmn.detection.multi_scale import FusedMultiScaleAttention
 from dgmn.detection.official import official_deformable_detr
 from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
+from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps, normalisation
 
@@ -145,8 +146,10 @@ class DeformableDETR(nn.Module):
         return Outputs(layers, proposals)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        if self.training and targets is None:
-            raise InputError("the detector needs targets in training")
+        if self.training:
+            if targets is None:
+                raise InputError("the detector needs targets in training")
+            check_labels(targets, self.transformer.config.num_labels)
         originals = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, targets = self.transform(images, targets)
         valid = torch.zeros_like(batch.tensors[:, 0], dtype=torch.bool)

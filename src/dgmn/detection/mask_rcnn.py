@@ -19,6 +19,7 @@ from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, Pyramid, Subsa
 from dgmn.detection.official import official_mask_rcnn
 from dgmn.detection.regions import AlignedRoIs, mask_targets, paste_masks
 from dgmn.detection.resizing import Resize
+from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError
 from dgmn.finite import check_scores
 from dgmn.models.features import feature_maps, normalisation
@@ -221,6 +222,8 @@ class Transform(Resize):
 class MaskRCNN(GeneralizedRCNN):
     """torchvision's Mask R-CNN with labels from 0, as in the data. Its background class is used only inside."""
 
+    num_classes: int  # without the background
+
     def about(self) -> About:
         return About(
             images="list",
@@ -240,6 +243,7 @@ class MaskRCNN(GeneralizedRCNN):
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         if targets is not None:
+            check_labels(targets, self.num_classes)
             targets = [{**target, "labels": target["labels"] + 1} for target in targets]
         out = super().forward(images, targets)
         if not self.training:
@@ -338,4 +342,6 @@ def mask_rcnn(
         {"image_mean": list(_CAFFE_MEAN), "image_std": [1 / 255] * 3} if image_format == "BGR" else normalisation(maps)
     )
     transform = Transform(min_size, max_size, **values, bgr=image_format == "BGR")
-    return MaskRCNN(pyramid, proposals, heads, transform)
+    model = MaskRCNN(pyramid, proposals, heads, transform)
+    model.num_classes = num_classes
+    return model

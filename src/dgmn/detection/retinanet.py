@@ -13,6 +13,7 @@ from dgmn.about import About
 from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, ExtraLevels, Pyramid, counted_anchors
 from dgmn.detection.official import official_retinanet
 from dgmn.detection.resizing import Resize
+from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError
 from dgmn.finite import check_scores
 from dgmn.models.features import feature_maps, normalisation
@@ -44,6 +45,7 @@ class RetinaNet(TorchvisionRetinaNet):
         Anchors beyond an image's own padding do not count.
         """
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        check_labels(targets, logits.shape[-1])
         classification, regression, positives = logits.new_zeros(()), deltas.new_zeros(()), 0
         for i, target in enumerate(targets):
             inside = counted_anchors(anchors[i], target)

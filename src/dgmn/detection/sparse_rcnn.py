@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.layers import Attention
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -17,6 +18,7 @@ from dgmn.detection.official import official_sparse_rcnn
 from dgmn.detection.regions import AlignedRoIs
 from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
+from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError
 from dgmn.models.features import feature_maps, normalisation
 
@@ -95,7 +97,7 @@ class Stage(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(channels, _HEADS, batch_first=True)
+        self.attention = Attention(channels, _HEADS, qkv_bias=True)
         self.norm1 = nn.LayerNorm(channels)
         self.interaction = DynamicInteraction(channels, channels // 4)
         self.norm2 = nn.LayerNorm(channels)
@@ -110,6 +112,8 @@ class Stage(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        for layer in (self.attention.qkv, self.attention.proj):  # as in nn.MultiheadAttention
+            nn.init.zeros_(layer.bias)
         nn.init.constant_(self.cls_logits.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
     def forward(self, features: Tensor, regions: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +127,7 @@ class Stage(nn.Module):
         Returns:
             New features, logits (B, N, classes) and boxes. The boxes are not clipped, and some can be without area.
         """
-        features = self.norm1(features + self.attention(features, features, features, need_weights=False)[0])
+        features = self.norm1(features + self.attention(features))
         features = self.norm2(features + self.interaction(features.flatten(0, 1), regions).view_as(features))
         features = self.norm3(features + self.mlp(features))
         logits = self.cls_logits(self.cls_tower(features))
@@ -198,6 +202,7 @@ class SparseHeads(nn.Module):
         Returns:
             `classification`, `l1` and `giou` of the last stage, and `auxiliary`, the sum over all other stages.
         """
+        check_labels(targets, outputs[-1][0].shape[-1])
         *earlier, last = self.stage_losses(outputs, image_shapes, targets)
         if earlier:
             last["auxiliary"] = torch.stack([loss for stage in earlier for loss in stage.values()]).sum()

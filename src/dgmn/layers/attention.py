@@ -5,19 +5,17 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm, Mlp, trunc_normal_
-from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from dgmn.ops import position_scores, sampled_attention
-from dgmn.ops.precision import PreciseLinear, compute_dtype
+from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
+from dgmn.ops.tracing import is_exporting, opaque
 
-# FX tracing cannot look into these. timm's register_notrace_function acts only in the Python module of the root.
-torch.fx.wrap("sampled_attention")
-torch.fx.wrap("position_scores")
+torch.fx.wrap("sampled_attention")  # torch.fx cannot look into it
 
 
-@register_notrace_module
+@opaque
 class RelativePosition(nn.Module):
     """Position term of the attention logits, r_j of eq. 9 (Fig. 4b).
 
@@ -63,7 +61,7 @@ class RelativePosition(nn.Module):
 
     def _resized(self, table: Tensor, length: int) -> Tensor:
         rows = length + self.nodes - 1
-        if table.shape[0] == rows:
+        if not is_exporting() and table.shape[0] == rows:
             return table
         return F.interpolate(table.to(compute_dtype(table)).T[None], size=rows, mode="linear", align_corners=False)[0].T
 
@@ -72,7 +70,9 @@ class RelativePosition(nn.Module):
         backend = "auto" if backend == "triton" else backend  # Triton has no kernel for this
         rows, columns = self._resized(self.rel_height, height), self._resized(self.rel_width, width)
         mirrored = self.rel_pos == "official"
-        if not mirrored or height == width:
+        # An exported graph takes the general path at every size, where resizing to the same size changes nothing. Even
+        # a comparison of sizes would bind it to the size of its example.
+        if not mirrored or (not is_exporting() and height == width):
             return position_scores(query, rows, columns, nodes=self.nodes, mirrored=mirrored, backend=backend)
         # Not square: the height term is mirrored, then stretched to the map's shape.
         along_height = position_scores(query, rows, nodes=self.nodes, backend=backend).transpose(1, 2)
@@ -144,7 +144,8 @@ class DGMN2Attention(nn.Module):
     def predict_walks(self, x: Tensor) -> Tensor:
         """Walks Δd of every position's nodes, (B, H, W, heads, K, 2) in pixels as (dy, dx)."""
         batch, height, width, _ = x.shape
-        walks: Tensor = self.offset(x.reshape(batch, height, width, self.num_heads, self.head_dim))
+        with without_autocast(x):
+            walks: Tensor = self.offset(x.reshape(batch, height, width, self.num_heads, self.head_dim))
         return walks.reshape(batch, height, width, self.num_heads, self.kernel_size**2, 2)
 
     def predict_weights(self, x: Tensor, walks: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class DGMN2Attention(nn.Module):
 _HIDDEN = 2**19
 
 
-@register_notrace_module
+@opaque
 class DGMN2Mlp(Mlp):
     """timm's two-layer perceptron. For inference on the CPU it computes some positions at a time.
 
@@ -189,7 +190,7 @@ class DGMN2Mlp(Mlp):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        traced = torch.compiler.is_compiling() or is_exporting()
         if traced or torch.is_grad_enabled() or x.device.type != "cpu":
             out: Tensor = super().forward(x)
             return out

@@ -15,8 +15,10 @@ from torchvision.ops.deform_conv import deform_conv2d
 from dgmn.errors import InputError
 from dgmn.layers.dgmn import DGMN, check_number
 from dgmn.ops.precision import PreciseConv2d, without_autocast
+from dgmn.ops.tracing import opaque
 
 
+@opaque
 class DeformableConv2d(DeformConv2d):
     """A deformable convolution, version 2, that predicts its own offsets and masks from its input.
 
@@ -64,14 +66,15 @@ class DeformableConv2d(DeformConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         geometry = (self.stride, self.padding, self.dilation)
-        predicted = self.offset_and_mask(x)
         with without_autocast(x):
+            predicted = self.offset_and_mask(x)
             offset, mask = predicted[:, : 2 * self.nodes], predicted[:, 2 * self.nodes :]
             weight, bias = (None if p is None else p.to(predicted.dtype) for p in (self.weight, self.bias))
             out: Tensor = deform_conv2d(x.to(predicted.dtype), offset, weight, bias, *geometry, mask.sigmoid())
         return out.to(x.dtype)
 
 
+@opaque
 class CrissCross(nn.Module):
     """Criss-cross attention: every position attends to its row and column. Two rounds reach all positions.
 
@@ -106,8 +109,9 @@ class CrissCross(nn.Module):
         height = x.shape[-2]
         itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # the row already has this position
         for _ in range(self.recurrence):
-            query, key, value = self.query(x), self.key(x), self.value(x)
+            value = self.value(x)
             with without_autocast(x):
+                query, key = self.query(x), self.key(x)
                 column = torch.einsum("bchw,bcgw->bhwg", query, key).masked_fill(itself, float("-inf"))
                 row = torch.einsum("bchw,bchv->bhwv", query, key)
                 affinity = torch.cat((column, row), -1).softmax(-1).to(value.dtype)
@@ -117,6 +121,7 @@ class CrissCross(nn.Module):
         return x
 
 
+@opaque
 class NonLocal(NonLocalAttn):
     """timm's non-local block, with PyTorch's attention.
 

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from dgmn.ops import sampled_aggregate
-from dgmn.ops.precision import PreciseConv2d, compute_dtype
+from dgmn.ops.precision import PreciseConv2d, compute_dtype, without_autocast
+from dgmn.ops.tracing import channels_last, opaque
 
 _SIDE = 3
 _NODES = _SIDE * _SIDE  # K
@@ -19,6 +19,39 @@ _MAX_HEAD = 256  # the most channels of a head that the CUDA kernels accept
 def _parts(channels: int) -> int:
     """Into how many equal parts to split the channels: the fewest whose size every kernel accepts."""
     return next(n for n in range(1, channels + 1) if channels % n == 0 and channels // n <= _MAX_HEAD)
+
+
+class SampledConv2d(nn.Conv2d):
+    """A 3x3 convolution that can read sampled nodes instead of the grid: a deformable convolution (v' of eq. 6).
+
+    Shape:
+        x (B, C, H, W) and walks (B, H, W, K, 2), in pixels as (dy, dx), to (B, out_channels, H, W). Without walks it is
+        `nn.Conv2d`. With walks the output has at least float32.
+    """
+
+    def forward(self, x: Tensor, walks: Tensor | None = None, backend: str = "auto") -> Tensor:
+        if walks is None:
+            return super().forward(x)
+        # The products are computed first, tap by tap. Then their results are sampled. Both steps are linear, so the
+        # order makes no difference. But this order samples fewer channels and never holds the K sampled nodes in memory.
+        batch, _, height, width = x.shape
+        outputs = self.out_channels
+        parts = _parts(outputs)
+        maps = F.linear(x.permute(0, 2, 3, 1), self.weight.permute(2, 3, 0, 1).flatten(0, 2))
+        # Every tap is a head with one node, at the tap's place in the grid.
+        steps = torch.arange(-1, 2, device=x.device, dtype=walks.dtype) * self.dilation[0]
+        grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(_NODES, 2)
+        offset = (walks + grid).repeat_interleave(parts, 3).unsqueeze(4)
+        sampled = sampled_aggregate(
+            maps.reshape(batch, height, width, _NODES * parts, outputs // parts),
+            offset,
+            walks.new_ones(1, 1, 1, 1, 1).expand(batch, height, width, _NODES * parts, 1),
+            kernel_size=1,
+            backend=backend,
+        )
+        out = sampled.reshape(batch, height, width, _NODES, outputs).sum(3, dtype=compute_dtype(sampled))
+        out = out if self.bias is None else out + self.bias
+        return out.permute(0, 3, 1, 2)
 
 
 class DGMNMessage(nn.Module):
@@ -60,7 +93,7 @@ class DGMNMessage(nn.Module):
         if dynamic_sampling:  # precise, because walks are added to pixel coordinates
             self.walks = PreciseConv2d(channels, 2 * _NODES, **grid, bias=not released, **dd)
         bias = not released and not self.fixed
-        self.filters = nn.Conv2d(channels, predicted or channels, **grid, bias=bias, **dd)
+        self.filters = SampledConv2d(channels, predicted or channels, **grid, bias=bias, **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -74,7 +107,8 @@ class DGMNMessage(nn.Module):
         """Walks Δd of every position's nodes, (B, H, W, K, 2) in pixels as (dy, dx); None without dynamic sampling."""
         if self.walks is None:
             return None
-        walks: Tensor = self.walks(x)
+        with without_autocast(x):
+            walks: Tensor = self.walks(x)
         batch, _, height, width = walks.shape
         return walks.permute(0, 2, 3, 1).reshape(batch, height, width, _NODES, 2)
 
@@ -96,7 +130,7 @@ class DGMNMessage(nn.Module):
         """Weights w_j, (B, H, W, G, K), and affinities A_ij, (B, H, W, 1, K); None for a part that is not predicted."""
         if self.fixed:
             return None, None
-        maps = self._filtered(x, walks)
+        maps = self.filters(x, walks, self.backend).permute(0, 2, 3, 1)
         # The softmax and the product of both are in float32, also under autocast.
         maps = maps.to(compute_dtype(maps))
         batch, height, width, _ = maps.shape
@@ -107,42 +141,11 @@ class DGMNMessage(nn.Module):
         affinity = logits.softmax(-1).unsqueeze(3)  # eq. 7
         return (weight if self.groups else None), affinity
 
-    def _filtered(self, x: Tensor, walks: Tensor | None) -> Tensor:
-        if walks is None:
-            maps: Tensor = self.filters(x)
-            return maps.permute(0, 2, 3, 1)
-        return self._convolve_sampled(x, walks)
-
-    def _convolve_sampled(self, x: Tensor, walks: Tensor) -> Tensor:
-        """`filters` on the sampled nodes instead of the grid (v' of eq. 6): a deformable convolution.
-
-        The products are computed first, tap by tap. Then their results are sampled. Both steps are linear, so the order
-        makes no difference. But this order samples fewer channels and never holds the K sampled nodes in memory.
-        """
-        weight, bias = self.filters.weight, self.filters.bias
-        batch, _, height, width = x.shape
-        outputs = weight.shape[0]
-        parts = _parts(outputs)
-        maps = F.linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1).flatten(0, 2))
-        # Every tap is a head with one node, at the tap's place in the grid.
-        steps = torch.arange(-1, 2, device=x.device, dtype=walks.dtype) * self.sampling_rate
-        grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(_NODES, 2)
-        offset = (walks + grid).repeat_interleave(parts, 3).unsqueeze(4)
-        sampled = sampled_aggregate(
-            maps.reshape(batch, height, width, _NODES * parts, outputs // parts),
-            offset,
-            walks.new_ones(1, 1, 1, 1, 1).expand(batch, height, width, _NODES * parts, 1),
-            kernel_size=1,
-            backend=self.backend,
-        )
-        out = sampled.reshape(batch, height, width, _NODES, outputs).sum(3, dtype=compute_dtype(sampled))
-        out = out if bias is None else out + bias
-        return out.to(sampled.dtype) if self.fixed else out
-
     def forward(self, x: Tensor) -> Tensor:
         walks = self.predict_walks(x)
         if self.fixed:
-            return self._filtered(x, walks).permute(0, 3, 1, 2)
+            out: Tensor = self.filters(x, walks, self.backend)
+            return out.to(x.dtype)
         weight = self.predict_weights(x, walks)
         batch, channels, height, width = x.shape
         groups = self.groups or 1
@@ -161,7 +164,7 @@ class DGMNMessage(nn.Module):
         return message.flatten(3).permute(0, 3, 1, 2)
 
 
-@register_notrace_module
+@opaque
 class DGMN(nn.Module):
     """Dynamic graph message passing on a feature map (eq. 1 to 7).
 
@@ -275,7 +278,7 @@ class DGMN(nn.Module):
         state = x
         for _ in range(self.steps):
             # The kernels read all channels of a node at once.
-            nodes = state.contiguous(memory_format=torch.channels_last)
+            nodes = channels_last(state)
             messages = [message(nodes) for message in self.messages]
             if self.beta is None:
                 state = self.fuse(torch.cat([x, *messages], 1))

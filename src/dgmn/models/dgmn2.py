@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import calculate_drop_path_rates, get_device_dtype, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from dgmn.about import About, about_timm
 from dgmn.layers import DGMN2Block
 from dgmn.models.official import official_dgmn2
+from dgmn.ops.tracing import channels_last
 from dgmn.weights import ZOO, cached_file, match_keys, read_checkpoint
 
 __all__ = ["DGMN2"]
@@ -227,7 +227,7 @@ class DGMN2(nn.Module):
 
     def _forward_stem(self, x: Tensor) -> Tensor:
         # Three channels are cheap to reorder; every later map is then in channels-last memory.
-        out: Tensor = self.stem(x.contiguous(memory_format=torch.channels_last))
+        out: Tensor = self.stem(channels_last(x))
         return out
 
     def forward_features(self, x: Tensor) -> Tensor:

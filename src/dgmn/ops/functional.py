@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dgmn.ops import library, native, reference
+from dgmn.ops.tracing import is_exporting, is_transformed
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
@@ -198,7 +199,7 @@ def _transformed(tensors: Sequence[Tensor | None]) -> bool:
     """Whether torch.func or forward-mode differentiation is active. The operators with kernels support neither."""
     if torch.compiler.is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return True
     unpack: Any = forward_ad.unpack_dual
     return any(x is not None and unpack(x).tangent is not None for x in tensors)
@@ -229,8 +230,8 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        return "reference"  # ONNX does not have our operators
+    if is_exporting() and (torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()):
+        return "reference"  # ONNX and TorchScript do not have our operators
     if value.device.type == "cpu":
         if native.LIBRARY is None and not torch.compiler.is_compiling():
             warnings.warn(

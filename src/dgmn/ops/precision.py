@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-torch.fx.wrap("_linear")
-torch.fx.wrap("_conv2d")
+from dgmn.ops.tracing import is_symbolic, opaque
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -21,32 +20,28 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Switches autocast off, so that the code sets the dtypes. Also works on devices without autocast, such as meta."""
+    if is_symbolic(x):  # the modules that need it switch it off themselves when the graph runs
+        return nullcontext()
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
+@opaque
 class PreciseLinear(nn.Linear):
     """`nn.Linear` in at least float32, also under autocast and with weights of half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _linear(x, self.weight, self.bias)
+        with without_autocast(x):
+            return F.linear(*_widened(x, self.weight, self.bias))
 
 
+@opaque
 class PreciseConv2d(nn.Conv2d):
     """`nn.Conv2d` in at least float32, also under autocast and with weights of half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-def _linear(x: Tensor, *parameters: Tensor | None) -> Tensor:
-    with without_autocast(x):
-        return F.linear(*_widened(x, *parameters))
-
-
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    with without_autocast(x):
-        return F.conv2d(*_widened(x, weight, bias), *geometry)
+        with without_autocast(x):
+            return self._conv_forward(*_widened(x, self.weight, self.bias))
 
 
 def _widened(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:

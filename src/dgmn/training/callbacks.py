@@ -1,7 +1,8 @@
 """Callbacks of training runs: every run has some, and recipes can name others."""
 
 import random
-from typing import Any
+import time
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -12,6 +13,7 @@ from typing_extensions import override
 
 from dgmn.errors import InputError
 from dgmn.report import say
+from dgmn_base.terminal import LINE_EVERY, duration
 
 
 class DropPathSchedule(L.Callback):
@@ -126,6 +128,62 @@ _OVERFLOWS = 50  # steps without a finite loss, one after the other, that end a 
 
 def _drop_paths(module: torch.nn.Module) -> list[tuple[str, DropPath]]:
     return [(name, part) for name, part in module.named_modules() if isinstance(part, DropPath)]
+
+
+class LastEvaluation(L.Callback):
+    """Lets a training that `max_steps` ends within an epoch evaluate, so that it has metrics and a best checkpoint."""
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+
+
+class ProgressLines(L.Callback):
+    """Prints a line after every epoch, and every two minutes, where the output is no terminal.
+
+    A line has the loss, the metric that chooses the best checkpoint, and the time that is left.
+
+    Args:
+        metric: the name of that metric.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self._start = self._said = 0.0
+        self._first = self._total = 0
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = self._said = time.monotonic()
+        self._first = trainer.global_step
+        self._total = cast(Any, trainer.lightning_module).total_steps()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._said >= LINE_EVERY:
+            self._say(trainer, f", step {batch_idx + 1} of {trainer.num_training_batches}")
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._say(trainer, "")
+
+    def _say(self, trainer: L.Trainer, where: str) -> None:
+        self._said = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        done = trainer.global_step
+        values = {name: trainer.callback_metrics.get(name) for name in ("train/loss", self.metric)}
+        shown = "".join(f", {name} {float(value):.4f}" for name, value in values.items() if value is not None)
+        epochs = f" of {trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+        left = ""
+        if done > self._first:
+            left = f", {duration((self._said - self._start) * (self._total - done) / (done - self._first))} left"
+        say(f"epoch {trainer.current_epoch + 1}{epochs}{where}{shown}{left}")
 
 
 class EpochSeed(L.Callback):

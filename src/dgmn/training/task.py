@@ -130,7 +130,7 @@ class Task(L.LightningModule):
             group["lr"] *= group.pop("lr_multiplier", 1.0)
         if self.lr_batch is not None:
             self._scale_learning_rate(optimizer, self.lr_batch)
-        schedule = self.schedule(optimizer, self._total_steps())
+        schedule = self.schedule(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @override
@@ -149,7 +149,12 @@ class Task(L.LightningModule):
                 del group["weight_decay"]  # so that the optimiser's own weight decay applies
         return groups
 
-    def _total_steps(self) -> int:
+    def total_steps(self) -> int:
+        """The optimiser's steps in the whole training, which its schedule needs.
+
+        Raises:
+            InputError: the trainer has neither a number of steps nor of epochs.
+        """
         # Not trainer.estimated_stepping_batches: it starts the loader's workers before a resumed run knows its epoch.
         trainer = self.trainer
         if trainer.max_steps > 0:
@@ -267,7 +272,7 @@ class Task(L.LightningModule):
         """What a continued run needs to be the same, as plain values."""
         data = self.trainer.datamodule
         chosen = {"decay_norms_and_biases": self.decay_norms_and_biases, "lr_multipliers": dict(self.lr_multipliers)}
-        size = {"steps": self._total_steps(), "images": data.training_images, "num_workers": data.num_workers}
+        size = {"steps": self.total_steps(), "images": data.training_images, "num_workers": data.num_workers}
         return {"kept": {**self._settings, **chosen}, **size, "root": str(getattr(data, "root", None))}
 
     def _compare_trainings(self, before: Mapping[str, Any]) -> None:

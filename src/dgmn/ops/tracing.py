@@ -1,0 +1,54 @@
+"""What the code must know about those that trace it: exporters, torch.fx and torch.func."""
+
+import functools
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def is_exporting() -> bool:
+    """Whether a graph is being recorded that will run at other sizes: by torch.export, or by torch.jit.trace."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+
+
+def is_symbolic(x: object) -> bool:
+    """Whether torch.fx.symbolic_trace runs the code: values are then unknown, and so are devices and sizes."""
+    return isinstance(x, torch.fx.Proxy)
+
+
+def opaque(cls: type[Module]) -> type[Module]:
+    """Makes a module a single node of every torch.fx graph: no tracer looks into it, whatever its leaf modules are.
+
+    TorchScript, which would have to look into it, is refused.
+    """
+    forward = cls.forward
+
+    @functools.wraps(forward)
+    def traced(self: nn.Module, x: Any, *args: Any) -> Any:
+        if not is_symbolic(x):
+            return forward(self, x, *args)
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *args), {})
+
+    cls.forward = traced
+    cls.__prepare_scriptable__ = _no_torchscript  # torch.jit.script calls it
+    return cls
+
+
+def _no_torchscript(module: nn.Module) -> NoReturn:
+    raise RuntimeError(
+        f"dgmn: torch.jit.script does not take {type(module).__name__}: TorchScript is deprecated in PyTorch. "
+        "Use torch.export.export, torch.compile or torch.jit.trace"
+    )
+
+
+def is_transformed() -> bool:
+    """Whether torch.func transforms the code, for instance torch.func.vmap."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Puts a map (B, C, H, W) into channels-last memory, for speed; not under torch.func, where there is none."""
+    return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)

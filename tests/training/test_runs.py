@@ -1,0 +1,143 @@
+"""A run has its folder for itself, says how far it is, and always ends with metrics and a checkpoint."""
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgmn.training import callbacks
+from dgmn_base.errors import InputError
+from dgmn_base.runs import alone_in
+from dgmn_base.terminal import Progress, duration
+from dgmn_cli import run
+
+from digits import RECIPE
+
+
+def arguments(data: Path, folder: Path, *more: str) -> list[str]:
+    few = ["--model.num_classes", "3", "--data.batch_size", "20", "--data.num_workers", "0"]
+    return ["-c", RECIPE, "--data.root", str(data), "--trainer.default_root_dir", str(folder), *few, *more]
+
+
+# ---------------------------------------------------------------------------------------------------- one folder
+
+
+def _hold(folder: Path, ready, until) -> None:
+    with alone_in(folder):
+        ready.set()
+        until.wait(60)
+
+
+def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, until = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready, until))
+    process.start()
+    assert ready.wait(60)
+    refusal = rf"process {process.pid} on .* is training here.*--trainer\.default_root_dir"
+    with pytest.raises(InputError, match=refusal), alone_in(tmp_path):
+        pass
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with alone_in(tmp_path):  # the death of a process sets its folder free
+        pass
+    assert not (tmp_path / ".owner").exists()
+
+
+def _start(arguments: list[str], go, result) -> None:
+    torch.set_num_threads(1)
+    go.wait(120)
+    result.put(run(["fit", *arguments]))
+
+
+def check_two_starts(data: Path, folder: Path, times: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    pairs = []
+    for i in range(times):
+        go, result = context.Event(), context.Queue()
+        common = arguments(data, folder / str(i), "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false")
+        processes = [context.Process(target=_start, args=(common, go, result)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        go.set()
+        pairs.append(sorted(result.get(timeout=250) for _ in processes))
+        for process in processes:
+            process.join()
+    assert pairs == [[0, 2]] * times
+
+
+def test_two_runs_into_one_folder(few_digits: Path, tmp_path: Path) -> None:
+    check_two_starts(few_digits, tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_two_runs_into_one_folder_again_and_again(few_digits: Path, tmp_path: Path) -> None:
+    check_two_starts(few_digits, tmp_path, 20)
+
+
+# ------------------------------------------------------------------------------------------------- short trainings
+
+
+@pytest.mark.parametrize("limit", [("--trainer.max_steps", "2"), ("--trainer.max_time", "{seconds: 0.01}")])
+def test_a_training_shorter_than_an_epoch_is_evaluated(
+    limit: tuple[str, str], few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = arguments(few_digits, tmp_path / "run", *limit)
+    assert run(["fit", *options]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"val/top1 +\d\.\d{4}", out)
+    assert re.search(r"best val/top1: \d\.\d{4}, in .*best\.ckpt", out)
+    assert run(["validate", *options[:-2], "--ckpt_path", "best"]) == 0
+
+
+# ------------------------------------------------------------------------------------------------------- progress
+
+
+def test_lines_where_the_output_is_no_terminal(few_digits: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dgmn_cli", "fit"]
+    command += arguments(few_digits, tmp_path / "run", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu")
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250).stdout
+    lines = [line for line in out.splitlines() if line.startswith("epoch ")]
+    form = r"epoch {} of 2, train/loss \d\.\d{{4}}, val/top1 \d\.\d{{4}}, \d+ s left"
+    assert len(lines) == 2
+    assert all(re.fullmatch(form.format(i + 1), line) for i, line in enumerate(lines))
+    assert "\r" not in out
+
+
+def test_lines_within_a_long_epoch(
+    few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "LINE_EVERY", 0.0)
+    assert run(["fit", *arguments(few_digits, tmp_path / "run", "--trainer.max_epochs", "1")]) == 0
+    steps = re.findall(r"^epoch 1 of 1, step (\d) of 5, train/loss", capsys.readouterr().out, re.MULTILINE)
+    assert steps == list("12345")
+
+
+def test_progress_of_long_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 90))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    progress = Progress()
+    for done in range(6):
+        progress.show(done, 100, "images")
+    assert capsys.readouterr().err.splitlines() == [
+        "2 of 100 images, 2 h 27 min left",
+        "4 of 100 images, 2 h 24 min left",
+    ]
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (0.4, 89, 91, 5399, 5401)] == [
+        "0 s",
+        "89 s",
+        "2 min",
+        "1 h 30 min",
+        "1 h 30 min",
+    ]
