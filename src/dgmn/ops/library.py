@@ -93,12 +93,18 @@ def _checked(
 def _check_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> None:
     _kernels("native", "query", query)
     _, height, width, _, dim = query.shape
-    _check_number("nodes", nodes, MAX_KERNEL_SIZE**2)
     if mirrored and height != width:
         raise RuntimeError(f"dgmn: mirrored needs a square map, got a query of the shape {tuple(query.shape)}")
     for name, table, length in (("rows", rows, height), ("columns", columns, width)):
         if table is not None:
             _check_tensor(name, table, (length + nodes - 1, dim), query)
+
+
+def _check_devices(*arguments: Any) -> None:
+    """Refuses a meta tensor among others: for these PyTorch asks only for shapes, and would return chance numbers."""
+    devices = {str(x.device) for x in arguments if isinstance(x, Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"dgmn: the tensors must be on one device, got {', '.join(sorted(devices))}")
 
 
 def _no_second_derivatives(*_: Any) -> Any:
@@ -124,7 +130,8 @@ def sampled_attention(
 
 
 @sampled_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    _check_devices(query, key, value, *others)
     return value.new_empty(value.shape), value.new_empty(value.shape[:4], dtype=torch.float32)
 
 
@@ -153,8 +160,9 @@ def sampled_attention_backward(
 
 @sampled_attention_backward.register_fake
 def _(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offset: Tensor, bias: Tensor | None, *_: Any
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offset: Tensor, bias: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(grad_out, query, key, value, offset, bias, *others)
     grad_query, grad_key, grad_value, grad_offset = (x.new_empty(x.shape) for x in (query, key, value, offset))
     grad_bias = value.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return grad_query, grad_key, grad_value, grad_offset, grad_bias
@@ -187,7 +195,8 @@ def sampled_aggregate(
 
 
 @sampled_aggregate.register_fake
-def _(value: Tensor, *_: Any) -> Tensor:
+def _(value: Tensor, *others: Any) -> Tensor:
+    _check_devices(value, *others)
     return value.new_empty(value.shape)
 
 
@@ -204,6 +213,7 @@ def sampled_aggregate_backward(
 
 @sampled_aggregate_backward.register_fake
 def _(grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(grad_out, value, offset, weight)
     return value.new_empty(value.shape), offset.new_empty(offset.shape), weight.new_empty(weight.shape)
 
 
@@ -223,12 +233,14 @@ sampled_aggregate.register_autograd(_aggregate_gradients, setup_context=_save_ag
 
 @torch.library.custom_op("dgmn::position_scores", mutates_args=(), device_types="cpu")
 def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+    _check_number("nodes", nodes, MAX_KERNEL_SIZE**2)
     _check_scores(query, rows, columns, mirrored, nodes)
     return native.position_forward(query, rows, columns, mirrored, nodes)
 
 
 @position_scores.register_fake
 def _(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+    _check_devices(query, rows, columns)
     return query.new_empty((*query.shape[:4], nodes), dtype=torch.float32)
 
 
@@ -237,6 +249,7 @@ def position_scores_backward(
     grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     nodes = grad_scores.shape[-1] if grad_scores.dim() else 0
+    _check_number("the last size of grad_scores", nodes, MAX_KERNEL_SIZE**2)
     _check_scores(query, rows, columns, mirrored, nodes)
     _check_tensor("grad_scores", grad_scores, (*query.shape[:4], nodes), query)
     grad_query, *tables = native.position_backward(grad_scores, query, rows, columns, mirrored)
@@ -248,6 +261,7 @@ def position_scores_backward(
 def _(
     grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(grad_scores, query, rows, columns)
     grad_rows, grad_columns = (query.new_empty(0) if x is None else x.new_empty(x.shape) for x in (rows, columns))
     return query.new_empty(query.shape), grad_rows, grad_columns
 
