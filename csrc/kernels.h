@@ -177,8 +177,9 @@ static inline Vector sampled_dot(
     const Channels<NV>& channels, const Row<T, NV>& query, const Rows<T>& key, const Points& points, int64_t e,
     int64_t width) {
     Vector dot = Simd::set(0.0f);
-    const T* k0 = key.row(points.corner[e]);
+    const int64_t corner = points.corner[e];
     if (points.inside[e] == all_inside) {
+        const T* k0 = key.row(corner);
         const T *k1 = k0 + key.step, *k2 = k0 + width * key.step, *k3 = k2 + key.step;
         const Vector w0 = Simd::set(points.weight[0][e]), w1 = Simd::set(points.weight[1][e]);
         const Vector w2 = Simd::set(points.weight[2][e]), w3 = Simd::set(points.weight[3][e]);
@@ -193,7 +194,7 @@ static inline Vector sampled_dot(
     }
     for (int c = 0; c < corners; ++c)
         if (points.inside[e] >> c & 1) {
-            const T* row = k0 + corner_step(c, width) * key.step;
+            const T* row = key.row(corner + corner_step(c, width));
             const Vector w = Simd::set(points.weight[c][e]);
             for (int v = 0; v < channels.count; ++v)
                 dot = Simd::fma(Simd::mul(w, channels.load(row, v)), query[v], dot);
@@ -207,8 +208,9 @@ static inline void corner_dots(
     const Channels<NV>& channels, const Row<T, NV>& row, const Rows<T>& map, const Points& points, int64_t e,
     int64_t width, float* out) {
     Vector dots[corners] = {Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f)};
-    const T* m0 = map.row(points.corner[e]);
+    const int64_t corner = points.corner[e];
     if (points.inside[e] == all_inside) {
+        const T* m0 = map.row(corner);
         const T *m1 = m0 + map.step, *m2 = m0 + width * map.step, *m3 = m2 + map.step;
         for (int v = 0; v < channels.count; ++v) {
             dots[0] = Simd::fma(row[v], channels.load(m0, v), dots[0]);
@@ -219,7 +221,7 @@ static inline void corner_dots(
     } else {
         for (int c = 0; c < corners; ++c)
             if (points.inside[e] >> c & 1) {
-                const T* m = m0 + corner_step(c, width) * map.step;
+                const T* m = map.row(corner + corner_step(c, width));
                 Vector dot = dots[c];
                 for (int v = 0; v < channels.count; ++v) dot = Simd::fma(row[v], channels.load(m, v), dot);
                 dots[c] = dot;
@@ -239,8 +241,9 @@ static inline void sampled_sum(
         Vector sum[chunk];
         for (int i = 0; i < chunk; ++i) sum[i] = Simd::set(0.0f);
         for (int64_t k = e; k < end; ++k) {
-            const T* m0 = map.row(points.corner[k]);
+            const int64_t corner = points.corner[k];
             if (points.inside[k] == all_inside) {
+                const T* m0 = map.row(corner);
                 const T *m1 = m0 + map.step, *m2 = m0 + width * map.step, *m3 = m2 + map.step;
                 const Vector w0 = Simd::set(points.scaled[0][k]), w1 = Simd::set(points.scaled[1][k]);
                 const Vector w2 = Simd::set(points.scaled[2][k]), w3 = Simd::set(points.scaled[3][k]);
@@ -253,7 +256,7 @@ static inline void sampled_sum(
             } else {
                 for (int c = 0; c < corners; ++c)
                     if (points.inside[k] >> c & 1) {
-                        const T* m = m0 + corner_step(c, width) * map.step;
+                        const T* m = map.row(corner + corner_step(c, width));
                         const Vector w = Simd::set(points.scaled[c][k]);
                         for (int i = 0; i < chunk; ++i) sum[i] = Simd::fma(w, channels.load(m, v + i), sum[i]);
                     }
@@ -278,10 +281,10 @@ static inline float exp_below_zero(float x) {
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
     union {
-        int32_t bits;
         float value;
-    } power;
-    power.bits = ((int32_t)whole + 127) << 23;
+        uint32_t bits;
+    } power = {shifted};
+    power.bits = (power.bits + 127u) << 23;  // the low bits of `shifted` hold the whole number, also a negative one
     return x < -87.0f ? 0.0f : y * power.value;
 }
 
@@ -475,8 +478,9 @@ template <int NV, int N>
 static inline void scatter_node(
     const Channels<NV>& channels, const Vector* row, const Points& points, int64_t e, int64_t width, float* target,
     int64_t step, int v) {
-    float* t0 = target + points.corner[e] * step;
+    const int64_t corner = points.corner[e];
     if (points.inside[e] == all_inside) {
+        float* t0 = target + corner * step;
         float *t1 = t0 + step, *t2 = t0 + width * step, *t3 = t2 + step;
         const Vector w0 = Simd::set(points.scaled[0][e]), w1 = Simd::set(points.scaled[1][e]);
         const Vector w2 = Simd::set(points.scaled[2][e]), w3 = Simd::set(points.scaled[3][e]);
@@ -490,7 +494,7 @@ static inline void scatter_node(
     }
     for (int c = 0; c < corners; ++c)
         if (points.inside[e] >> c & 1) {
-            float* t = t0 + corner_step(c, width) * step;
+            float* t = target + (corner + corner_step(c, width)) * step;
             const Vector w = Simd::set(points.scaled[c][e]);
             for (int i = 0; i < N; ++i) channels.store(t, v + i, Simd::fma(w, row[i], channels.load(t, v + i)));
         }

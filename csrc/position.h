@@ -77,7 +77,7 @@ static int table_gradient(
     const int64_t length = along_rows ? problem->height : problem->width;
     const int64_t size = nodes * problem->dim;
     const int threads = threads_of(problem, length);
-    float* windows = (float*)calloc((size_t)(length * size), sizeof(float));
+    float* windows = (float*)calloc((size_t)length, (size_t)size * sizeof(float));
     if (!windows) return 1;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < length; ++i)

@@ -1,6 +1,7 @@
 """The native CPU kernels compute what the reference specifies, on every instruction set that the processor has."""
 
 import math
+import re
 import shutil
 import sys
 import threading
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgmn.ops import native, position_scores, sampled_aggregate, sampled_attention
+from dgmn.ops import native, position_scores, reference, sampled_aggregate, sampled_attention
 
 needs_library = pytest.mark.skipif(native.LIBRARY is None, reason=str(native.unsupported(torch.zeros(1))))
 TARGETS = sorted(native.targets().items(), key=lambda item: item[1])
@@ -446,21 +447,149 @@ class TestOperators:
             with pytest.raises(RuntimeError, match=f"it takes float32 and bfloat16, got {dtype}"):
                 program(value.to(dtype), offset, weight)
 
-    def test_shapes_that_would_be_read_beyond_their_end(self):
-        query, key, value, offset, weight = make_inputs()
-        ops = torch.ops.dgmn
-        for call in (
-            lambda: ops.sampled_aggregate(value, offset[:, :1], weight, 3, 1, "native"),
-            lambda: ops.sampled_aggregate(value, offset, weight[:1], 3, 1, "native"),
-            lambda: ops.sampled_aggregate(value, offset, weight, 5, 1, "native"),
-            lambda: ops.sampled_attention(query, key[:, 1:], value, offset, None, 1.0, 3, 1, "native"),
-            lambda: ops.sampled_attention_backward(
-                value[:1], query, key, value, offset, None, weight[..., 0], 1.0, 3, 1, "native"
+    @pytest.mark.parametrize(
+        ("name", "change", "words"),
+        [
+            ("query", lambda x: x[..., 0], "(1, 3, 4, 2)"),
+            ("key", lambda x: x.bfloat16(), "must be torch.float32 of the shape (1, 3, 4, 2, 5) on cpu, got torch.bfl"),
+            ("key", lambda x: x[:, 1:], "got torch.float32 of the shape (1, 2, 4, 2, 5) on cpu"),
+            ("value", lambda x: x[0], "must have the shape (B, H, W, heads, D), only B may be zero, got (3, 4, 2, 5)"),
+            ("value", lambda x: x[..., :0], "must have the shape (B, H, W, heads, D), only B may be zero, got (1, 3"),
+            ("value", lambda x: x.half(), "it takes float32 and bfloat16, got torch.float16"),
+            (
+                "grad_out",
+                lambda x: x.bfloat16(),
+                "must be torch.float32 of the shape (1, 3, 4, 2, 5) on cpu, got torch.",
             ),
+            ("grad_out", lambda x: x[..., 1:], "got torch.float32 of the shape (1, 3, 4, 2, 4)"),
+            ("offset", lambda x: x[..., 0], "must be floating point of the shape (1, 3, 4, 2, 9, 2)"),
+            ("offset", lambda x: x[..., :1], "must be floating point of the shape (1, 3, 4, "),
+            ("offset", lambda x: x.long(), "got torch.int64 of the shape (1, 3, 4, "),
+            ("bias", lambda x: x[..., :4], "got torch.float32 of the shape (1, 3, 4, 2, 4)"),
+            ("log_sum", lambda x: x[:, :, :2], "must be floating point of the shape (1, 3, 4, 2)"),
+            ("kernel_size", lambda x: -x, "must be from 1 to 1024, got -3"),
+            ("kernel_size", lambda x: 2**40, "must be from 1 to 1024, got 1099511627776"),
+            ("dilation", lambda x: 0, "must be from 1 to 1048576, got 0"),
+            ("dilation", lambda x: 2**62, "must be from 1 to 1048576, got 4611686018427387904"),
+            ("backend", lambda x: "nonsense", "no kernels for the backend 'nonsense'"),
+            (
+                "weight",
+                lambda x: x.int(),
+                "must be floating point of the shape (1, 3, 4, 2, 9) on cpu, got torch.int32",
+            ),
+            ("rows", lambda x: x[1:], "must be floating point of the shape (11, 5) on cpu, got torch.float32"),
+            ("columns", lambda x: x.T, "must be floating point of the shape (12, 5)"),
+            ("nodes", lambda x: 0, "must be from 1 to 1048576, got 0"),
+            ("mirrored", lambda x: True, "needs a square map, got a query of the shape (1, 3, 4, 2, 5)"),
+            ("grad_scores", lambda x: x[0], "must be floating point of the shape (1, 3, 4, 2, 9)"),
+            ("grad_scores", lambda x: x[..., :0], "must be from 1 to 1048576, got 0"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, name, change, words):
+        tried = 0
+        for operator, arguments in operators():
+            call = dict(zip(names(operator), arguments, strict=True))
+            if call.get(name) is None:
+                continue
+            with pytest.raises(RuntimeError, match=rf"^dgmn: .*{re.escape(words)}.*$") as caught:
+                operator(**{**call, name: change(call[name])})
+            assert name in str(caught.value)
+            tried += 1
+        assert tried
+
+    def test_maps_whose_positions_have_no_number(self):
+        value = torch.zeros(1).expand(1, 2**15, 2**15, 1, 1)
+        offset, weight = (torch.zeros(1).expand(1, 2**15, 2**15, 1, *size) for size in ((1, 2), (1,)))
+        with pytest.raises(
+            ValueError, match=r"take maps of fewer than 2\*\*30 positions, got \(1, 32768, 32768, 1, 1\)"
         ):
-            with pytest.raises(RuntimeError, match="do not fit each other"):
-                call()
-        with pytest.raises(RuntimeError, match=r"tables \[\(13, 16\), None\] do not fit a query \(2, 5, 7, 2, 16\)"):
-            ops.position_scores(query, torch.randn(13, 16), None, True, 9)
-        with pytest.raises(RuntimeError, match="no kernels for the backend 'nonsense'"):
-            ops.sampled_aggregate(value, offset, weight, 3, 1, "nonsense")
+            sampled_aggregate(value, offset, weight, kernel_size=1, backend="native")
+
+    @pytest.mark.parametrize("number", range(8))
+    def test_any_other_argument_is_refused_or_computed_rightly(self, target, number):
+        """Every argument of a good call changes in every way. What the kernels take, they compute as the reference."""
+        operator, good = operators()[number]
+        good = [x.detach() if isinstance(x, torch.Tensor) else x for x in good]
+        computed = 0
+        for place, (name, old) in enumerate(zip(names(operator), good, strict=True)):
+            for how, change in CHANGES[type(old)].items():
+                try:
+                    new = change(old)
+                except (IndexError, RuntimeError):
+                    continue  # the argument lacks what the change is about
+                arguments = [*good[:place], new, *good[place + 1 :]]
+                try:
+                    got = operator(*arguments)
+                except (RuntimeError, ValueError, TypeError):
+                    continue
+                if how in UNBOUNDED:
+                    continue  # infinities have no one result
+                got = [x for x in (got if isinstance(got, tuple) else (got,)) if x.numel()]
+                want = reference_of(operator, [x.float() if isinstance(x, torch.Tensor) else x for x in arguments])
+                for x, y in zip(got, (x for x in want if x.numel()), strict=True):
+                    tolerance = TOLERANCES[x.dtype]
+                    message = f"{operator}: {name} {how}: {{}}".format
+                    torch.testing.assert_close(x.float(), y, rtol=tolerance, atol=tolerance, msg=message)
+                computed += 1
+        assert computed > 5
+
+
+def names(operator):
+    return [argument.name for argument in operator.default._schema.arguments]
+
+
+def reference_of(operator, arguments):
+    """What an operator returns, from the reference; of the attention also the log of the softmax's sum."""
+    name = operator.default._schema.name.removeprefix("dgmn::")
+    call = dict(zip(names(operator), arguments, strict=True))
+    for other in ("backend", "log_sum"):
+        call.pop(other, None)
+    gradient = call.pop("grad_out", call.pop("grad_scores", None))
+    if name == "position_scores_backward":
+        call["nodes"] = gradient.shape[-1]
+    function = getattr(reference, name.removesuffix("_backward"))
+    if function is reference.sampled_attention:
+        call["dropout_p"] = 0.0
+    leaves = [x.requires_grad_(gradient is not None) for x in call.values() if isinstance(x, torch.Tensor)]
+    out = function(**call)
+    if gradient is not None:
+        return torch.autograd.grad(out, leaves, gradient, allow_unused=True, materialize_grads=True)
+    if name != "sampled_attention":
+        return [out]
+    y, x = reference.sampling_points(call["offset"], call["kernel_size"], call["dilation"])
+    sampled = reference.sample_nodes(call["key"], y, x).unflatten(3, y.shape[1:3])
+    logits = call["scale"] * torch.einsum("byxhd,bhdyxk->byxhk", call["query"], sampled)
+    return [out, (logits if call["bias"] is None else logits + call["bias"]).logsumexp(-1)]
+
+
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+# Ways to change one argument, by its type.
+INTEGERS = (-(2**63), -(2**31), -3, -1, 0, 1, 2, 3, 4, 9, 2**20, 2**31, 2**40, 2**62, 2**63 - 1, 2**70)
+UNBOUNDED = ("nan", "inf", "-inf", "1e+300")
+CHANGES = {
+    torch.Tensor: {
+        **{
+            str(dtype): lambda x, dtype=dtype: x.to(dtype)
+            for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64)
+        },
+        **{f"half of axis {i}": lambda x, i=i: x.narrow(i, 0, x.shape[i] // 2) for i in range(6)},
+        **{f"twice along axis {i}": lambda x, i=i: torch.cat([x, x], i) for i in range(6)},
+        "unchanged": lambda x: x,
+        "first": lambda x: x[0],
+        "with one more axis": lambda x: x[None],
+        "with one axis": lambda x: x.flatten(),
+        "without axes": lambda x: x.sum(),
+        "with the last two swapped": lambda x: x.transpose(-1, -2),
+        "on meta": lambda x: x.to("meta"),
+        "sparse": lambda x: x.to_sparse(),
+        "negated when read": lambda x: torch._neg_view(x),
+        "of one number": lambda x: x.flatten()[0].expand(x.shape),
+        "with other strides": lambda x: x.mT.contiguous().mT,
+    },
+    type(None): {str(shape): lambda _, shape=shape: torch.ones(shape) for shape in ((3,), (11, 5), (12, 5))},
+    int: {str(number): lambda _, number=number: number for number in INTEGERS},
+    float: {str(number): lambda _, number=number: number for number in (0.0, -1.0, *map(float, UNBOUNDED))},
+    bool: {"the other": lambda x: not x},
+    str: {"unknown": lambda x: "nonsense"},
+}

@@ -16,7 +16,6 @@ from dgmn.ops.tracing import is_exporting, is_transformed
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
 
-_MAX_DILATION = 2**20  # in pixels; the kernels' positions have 32 bits
 _HAS_TRITON = find_spec("triton") is not None
 
 
@@ -171,7 +170,7 @@ def position_scores(
     """
     _check_map("query", query)
     _, height, width, _, dim = query.shape
-    _check_number("nodes", nodes)
+    _check_number("nodes", nodes, library.MAX_KERNEL_SIZE**2)
     for name, table, length in (("rows", rows, height), ("columns", columns, width)):
         if table is not None:
             _check_shape(name, table, (length + nodes - 1, dim), query)
@@ -246,16 +245,16 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
     return "reference"
 
 
-def _check_number(name: str, number: int) -> None:
+def _check_number(name: str, number: int, most: int) -> None:
     if isinstance(number, bool) or not isinstance(number, int | torch.SymInt) or number < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
 
 
 def _check_grid(kernel_size: int, dilation: int) -> int:
-    _check_number("kernel_size", kernel_size)
-    _check_number("dilation", dilation)
-    if dilation > _MAX_DILATION:
-        raise ValueError(f"dilation must be at most {_MAX_DILATION}, got {dilation}")
+    _check_number("kernel_size", kernel_size, library.MAX_KERNEL_SIZE)
+    _check_number("dilation", dilation, library.MAX_DILATION)
     return kernel_size * kernel_size
 
 

@@ -1,10 +1,10 @@
 """The kernels as PyTorch operators, `torch.ops.dgmn.*`: shapes, gradients and costs, for autograd, compile and export.
 
 Every operator has its own backward operator. The inputs are saved for it, and for attention one number per position
-and head, but never the sampled nodes. `functional.py` checks the arguments and chooses the backend.
+and head, but never the sampled nodes. `functional.py` checks the arguments and chooses the backend. An exported program
+runs without it, so the operators check all that the kernels rely on once more.
 """
 
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,52 +14,97 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dgmn.ops import native
 
+# With both at their most, the nodes of a grid lie 2**30 pixels apart. The kernels' positions have 32 bits.
+MAX_KERNEL_SIZE = 2**10
+MAX_DILATION = 2**20
 
-def _kernels(backend: str, value: Tensor) -> ModuleType:
+
+def _check_number(name: str, number: int, most: int) -> None:
+    if not 1 <= number <= most:
+        raise RuntimeError(f"dgmn: {name} must be from 1 to {most}, got {number}")
+
+
+def _check_map(name: str, x: Tensor) -> None:
+    if x.dim() != 5 or 0 in x.shape[1:]:
+        raise RuntimeError(
+            f"dgmn: {name} must have the shape (B, H, W, heads, D), only B may be zero, got {tuple(x.shape)}"
+        )
+
+
+def _check_tensor(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Refuses a tensor that the kernels would read beyond its end. Without a dtype, it may be of any floating point."""
+    if x.shape == shape and x.device == like.device and (x.is_floating_point() if dtype is None else x.dtype == dtype):
+        return
+    raise RuntimeError(
+        f"dgmn: {name} must be {dtype or 'floating point'} of the shape {tuple(shape)} on {like.device}, "
+        f"got {x.dtype} of the shape {tuple(x.shape)} on {x.device}"
+    )
+
+
+def _kernels(backend: str, name: str, x: Tensor) -> ModuleType:
     """The module with the kernels of a backend.
 
     Raises:
-        RuntimeError: the backend is unknown or cannot run on such a map. Exported programs call this with arguments
-            that nothing has checked.
+        RuntimeError: the backend is unknown or cannot run on the map `x`, which is the argument `name`.
     """
     if backend not in ("native", "triton"):
         raise RuntimeError(f"dgmn: no kernels for the backend {backend!r}, it must be native or triton")
+    _check_map(name, x)
     kernels: ModuleType = native
     # An exported program names the backend of the machine that exported it, and may run on another device.
-    if backend == "triton" or value.is_cuda:
+    if backend == "triton" or x.is_cuda:
         from dgmn.ops import triton_kernels
 
         kernels = triton_kernels
-    reason = kernels.unsupported(value)
+    reason = kernels.unsupported(x)
     if reason is not None:
-        raise RuntimeError(f"dgmn: the kernels cannot run: {reason}")
+        raise RuntimeError(f"dgmn: the kernels cannot run on {name}: {reason}")
     return kernels
 
 
-def _check(value: Tensor, maps: Sequence[Tensor], offset: Tensor, nodes: int, weights: Sequence[Tensor | None]) -> None:
-    """Refuses shapes and devices with which the kernels would read beyond the end of a tensor."""
-    shape = value.shape
-    offsets = [(*shape[:3], heads, nodes, 2) for heads in (1, *shape[3:4])]
-    fits = (
-        len(shape) == 5
-        and all(x.shape == shape for x in maps)
-        and tuple(offset.shape) in offsets
-        and all(x is None or x.shape == (*shape[:4], nodes) for x in weights)
-        and all(x is None or x.device == value.device for x in (*maps, offset, *weights))
-    )
-    if not fits:
-        given = [tuple(x.shape) for x in (value, *maps, offset, *weights) if x is not None]
-        raise RuntimeError(f"dgmn: the shapes or devices of the arguments do not fit each other: {given}")
+def _checked(
+    backend: str,
+    value: Tensor,
+    maps: dict[str, Tensor],
+    offset: Tensor,
+    weights: dict[str, Tensor | None],
+    kernel_size: int,
+    dilation: int,
+) -> ModuleType:
+    """The kernels that sample nodes, after a check of their arguments.
+
+    Raises:
+        RuntimeError: they cannot run here, or an argument is none that they can take; the message names it.
+    """
+    kernels = _kernels(backend, "value", value)
+    _check_number("kernel_size", kernel_size, MAX_KERNEL_SIZE)
+    _check_number("dilation", dilation, MAX_DILATION)
+    for name, x in maps.items():
+        _check_tensor(name, x, value.shape, value, value.dtype)
+    positions, nodes = value.shape[:4], kernel_size**2
+    shared = offset.dim() == 6 and offset.shape[3] == 1
+    _check_tensor("offset", offset, (*positions[:3], 1 if shared else positions[3], nodes, 2), value)
+    for name, weight in weights.items():
+        if weight is not None:
+            _check_tensor(name, weight, (*positions, nodes), value)
+    return kernels
 
 
-def _check_tables(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> None:
+def _check_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> None:
+    _kernels("native", "query", query)
     _, height, width, _, dim = query.shape
-    tables = ((rows, height), (columns, width))
-    if (mirrored and height != width) or any(
-        table is not None and table.shape != (length + nodes - 1, dim) for table, length in tables
-    ):
-        given = [None if table is None else tuple(table.shape) for table, _ in tables]
-        raise RuntimeError(f"dgmn: tables {given} do not fit a query {tuple(query.shape)} of {nodes} nodes")
+    if mirrored and height != width:
+        raise RuntimeError(f"dgmn: mirrored needs a square map, got a query of the shape {tuple(query.shape)}")
+    for name, table, length in (("rows", rows, height), ("columns", columns, width)):
+        if table is not None:
+            _check_tensor(name, table, (length + nodes - 1, dim), query)
+
+
+def _check_devices(*arguments: Any) -> None:
+    """Refuses a meta tensor among others: for these PyTorch asks only for shapes, and would return chance numbers."""
+    devices = {str(x.device) for x in arguments if isinstance(x, Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"dgmn: the tensors must be on one device, got {', '.join(sorted(devices))}")
 
 
 def _no_second_derivatives(*_: Any) -> Any:
@@ -78,15 +123,15 @@ def sampled_attention(
     dilation: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    _check(value, (query, key), offset, kernel_size**2, (bias,))
-    out, log_sum = _kernels(backend, value).attention_forward(
-        query, key, value, offset, bias, scale, kernel_size, dilation
-    )
+    maps = {"query": query, "key": key}
+    kernels = _checked(backend, value, maps, offset, {"bias": bias}, kernel_size, dilation)
+    out, log_sum = kernels.attention_forward(query, key, value, offset, bias, scale, kernel_size, dilation)
     return out, log_sum
 
 
 @sampled_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    _check_devices(query, key, value, *others)
     return value.new_empty(value.shape), value.new_empty(value.shape[:4], dtype=torch.float32)
 
 
@@ -104,8 +149,10 @@ def sampled_attention_backward(
     dilation: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(value, (grad_out, query, key), offset, kernel_size**2, (bias,))
-    grad_query, grad_key, grad_value, grad_offset, grad_bias = _kernels(backend, value).attention_backward(
+    maps = {"grad_out": grad_out, "query": query, "key": key}
+    kernels = _checked(backend, value, maps, offset, {"bias": bias}, kernel_size, dilation)
+    _check_tensor("log_sum", log_sum, value.shape[:4], value)
+    grad_query, grad_key, grad_value, grad_offset, grad_bias = kernels.attention_backward(
         grad_out, query, key, value, offset, bias, log_sum, scale, kernel_size, dilation
     )
     return grad_query, grad_key, grad_value, grad_offset, value.new_empty(0) if grad_bias is None else grad_bias
@@ -113,8 +160,9 @@ def sampled_attention_backward(
 
 @sampled_attention_backward.register_fake
 def _(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offset: Tensor, bias: Tensor | None, *_: Any
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offset: Tensor, bias: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(grad_out, query, key, value, offset, bias, *others)
     grad_query, grad_key, grad_value, grad_offset = (x.new_empty(x.shape) for x in (query, key, value, offset))
     grad_bias = value.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return grad_query, grad_key, grad_value, grad_offset, grad_bias
@@ -141,13 +189,14 @@ sampled_attention.register_autograd(_attention_gradients, setup_context=_save_at
 def sampled_aggregate(
     value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int, backend: str
 ) -> Tensor:
-    _check(value, (), offset, kernel_size**2, (weight,))
-    out: Tensor = _kernels(backend, value).aggregate_forward(value, offset, weight, kernel_size, dilation)
+    kernels = _checked(backend, value, {}, offset, {"weight": weight}, kernel_size, dilation)
+    out: Tensor = kernels.aggregate_forward(value, offset, weight, kernel_size, dilation)
     return out
 
 
 @sampled_aggregate.register_fake
-def _(value: Tensor, *_: Any) -> Tensor:
+def _(value: Tensor, *others: Any) -> Tensor:
+    _check_devices(value, *others)
     return value.new_empty(value.shape)
 
 
@@ -155,8 +204,8 @@ def _(value: Tensor, *_: Any) -> Tensor:
 def sampled_aggregate_backward(
     grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(value, (grad_out,), offset, kernel_size**2, (weight,))
-    grad_value, grad_offset, grad_weight = _kernels(backend, value).aggregate_backward(
+    kernels = _checked(backend, value, {"grad_out": grad_out}, offset, {"weight": weight}, kernel_size, dilation)
+    grad_value, grad_offset, grad_weight = kernels.aggregate_backward(
         grad_out, value, offset, weight, kernel_size, dilation
     )
     return grad_value, grad_offset, grad_weight
@@ -164,6 +213,7 @@ def sampled_aggregate_backward(
 
 @sampled_aggregate_backward.register_fake
 def _(grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(grad_out, value, offset, weight)
     return value.new_empty(value.shape), offset.new_empty(offset.shape), weight.new_empty(weight.shape)
 
 
@@ -183,13 +233,14 @@ sampled_aggregate.register_autograd(_aggregate_gradients, setup_context=_save_ag
 
 @torch.library.custom_op("dgmn::position_scores", mutates_args=(), device_types="cpu")
 def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
-    _kernels("native", query)
-    _check_tables(query, rows, columns, mirrored, nodes)
+    _check_number("nodes", nodes, MAX_KERNEL_SIZE**2)
+    _check_scores(query, rows, columns, mirrored, nodes)
     return native.position_forward(query, rows, columns, mirrored, nodes)
 
 
 @position_scores.register_fake
 def _(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+    _check_devices(query, rows, columns)
     return query.new_empty((*query.shape[:4], nodes), dtype=torch.float32)
 
 
@@ -197,8 +248,10 @@ def _(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
 def position_scores_backward(
     grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _kernels("native", query)
-    _check_tables(query, rows, columns, mirrored, grad_scores.shape[-1])
+    nodes = grad_scores.shape[-1] if grad_scores.dim() else 0
+    _check_number("the last size of grad_scores", nodes, MAX_KERNEL_SIZE**2)
+    _check_scores(query, rows, columns, mirrored, nodes)
+    _check_tensor("grad_scores", grad_scores, (*query.shape[:4], nodes), query)
     grad_query, *tables = native.position_backward(grad_scores, query, rows, columns, mirrored)
     grad_rows, grad_columns = (query.new_empty(0) if table is None else table for table in tables)
     return grad_query, grad_rows, grad_columns
@@ -208,6 +261,7 @@ def position_scores_backward(
 def _(
     grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(grad_scores, query, rows, columns)
     grad_rows, grad_columns = (query.new_empty(0) if x is None else x.new_empty(x.shape) for x in (rows, columns))
     return query.new_empty(query.shape), grad_rows, grad_columns
 

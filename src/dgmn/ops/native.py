@@ -12,7 +12,7 @@ from torch import Tensor
 
 _ABI = 1
 _DTYPES = (torch.float32, torch.bfloat16)
-_MAX_POSITIONS = 2**31 - 1
+_MAX_POSITIONS = 2**30  # positions have 32 bits, and those of a node's corners reach a row beyond the map
 
 
 class _Map(ctypes.Structure):
@@ -116,7 +116,7 @@ def attention_backward(
     grad_key, grad_value = (torch.zeros(value.shape, dtype=torch.float32) for _ in range(2))
     grad_offset = torch.empty(offset.shape, dtype=torch.float32)
     grad_bias, affinity = (torch.empty(nodes, dtype=torch.float32) for _ in range(2))
-    maps = [_rows(x) for x in (grad_out.to(value.dtype), query, key, value)]
+    maps = [_rows(x) for x in (grad_out, query, key, value)]
     inputs = [_floats(offset), None if bias is None else _floats(bias)]
     grads = (grad_query, grad_key, grad_value, grad_offset, grad_bias, affinity)
     _call(
@@ -149,7 +149,7 @@ def aggregate_backward(
     grad_value = torch.zeros(value.shape, dtype=torch.float32)
     grad_offset = torch.empty(offset.shape, dtype=torch.float32)
     grad_weight = torch.empty(weight.shape, dtype=torch.float32)
-    maps = [_rows(x) for x in (grad_out.to(value.dtype), value)]
+    maps = [_rows(x) for x in (grad_out, value)]
     inputs = [_floats(offset), _floats(weight)]
     _call(
         *("dgmn_aggregate_backward", problem, *(_map(x) for x in maps)),
@@ -197,8 +197,8 @@ def position_backward(
 
 def _problem(value: Tensor, offset: Tensor | None = None, kernel_size: int = 0, dilation: int = 0) -> _Problem:
     batch, height, width, heads, dim = value.shape
-    if height * width > _MAX_POSITIONS:
-        raise ValueError(f"the native kernels take maps of fewer than 2**31 positions, got {tuple(value.shape)}")
+    if height * width >= _MAX_POSITIONS:
+        raise ValueError(f"the native kernels take maps of fewer than 2**30 positions, got {tuple(value.shape)}")
     offset_heads = 1 if offset is None else offset.shape[3]
     sizes = (batch, height, width, heads, dim, kernel_size, dilation, offset_heads)
     return _Problem(*sizes, value.dtype == torch.bfloat16, torch.get_num_threads(), _target)
