@@ -1,17 +1,17 @@
 """Fetches and keeps the published models' weights."""
 
 import hashlib
-import os
 import tempfile
 from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from dgmn.errors import InputError
 from dgmn.weights.keys import match_keys
 from dgmn.weights.load import read_checkpoint
+from dgmn_base.files import writing
 from dgmn_base.zoo import ZooModel, find
 
 
@@ -66,11 +66,11 @@ def download(name: str, file: str | PathLike[str] | None = None) -> Path:
         original = Path(file) if file is not None else _fetch(model, Path(temporary) / "original.pth")
         state_dict = read_checkpoint(original).state_dict
         _verify(model, state_dict, original)
-        converted = Path(temporary) / target.name
         metadata = {"format": "pt", "model": model.name, "source": model.url, "sha256": _sha256(original)}
         # Some upstream files hold one tensor under several names, which safetensors refuses.
-        save_file({key: value.clone().contiguous() for key, value in state_dict.items()}, converted, metadata)
-        os.replace(converted, target)
+        converted = save({key: value.clone().contiguous() for key, value in state_dict.items()}, metadata)
+    with writing(target) as out:
+        out.write(converted)
     return target
 
 
