@@ -109,7 +109,11 @@ def change(path, value):
         (("images", 0, "file_name"), "c.png", r"images\[0\]: no image .*c.png"),
         (("images", 1, "id"), 7, r"images\[1\]: the id 7 is there twice"),
         (("images", 0, "width"), "40", r"images\[0\] needs id as a whole number or text, width and height as"),
-        (("images", 0, "height"), 0, r"images\[0\]: the size must be at least 1 x 1, got 40 x 0"),
+        (
+            ("images", 0, "height"),
+            0,
+            r"images\[0\]: the size must be at least 1 x 1, and at most 100,000,000 pixels, got 40 x 0",
+        ),
         (("images",), [], r"annotations\[0\] \(id 1\): the image_id 7 belongs to no image"),
         (("categories",), [], r"no categories in it"),
         (("categories", 1), {"id": 90, "name": "car"}, r"categories\[1\]: the id 90 is there twice"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dgmn.errors import InputError
 from dgmn.finite import check_scores
+from dgmn.images import MAX_PIXELS
 
 _Part = tuple[int, int]  # from, to
 
@@ -137,7 +138,7 @@ def window_around(
     """
     height, width = image.shape[-2:]
     inference = _for_size(height, width, inference)
-    tall, wide = size = scaled_size(height, width, 1.0, inference.fit)
+    ((tall, wide),) = (size,) = _sizes(height, width, replace(inference, scales=(1.0,)))
     scaled = image if size == (height, width) else _resize_image(image, size)
     if inference.mode == "whole":
         return (0, 0), size, scaled
@@ -258,7 +259,19 @@ def scaled_size(height: int, width: int, scale: float, fit: tuple[int, int] | No
 
 
 def _sizes(height: int, width: int, inference: Inference) -> list[tuple[int, int]]:
-    return [scaled_size(height, width, scale, inference.fit) for scale in inference.scales]
+    """The sizes at which an image is predicted.
+
+    Raises:
+        InputError: one of them has more than `MAX_PIXELS` pixels.
+    """
+    sizes = [scaled_size(height, width, scale, inference.fit) for scale in inference.scales]
+    tall, wide = max(sizes)
+    if tall * wide > MAX_PIXELS:
+        raise InputError(
+            f"image: {width} x {height} pixels become {wide} x {tall} at scale {max(inference.scales):g}, at most "
+            f"{MAX_PIXELS:,} pixels are accepted; predict it at one scale, or smaller"
+        )
+    return sizes
 
 
 def _mirrored(part: _Part, size: int) -> _Part:

@@ -84,8 +84,8 @@ def _fetch(model: ZooModel, target: Path) -> Path:
     except Exception as error:  # gdown raises its own errors, those of requests, and OSError
         reason = str(error).strip().split("\n")[0][:200]
         raise ConnectionError(
-            f"{model.name} could not be downloaded from {model.url}: {reason}\n"
-            f"If you get the file in another way: dgmn zoo download {model.name} --file FILE"
+            f"{model.name} could not be downloaded from {model.url}: {reason}; "
+            f"if you get the file in another way: dgmn zoo download {model.name} --file FILE"
         ) from error
     return target
 
