@@ -87,16 +87,16 @@ _PURPOSES = {
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # A name that the terminal cannot show, or that is not UTF-8, must not end the command.
-            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command. A mistake of the user prints one line and gives exit code 2; a bug keeps its traceback."""
     arguments = list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A name that the terminal cannot show, or that is not UTF-8, must not end the command.
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(arguments)
         print(end="", flush=True)  # here an error of the output, such as a full disk, is still reported
