@@ -262,8 +262,8 @@ def _explained(error: Exception) -> Exception:
                 "batch norm needs more than one value of every channel: give a --data.batch_size of at least 2, or "
                 "larger images"
             )
-        if isinstance(cause, UnicodeEncodeError):  # TensorBoard's
-            return InputError(f"training writes only to folders whose names are UTF-8, got {ascii(cause.object)}")
+        if isinstance(cause, UnicodeEncodeError):  # of jsonargparse or TensorBoard
+            return InputError(f"training takes options and folders in UTF-8 only, got {cause.object!a}")
         if "DataLoader worker" in str(cause):
             return InputError(
                 "a process that loads images was killed, probably because the memory was full: give fewer "

@@ -1,6 +1,7 @@
 """Runs whose numbers are no numbers end with one line, and keep what they had; continued runs say what they change."""
 
 import csv
+import io
 import json
 import os
 import resource
@@ -272,8 +273,8 @@ def test_a_full_disk_is_one_line(limit, fit, tmp_path, capsys):
     assert not list((tmp_path / "run").rglob("*.partial"))
 
 
-def test_names_that_are_not_utf8(fit, colors, tmp_path, capsys):
-    """Of the folder of the data, a class, an image, the results and the pictures; but not of the run's folder."""
+def test_names_that_are_not_utf8(fit, colors, tmp_path, capsys, monkeypatch):
+    """Of the folder of the data, a class, an image, the results and the pictures; but not in options of training."""
     strange = os.fsdecode(b"gr\xfcn")
     root = tmp_path / strange
     for split in ("train", "val"):
@@ -281,7 +282,8 @@ def test_names_that_are_not_utf8(fit, colors, tmp_path, capsys):
         (colors / split / "green").rename(colors / split / strange)
         (root / split).parent.mkdir(exist_ok=True)
         (colors / split).rename(root / split)
-    assert fit("--data.root", str(root)) == 0
+    monkeypatch.chdir(root)
+    assert fit("--data.root", ".") == 0
     found = tmp_path / f"found {strange}.json"
     arguments = ["--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), "--device", "cpu", "--json", str(found)]
     assert run(["predict", str(root / "val"), *arguments, "--pictures", str(tmp_path / "pictures")]) == 0
@@ -290,7 +292,14 @@ def test_names_that_are_not_utf8(fit, colors, tmp_path, capsys):
     assert [entry["image"] for entry in content] == [str(image) for image in images]
     assert {top["class"] for entry in content for top in entry["top"]} == {"red", strange}
     assert any(path.name.endswith(f"{strange}.jpg") for path in (tmp_path / "pictures").iterdir())
-    assert run(["validate-data", "-c", RECIPE, "--data.root", str(root), "--picture", str(tmp_path / "x.jpg")]) == 0
-    assert f"{root}/val".encode("ascii", "backslashreplace").decode() in capsys.readouterr().out
-    assert fit("--data.root", str(root), folder=f"run {strange}") == 2
-    assert "training writes only to folders whose names are UTF-8, got" in error(capsys)
+    assert str(root / "val").encode("utf-8", "backslashreplace").decode() in capsys.readouterr().out
+    assert run(["validate-data", "-c", RECIPE, "--data.root", ".", "--picture", str(tmp_path / "x.jpg")]) == 0
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", console)
+        assert run(["predict", str(root / "val"), *arguments]) == 0
+    assert b"/gr\\udcfcn/val/red/0.png" in console.buffer.getvalue()
+    capsys.readouterr()
+    for options in ({"folder": f"run {strange}"}, {"folder": "again", "root": root}):
+        assert fit("--data.root", str(options.pop("root", ".")), **options) == 2
+        assert "training takes options and folders in UTF-8 only, got" in error(capsys)
