@@ -167,6 +167,7 @@ def _parts(
                 part = _probabilities(network, scaled, (height, width), rows, columns, mirrored, inference)
                 total = part if total is None else total.add_(part)
                 del part
+            del scaled  # before the next one is made
         assert total is not None
         yield rows, columns, total.div_(len(inference.scales) * (1 + inference.flip))
 
