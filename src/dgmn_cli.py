@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -92,8 +93,14 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command. A mistake of the user prints one line and gives exit code 2; a bug keeps its traceback."""
     arguments = list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A name that the terminal cannot show, or that is not UTF-8, must not end the command.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        print(end="", flush=True)  # here an error of the output, such as a full disk, is still reported
+        return code
     except KeyboardInterrupt:
         print("\ndgmn: interrupted", file=sys.stderr)
         return 130
@@ -103,25 +110,34 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError) or not isinstance(error, InputError | OSError):
             raise
         print(f"dgmn: error: {one_line(error)}", file=sys.stderr)
+        _drop_unwritten()
         return 2
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of our output is gone, like `head` after ten lines. If so, drops the rest of the output."""
+    """Whether the reader of our output is gone, like `head` after ten lines. If so, drops the rest of the output.
+
+    If not, another pipe broke, for instance the one to a process that loads images.
+    """
+    return isinstance(_drop_unwritten(end="\n"), BrokenPipeError)
+
+
+def _drop_unwritten(end: str = "") -> OSError | None:
+    """Drops output that cannot be written, because Python would end with another error about it; returns the error."""
     try:
-        print(flush=True)
-    except BrokenPipeError:
+        print(end=end, flush=True)
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False  # another pipe broke, for instance the one to a process that loads images
+        return error
+    return None
 
 
 def one_line(error: Exception) -> str:
     """The message of an error, without the traceback that a data loading process puts into it."""
-    text = str(error)
+    text = str(error).strip()
     if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return text
+        text = text.splitlines()[-1].partition(": ")[2]
+    return "\\n".join(text.splitlines())  # a file's name may hold the end of a line
 
 
 def _dispatch(arguments: list[str]) -> int:

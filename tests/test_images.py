@@ -1,14 +1,23 @@
 """Images that users give."""
 
+import os
+import struct
+import subprocess
+import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, features
 
 from dgmn import images
+from dgmn.classification.transforms import eval_transform, seen_part
 from dgmn.errors import InputError
-from dgmn.images import check_images, load_image
+from dgmn.images import check_images, load_image, save_image, to_image
+from dgmn.pictures import comparison, contact_sheet
+from dgmn.segmentation.labels import named, read_mask
 from dgmn_base.files import find_images
 
 
@@ -88,6 +97,129 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(images, "MAX_PIXELS", 39_999)
     with pytest.raises(InputError, match=r"whole\.jpg: 200 x 200 pixels, at most 39,999"):
         load_image(whole)
+
+
+def _written(form: str) -> bytes:
+    content = BytesIO()
+    Image.new("F" if form == "SPIDER" else "RGB", (16, 16)).save(content, form)
+    return content.getvalue()
+
+
+_FITS = ("SIMPLE  =                    T", "BITPIX  =                    8", "NAXIS   =                    2")
+_FITS += ("NAXIS1  =                    4", "NAXIS2  =                    4", "END")
+FOREIGN = {
+    **{form: _written(form) for form in ("EPS", "PCX", "TGA", "SGI", "ICO", "DDS", "IM", "SPIDER", "JPEG2000")},
+    "PSD": b"8BPS" + struct.pack(">H6xHIIHH12xH", 1, 3, 4, 4, 8, 3, 0) + bytes(48),
+    "FITS": b"".join(card.ljust(80).encode() for card in _FITS).ljust(2880) + bytes(2880),
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<hhhhHI2x", 0, 0, 10, 10, 96, 0) + b"\1\0\t\0" + bytes(40),
+}
+
+
+@pytest.mark.parametrize("form", FOREIGN)
+def test_other_formats_are_refused_whatever_their_name(form: str, tmp_path: Path) -> None:
+    """Pillow opens all of them."""
+    with Image.open(BytesIO(FOREIGN[form])) as image:
+        assert image.format == form
+    for name in ("x.jpg", "x.png"):
+        (tmp_path / name).write_bytes(FOREIGN[form])
+        for read in (load_image, lambda path: read_mask(path, named(["a", "b"]))):
+            with pytest.raises(InputError, match=rf"{name}: not an image of a known format: JPEG, PNG, .*TIFF") as told:
+                read(tmp_path / name)
+            assert "\n" not in str(told.value)
+    with pytest.raises(InputError, match="not an image of a known format"):
+        to_image(FOREIGN[form])
+
+
+def test_an_image_runs_no_program(tmp_path: Path) -> None:
+    """Pillow hands PostScript to the program gs."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    (tmp_path / "x.jpg").write_bytes(FOREIGN["EPS"])
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+
+    def ran(program: str) -> bool:
+        command = [sys.executable, "-c", program, str(tmp_path / "x.jpg")]
+        subprocess.run(command, env=environment, check=False, capture_output=True)
+        return (tmp_path / "ran").exists()
+
+    assert not ran("import sys; from dgmn.images import load_image; load_image(sys.argv[1])")
+    assert ran("import sys; from PIL import Image; Image.open(sys.argv[1]).load()")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
+def test_known_formats_are_read_whatever_their_name(form: str, tmp_path: Path) -> None:
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    first, second = Image.new("RGB", (16, 12), (200, 30, 30)), Image.new("RGB", (16, 12), (30, 30, 200))
+    more = {"save_all": True, "append_images": [second]} if form in ("MPO", "GIF", "TIFF") else {}
+    first.save(tmp_path / "x.jpg", form, **more)
+    image = load_image(tmp_path / "x.jpg")
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(first)).max() <= 6
+
+
+@pytest.mark.parametrize("form", ["JPEG", "MPO", "WEBP", "AVIF"])
+def test_formats_that_change_pixels_hold_no_masks(form: str, tmp_path: Path) -> None:
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    mask = Image.new("L", (16, 12))
+    mask.save(tmp_path / "x.png", form, **({"save_all": True, "append_images": [mask]} if form == "MPO" else {}))
+    with pytest.raises(InputError, match=f"{form} does not keep the values of pixels"):
+        read_mask(tmp_path / "x.png", named(["a", "b"]))
+
+
+@pytest.mark.parametrize("what", ["an array", "a tensor", "a PIL image", "a file", "bytes", "a mask"])
+def test_nothing_has_more_pixels_than_the_limit(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "x.png")
+    forms = {
+        "an array": lambda: to_image(np.zeros((20, 30, 3), np.uint8)),
+        "a tensor": lambda: to_image(torch.zeros(3, 20, 30)),
+        "a PIL image": lambda: to_image(Image.new("RGB", (30, 20))),
+        "a file": lambda: load_image(tmp_path / "x.png"),
+        "bytes": lambda: to_image((tmp_path / "x.png").read_bytes()),
+        "a mask": lambda: read_mask(tmp_path / "x.png", named(["a", "b"])),
+    }
+    monkeypatch.setattr(images, "MAX_PIXELS", 600)
+    forms[what]()
+    monkeypatch.setattr(images, "MAX_PIXELS", 599)
+    with pytest.raises(InputError, match="30 x 20 pixels, at most 599 are accepted"):
+        forms[what]()
+
+
+@pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (2, 5001)])
+def test_thin_images_stay_small(size: tuple[int, int]) -> None:
+    """Resized to a short side of 256 pixels, they had up to 1.3 billion pixels."""
+    image = Image.new("RGB", size, (10, 20, 30))
+    transform = eval_transform(224)
+    assert transform(image).shape == (3, 224, 224)
+    (across, down), (left, top) = seen_part(transform, image, 224)
+    assert left + 112 * across == pytest.approx(size[0] / 2, abs=1)
+    assert top + 112 * down == pytest.approx(size[1] / 2, abs=1)
+    assert max(contact_sheet([image]).size) < 4000
+    labels = np.zeros(size[::-1], np.uint8)
+    assert max(comparison(image, labels, labels, [(0, 0, 0)]).size) < 5000
+
+
+def test_a_cut_image_is_seen_as_before() -> None:
+    """Only what the centre crop does not show is cut off."""
+    random = np.random.default_rng(0).integers(0, 256, (8, 8 * 40, 3), dtype=np.uint8)
+    cut, *rest = eval_transform(32).transforms
+    assert cut(Image.fromarray(random)).size == (8 * 32, 8)
+    whole, part = Image.fromarray(random), cut(Image.fromarray(random))
+    for step in rest:
+        whole, part = step(whole), step(part)
+    assert torch.equal(whole, part)
+
+
+def test_pictures_are_written_whole_in_the_format_of_their_name(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+    for name, form in {"x.jpg": "JPEG", "x.PNG": "PNG", "deep/x.webp": "WEBP"}.items():
+        save_image(picture, tmp_path / name)
+        with Image.open(tmp_path / name) as saved:
+            assert saved.format == form
+    for name in ("x", "x.txt"):
+        with pytest.raises(InputError, match=rf"{name}: the extension must be that of an image"):
+            save_image(picture, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "x.PNG", "x.jpg"]
 
 
 def test_find_images(tmp_path: Path) -> None:

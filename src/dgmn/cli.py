@@ -273,6 +273,13 @@ def _explained(error: Exception) -> Exception:
                 "batch norm needs more than one value of every channel: give a --data.batch_size of at least 2, or "
                 "larger images"
             )
+        if isinstance(cause, UnicodeEncodeError):  # of jsonargparse or TensorBoard
+            return InputError(f"training takes options and folders in UTF-8 only, got {cause.object!a}")
+        if "DataLoader worker" in str(cause):
+            return InputError(
+                "a process that loads images was killed, probably because the memory was full: give fewer "
+                f"--data.num_workers or a smaller --data.batch_size ({' '.join(str(cause).split())})"
+            )
         cause = cause.__cause__ or cause.__context__
     if not isinstance(error, ArgumentError):
         return error

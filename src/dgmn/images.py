@@ -2,19 +2,25 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from dgmn.errors import InputError
+from dgmn_base.files import check_file, writing
 
-MAX_PIXELS = 178_956_970
-"""A larger image is refused, by Pillow, too: decoding it could take all memory."""
+MAX_PIXELS = 100_000_000
+"""A larger image or mask is refused, before it is decoded. An image takes up to 24 bytes of memory per pixel."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if "avif" in features.modules else ()))
+"""Pillow's names of the formats that are read. For others it starts programs, or trusts the sizes in a file."""
 
 AnyImage = Any
 """Any image that [`to_image`][dgmn.images.to_image] accepts."""
@@ -29,9 +35,11 @@ def to_image(image: AnyImage) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: the argument is none of these, or cannot be read; the message says what was given.
+        InputError: the argument is none of these, cannot be read, or has more than `MAX_PIXELS` pixels; the message
+            says what was given.
     """
     if isinstance(image, Image.Image):
+        _check_size(image.size, "image")
         return _rgb(ImageOps.exif_transpose(image), "image")
     if isinstance(image, str | os.PathLike):
         return load_image(image)
@@ -43,6 +51,7 @@ def to_image(image: AnyImage) -> Image.Image:
         is_picture = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
         if image.dtype != np.uint8 or not is_picture or not image.size:
             raise InputError(f"image: an array must be (H, W, 3) of uint8 in RGB, got {image.shape} of {image.dtype}")
+        _check_size(image.shape[1::-1], "image")
         return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
     raise InputError(
         "image must be a path, the bytes of a file, a PIL image, an array (H, W, 3) or a tensor (3, H, W), "
@@ -54,6 +63,7 @@ def _from_tensor(image: Tensor) -> Image.Image:
     wanted = "image: a tensor must be (3, H, W), of uint8 or of floating point in 0..1"
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise InputError(f"{wanted}, got {tuple(image.shape)}")
+    _check_size(image.shape[:0:-1], "image")
     image = image.detach().cpu()
     if image.is_floating_point():
         low, high = image.min().item(), image.max().item()
@@ -66,7 +76,7 @@ def _from_tensor(image: Tensor) -> Image.Image:
 
 
 def load_image(path: str | os.PathLike[str], upright: bool = True) -> Image.Image:
-    """Decodes a whole image as RGB.
+    """Decodes a whole image as RGB; of a GIF, the first frame.
 
     Args:
         path: path of the image.
@@ -76,28 +86,82 @@ def load_image(path: str | os.PathLike[str], upright: bool = True) -> Image.Imag
         FileNotFoundError: there is no such file.
         InputError: the file is not an image, is truncated, or has more than `MAX_PIXELS` pixels; the message names it.
     """
-    return _decoded(path, str(path), upright)
+    return _decoded(path, os.fspath(path), upright)
 
 
 def _decoded(source: Any, name: str, upright: bool) -> Image.Image:
+    with opened(source, name) as image:
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image, name)
+
+
+@contextmanager
+def opened(source: Any, name: str, what: str = "image") -> Iterator[Image.Image]:
+    """Opens an image or mask as it is stored; its pixels are decoded when they are first used.
+
+    This is the only place that opens images: it takes the formats in `FORMATS` only.
+
+    Args:
+        source: path of the file, or the file.
+        name: its name in messages.
+        what: what it is, in messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file is not an image, is truncated, or has more than `MAX_PIXELS` pixels; the message names it.
+    """
     try:
-        with Image.open(source) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise InputError(f"{name}: {width} x {height} pixels, at most {MAX_PIXELS:,} are accepted")
-            return _rgb(ImageOps.exif_transpose(image) if upright else image, name)
+        if isinstance(source, str | os.PathLike):
+            check_file(source)
+        with Image.open(source, formats=FORMATS) as image:
+            _check_size(image.size, name)
+            yield image
     except (FileNotFoundError, InputError):
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not an image, or of a format that Pillow does not know") from error
+        raise InputError(f"{name}: not an image of a known format: {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: too large, at most {MAX_PIXELS:,} pixels are accepted") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
-        raise InputError(f"{name}: damaged image ({error})") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files have no number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"{name}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{name}: damaged {what} ({error})") from error
+
+
+def _check_size(size: Sequence[int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name}: {width} x {height} pixels, at most {MAX_PIXELS:,} are accepted")
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Writes an image in the format of the path's extension; the file is whole or absent.
+
+    Args:
+        image: the image.
+        path: path of the file.
+        options: options of Pillow's writer of the format.
+
+    Raises:
+        InputError: the extension is of no format, or the file cannot be written; the message names it.
+    """
+    Image.init()
+    form = Image.EXTENSION.get(path.suffix.lower())
+    if form not in Image.SAVE:
+        raise InputError(f"{path}: the extension must be that of an image, such as .jpg or .png")
+    encoded = BytesIO()  # Pillow's errors for a full disk do not say that it is full
+    image.save(encoded, form, **options)
+    with writing(path) as file:
+        file.write(encoded.getbuffer())
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    return (_eight_bit(image, name) if image.mode[0] in "IF" else image).convert("RGB")
+    image = _eight_bit(image, name) if image.mode[0] in "IF" else image
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()
+    return image
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:

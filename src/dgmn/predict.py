@@ -1,6 +1,7 @@
 """The command `dgmn predict`: predicts images with a trained or published model."""
 
 import argparse
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from dgmn.errors import InputError
+from dgmn.images import save_image
 from dgmn.loading import load
 from dgmn.predictor import Predictor, Result
 from dgmn_base.options import check_task, is_given
@@ -41,7 +43,7 @@ def predict(options: argparse.Namespace) -> int:
             rows.append((result.name, *result.cells()))
             if writer is not None:
                 writer.add(result)
-            stem = f"{numbers[result.source]:05d}_{result.source.stem}"
+            stem = f"{numbers[result.source]:05d}_{_shortened(result.source.stem)}"
             try:
                 _write(result, stem, folders, predictor, options)
             except InputError as error:  # a wrong point or layer: the next image would fail, too
@@ -83,15 +85,21 @@ def _folders(options: argparse.Namespace) -> dict[str, Path]:
     return folders
 
 
+def _shortened(name: str) -> str:
+    """A name of at most 200 bytes: with what the files of results add, a longer one can be too long for the disk."""
+    return os.fsdecode(os.fsencode(name)[:200])
+
+
 def _write(result: Any, stem: str, folders: dict[str, Path], predictor: Predictor, options: argparse.Namespace) -> None:
     if "pictures" in folders:
-        result.draw().save(folders["pictures"] / f"{stem}.jpg", quality=92)
+        save_image(result.draw(), folders["pictures"] / f"{stem}.jpg", quality=92)
     if "labels" in folders:
-        result.label_image().save(folders["labels"] / f"{stem}.png")
+        save_image(result.label_image(), folders["labels"] / f"{stem}.png")
     if "submission" in folders:
         from dgmn.segmentation.cityscapes import submission_name, to_label_ids
 
-        Image.fromarray(to_label_ids(result.labels)).save(folders["submission"] / submission_name(result.source))
+        labels = Image.fromarray(to_label_ids(result.labels))
+        save_image(labels, folders["submission"] / submission_name(result.source))
     if "nodes" in folders:
         _write_nodes(result, stem, folders["nodes"], predictor, options)
 
@@ -99,4 +107,4 @@ def _write(result: Any, stem: str, folders: dict[str, Path], predictor: Predicto
 def _write_nodes(result: Result, stem: str, folder: Path, predictor: Predictor, options: argparse.Namespace) -> None:
     for at in options.at or [(result.image.width / 2, result.image.height / 2)]:
         picture = predictor.nodes(result.image, at).draw(options.layer)
-        picture.save(folder / f"{stem}_{at[0]:g}_{at[1]:g}.png")
+        save_image(picture, folder / f"{stem}_{at[0]:g}_{at[1]:g}.png")

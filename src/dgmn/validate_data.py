@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dgmn.cli import make_data
 from dgmn.errors import InputError
-from dgmn.images import stacked
+from dgmn.images import save_image, stacked
 from dgmn.pictures import contact_sheet
 from dgmn.training.data import ImageData
 from dgmn_base.terminal import Progress, format_table
@@ -26,9 +26,8 @@ def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(format_table(report.header, report.rows))
     if report.samples:
         picture = Path(options.picture)
-        picture.parent.mkdir(parents=True, exist_ok=True)
         sheet = contact_sheet(report.samples)
-        (stacked([sheet, report.legend(sheet.width)]) if report.legend else sheet).save(picture)
+        save_image(stacked([sheet, report.legend(sheet.width)]) if report.legend else sheet, picture)
         print(f"\nsamples: {picture}")
     if not report.problems:
         print("\nno mistakes found")

@@ -1,12 +1,13 @@
 """Writers that add results to JSON files one by one."""
 
 import json
-import os
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from dgmn_base.files import writing
 
 
 class JsonWriter(AbstractContextManager["JsonWriter"]):
@@ -14,31 +15,40 @@ class JsonWriter(AbstractContextManager["JsonWriter"]):
 
     Args:
         file: path of the file. Until the end, a partial file beside it holds the entries.
+
+    Raises:
+        InputError: the file cannot be written; there is then no new file.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._partial = file.with_name(f".{file.name}.partial")
         self.entries = 0
 
     def __enter__(self) -> Self:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._out = self._partial.open("w", encoding="utf-8")
-        self._out.write(self.head())
+        self._writing = writing(self.file)
+        self._out = self._writing.__enter__()
+        self._write(self.head())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._out.closed:  # it could not be written
+            return
         # Also after an error, so that earlier results are kept.
-        with self._out:
-            self._out.write(self.tail())
-        os.replace(self._partial, self.file)
+        self._write(self.tail())
+        self._writing.__exit__(None, None, None)
 
     def entry(self, content: Any) -> None:
         """Writes the next entry of the list."""
-        self._out.write((",\n " if self.entries else "\n ") + json.dumps(content, allow_nan=False))
+        self._write((",\n " if self.entries else "\n ") + json.dumps(content, allow_nan=False))
         self.entries += 1
+
+    def _write(self, text: str) -> None:
+        try:
+            self._out.write(text.encode())
+        except OSError as error:
+            self._writing.__exit__(type(error), error, error.__traceback__)
 
     def head(self) -> str:
         """The text before the first entry."""

@@ -1,13 +1,17 @@
-"""Finding the files and folders that a user names."""
+"""Finding the files and folders that a user names, and writing files that are whole or absent."""
 
 import glob
 import os
-from collections.abc import Sequence
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from dgmn_base.errors import InputError
 
-EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -15,15 +19,17 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
     Raises:
         InputError: one of `sources` stands for no image; the message names it.
+        OSError: a folder cannot be read.
     """
     found: list[Path] = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if is_image(p) and not is_hidden(p.relative_to(path)))
+            images = images_in(path)
             if not images:
                 raise InputError(f"{path}: no images in this folder ({', '.join(sorted(EXTENSIONS))})")
-        elif path.is_file():
+        elif path.exists():
+            check_file(path)
             images = [path]
         else:
             images = sorted(p for p in map(Path, glob.glob(str(source), recursive=True)) if p.is_file())
@@ -33,14 +39,63 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders, sorted; none if there is no such folder.
+
+    Hidden files and folders are left out: file managers and notebooks leave them beside images. Links to folders are
+    followed, but each folder is read once, so a link to a folder above it does no harm.
+
+    Raises:
+        OSError: a folder cannot be read; it names the folder.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    found: list[Path] = []
+    read: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in read:
+            folders.clear()
+            continue
+        read.add((here.st_dev, here.st_ino))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        found += [path for name in names if not is_hidden(name) and is_image(path := Path(place, name))]
+    return sorted(found)
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
 def is_image(path: Path) -> bool:
     """Whether a file has the extension of an image."""
     return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a relative path has a hidden part: file managers and notebooks leave such files beside images."""
-    return any(part.startswith(".") for part in path.parts)
+def is_hidden(name: str) -> bool:
+    """Whether a name is that of a hidden file or folder."""
+    return name.startswith(".")
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Checks that a path is a file; opening a pipe would wait for its writer, and a device may have no end.
+
+    Raises:
+        InputError: it is something else; the message names it.
+        OSError: there is nothing, or it cannot be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise InputError(f"{os.fspath(path)}: {kinds.get(stat.S_IFMT(mode), 'a device')}, a file is needed")
 
 
 def check_root(root: Path) -> None:
@@ -57,3 +112,66 @@ def listing(folder: Path) -> str:
     """What is in a folder, for messages."""
     names = sorted(path.name for path in folder.iterdir())
     return f"found {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "it is empty"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` when the block ends; after an error, `path` is as it was before.
+
+    Missing folders are made. A device or pipe, such as /dev/stdout, is written directly.
+
+    Raises:
+        InputError: the file cannot be written, for instance because the disk is full; the message names it.
+    """
+    with _named(path):
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        target = Path(os.path.realpath(path))  # a link stays a link
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # otherwise a crash of the machine could leave an empty file
+            os.replace(partial, target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder that becomes `path` when the block ends; after an error there is no `path`.
+
+    Raises:
+        InputError: it cannot be written, for instance because the disk is full; the message names it.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with _named(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the file in errors of the system about it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # torch.save raises its own error after it
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or isinstance(cause, BrokenPipeError):
+            raise
+        raise InputError(f"{path}: cannot be written: {cause.strerror or cause}") from error

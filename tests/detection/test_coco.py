@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -109,7 +110,26 @@ def change(path, value):
         (("images", 0, "file_name"), "c.png", r"images\[0\]: no image .*c.png"),
         (("images", 1, "id"), 7, r"images\[1\]: the id 7 is there twice"),
         (("images", 0, "width"), "40", r"images\[0\] needs id as a whole number or text, width and height as"),
-        (("images", 0, "height"), 0, r"images\[0\]: the size must be at least 1 x 1, got 40 x 0"),
+        (
+            ("images", 0, "height"),
+            0,
+            r"images\[0\]: the size must be at least 1 x 1, and at most 100,000,000 pixels, got 40 x 0",
+        ),
+        (
+            ("images", 0, "width"),
+            10**7,
+            r"images\[0\]: the size must be at least 1 x 1, and at most 100,000,000 pixels, got 10000000 x 30",
+        ),
+        (
+            ("annotations", 0, "bbox"),
+            [1e9, 2, 3, 4],
+            r"\(id 1\): bbox must be four numbers .* got \[1000000000.0, 2, 3",
+        ),
+        (
+            ("annotations", 0, "bbox"),
+            [1, 2, float("inf"), 4],
+            r"\(id 1\): bbox must be four numbers .* \[1, 2, Infinity",
+        ),
         (("images",), [], r"annotations\[0\] \(id 1\): the image_id 7 belongs to no image"),
         (("categories",), [], r"no categories in it"),
         (("categories", 1), {"id": 90, "name": "car"}, r"categories\[1\]: the id 90 is there twice"),
@@ -185,6 +205,14 @@ def test_other_files(tmp_path, text, message):
         ([[0, 0, float("nan"), 0, 5, 5]], r"annotation 1: segmentation: NaN in a polygon is no place"),
         ([[0, 0, 1e8, 0, 5, 5]], r"annotation 1: segmentation: 100000000.0 in a polygon is no place"),
         ({"size": [30, 40], "counts": "0"}, r"annotation 1: segmentation cannot be read .*1200"),
+        ([[0, 0, 5, float("inf"), 5, 5]], r"annotation 1: segmentation: Infinity in a polygon is no place"),
+        ([[0, 0, 10**400, 0, 5, 5]], r"annotation 1: segmentation: 10+\.\.\. in a polygon is no place"),
+        ([[-390, 0, 390, 390] * 1000], r"annotation 1: segmentation: the border of a polygon is 1560000 pixels long"),
+        ({"size": [10**6, 10**6], "counts": [10**12]}, r"annotation 1: segmentation must be polygons, or run lengths"),
+        ({"size": [30, 40], "counts": [10**12]}, r"annotation 1: segmentation cannot be read .*exceed"),
+        ({"size": [30, 40], "counts": [-5, 1205]}, r"annotation 1: segmentation cannot be read"),
+        ({"size": [30, 40], "counts": "~" * 1000}, r"annotation 1: segmentation cannot be read"),
+        ({"size": None, "counts": [1200]}, r"annotation 1: segmentation cannot be read"),
         (None, r"annotation 1: segmentation must be polygons"),
         ([["x"] * 6], r'annotation 1: segmentation: "x" in a polygon is no place in or near the image'),
     ],
@@ -192,8 +220,11 @@ def test_other_files(tmp_path, text, message):
 def test_masks_that_cannot_be_read(content, read, segmentation, message):
     content["annotations"][0]["segmentation"] = segmentation
     found = read()
-    with pytest.raises(InputError, match=message):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=message) as told:
         to_target(found.images[1], found.ids, masks=True)
+    assert "\n" not in str(told.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
 def test_two_categories_of_one_name(content, read):

@@ -232,13 +232,22 @@ def test_names_of_masks(folder):
     data = SegmentationData(folder, masks="masks/{split}/{name}_L.png")
     data.setup("validate")
     assert data._sets["val"][0][1].shape == (64, 96)
-    for pattern in ("masks/{split}", "{name}{foo}.png", "{name}{"):
+    for pattern in (
+        "masks/{split}",
+        "{name}{foo}.png",
+        "{name}{",
+        "{name:>1000000000}.png",
+        "{split:9}{name}",
+        "{name!r}",
+    ):
         with pytest.raises(
             InputError, match=r"data.masks may hold \{name\}, \{split\} and must hold \{name\}, for inst"
         ):
             SegmentationData(folder, masks=pattern).setup("fit")
     with pytest.raises(InputError, match=r"data.images may hold \{split\}, for instance"):
         SegmentationData(folder, images="{foo}").setup("fit")
+    with pytest.raises(InputError, match=r"data.images may hold \{split\}, for instance"):
+        SegmentationData(folder, images="{split:>1000000000}").setup("fit")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """Runs whose numbers are no numbers end with one line, and keep what they had; continued runs say what they change."""
 
 import csv
+import io
 import json
+import os
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import yaml
 from PIL import Image
 
 import dgmn
+from dgmn.classification.data import ClassFolders
 from dgmn.errors import InputError
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn_cli import run
@@ -235,3 +240,66 @@ def test_an_evaluation_of_weights_that_overflow(fit, colors, tmp_path, capsys):
     arguments += ["--data.root", str(colors), "--trainer.default_root_dir", str(tmp_path / "run")]
     assert run(["validate", *arguments, "--ckpt_path", "best", "--trainer.accelerator", "cpu"]) == 2
     assert "val/loss is no finite number" in error(capsys)
+
+
+def test_a_killed_loader_is_one_line(fit, tmp_path, capsys, monkeypatch):
+    """As the system does when the memory is full."""
+    main = os.getpid()
+
+    class Killed(ClassFolders):
+        def __getitem__(self, index):
+            if os.getpid() != main:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    monkeypatch.setattr("dgmn.classification.data.ClassFolders", Killed)
+    assert fit("--data.num_workers", "1") == 2
+    message = error(capsys)
+    assert "a process that loads images was killed" in message
+    assert "fewer --data.num_workers or a smaller --data.batch_size" in message
+
+
+@pytest.mark.parametrize("limit", [100, 20_000, 100_000])
+def test_a_full_disk_is_one_line(limit, fit, tmp_path, capsys):
+    """Every file of a run stops at `limit` bytes: the configuration, the metrics, the checkpoint."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        assert fit() == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large" in error(capsys)
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+    assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_names_that_are_not_utf8(fit, colors, tmp_path, capsys, monkeypatch):
+    """Of the folder of the data, a class, an image, the results and the pictures; but not in options of training."""
+    strange = os.fsdecode(b"gr\xfcn")
+    root = tmp_path / strange
+    for split in ("train", "val"):
+        (colors / split / "green" / "0.png").rename(colors / split / "green" / f"{strange}.png")
+        (colors / split / "green").rename(colors / split / strange)
+        (root / split).parent.mkdir(exist_ok=True)
+        (colors / split).rename(root / split)
+    monkeypatch.chdir(root)
+    assert fit("--data.root", ".") == 0
+    found = tmp_path / f"found {strange}.json"
+    arguments = ["--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), "--device", "cpu", "--json", str(found)]
+    assert run(["predict", str(root / "val"), *arguments, "--pictures", str(tmp_path / "pictures")]) == 0
+    content = json.loads(found.read_text(encoding="utf-8"))
+    images = sorted((root / "val").rglob("*.png"))
+    assert [entry["image"] for entry in content] == [str(image) for image in images]
+    assert {top["class"] for entry in content for top in entry["top"]} == {"red", strange}
+    assert any(path.name.endswith(f"{strange}.jpg") for path in (tmp_path / "pictures").iterdir())
+    assert str(root / "val").encode("utf-8", "backslashreplace").decode() in capsys.readouterr().out
+    assert run(["validate-data", "-c", RECIPE, "--data.root", ".", "--picture", str(tmp_path / "x.jpg")]) == 0
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", console)
+        assert run(["predict", str(root / "val"), *arguments]) == 0
+    assert b"/gr\\udcfcn/val/red/0.png" in console.buffer.getvalue()
+    capsys.readouterr()
+    for options in ({"folder": f"run {strange}"}, {"folder": "again", "root": root}):
+        assert fit("--data.root", str(options.pop("root", ".")), **options) == 2
+        assert "training takes options and folders in UTF-8 only, got" in error(capsys)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgmn.bench.report import Row, short
+from dgmn_base.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,5 +213,8 @@ def _save(figure: Figure, title: str, hardware: str, stem: Path) -> list[Path]:
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.supxlabel(hardware, x=0.01, ha="left", fontsize=8, color="#555555")
     path = stem.with_suffix(".png")
-    figure.savefig(path)
+    drawn = BytesIO()
+    figure.savefig(drawn)
+    with writing(path) as file:
+        file.write(drawn.getbuffer())
     return [path]

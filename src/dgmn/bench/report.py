@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 import timm
@@ -18,6 +19,7 @@ import torch
 import dgmn
 from dgmn.bench.measure import Job, Timing
 from dgmn.errors import InputError
+from dgmn_base.files import writing
 from dgmn_base.terminal import format_table
 
 COLUMNS = (
@@ -109,15 +111,17 @@ class Report:
         self._write_csv()
 
     def _write_csv(self) -> None:
-        with self.csv.open("w", newline="", encoding="utf-8") as file:
-            for key, value in self.environment.items():
-                file.write(f"# {key}: {value}\n")
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for r in self.rows:
-                times = (f"{ms:.6g}" for ms in (r.time.median, r.time.q25, r.time.q75, r.images_per_s))
-                optional = ("" if number is None else f"{number:.6g}" for number in (r.ratio, r.peak_mb))
-                writer.writerow((r.case, r.mode, r.contender, *times, *optional, r.batch, r.pixels, r.rounds))
+        text = StringIO()
+        for key, value in self.environment.items():
+            text.write(f"# {key}: {value}\n")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for r in self.rows:
+            times = (f"{ms:.6g}" for ms in (r.time.median, r.time.q25, r.time.q75, r.images_per_s))
+            optional = ("" if number is None else f"{number:.6g}" for number in (r.ratio, r.peak_mb))
+            writer.writerow((r.case, r.mode, r.contender, *times, *optional, r.batch, r.pixels, r.rounds))
+        with writing(self.csv) as file:
+            file.write(text.getvalue().encode())
 
     def table(self, mode: str, ratio: str) -> str:
         """Formats the rows of a mode; `ratio` is the heading of the column of ratios."""

@@ -12,7 +12,6 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 from typing_extensions import override
 
 from dgmn.about import Preprocessing
@@ -22,7 +21,7 @@ from dgmn.images import check_images, load_image
 from dgmn.pictures import captioned
 from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
-from dgmn_base.files import EXTENSIONS, is_hidden, listing
+from dgmn_base.files import EXTENSIONS, folders_in, images_in, listing
 
 
 @dataclass
@@ -218,37 +217,31 @@ def _image_folder(root: Path, split: str) -> ImageFolder:
     if not folder.is_dir():
         what = listing(root) if root.is_dir() else "there is no such folder"
         raise InputError(f"data.root {root}: expected {split}/<class>/*.jpg in it, {what}")
-    if not any(map(_is_class, folder.iterdir())):
+    if not folders_in(folder):
         raise InputError(f"data.root: {folder} has no folders of classes, {listing(folder)}")
-    try:
-        return ClassFolders(folder, loader=load_image, is_valid_file=_is_sample)
-    except FileNotFoundError as error:  # a class without images
-        empty = [d.name for d in sorted(folder.iterdir()) if _is_class(d) and not _has_images(d)]
-        raise InputError(
-            f"data.root: no images in {folder} for the classes {', '.join(empty[:5])} ({', '.join(sorted(EXTENSIONS))})"
-        ) from error
+    return ClassFolders(folder, loader=load_image)
 
 
 class ClassFolders(ImageFolder):
-    """torchvision's folders of classes, without hidden folders."""
+    """torchvision's folders of classes, without hidden files and folders."""
 
     @override
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = sorted(folder.name for folder in Path(directory).iterdir() if _is_class(folder))
+        names = folders_in(Path(directory))
         return names, {name: i for i, name in enumerate(names)}
 
-
-def _is_class(folder: Path) -> bool:
-    return folder.is_dir() and not is_hidden(Path(folder.name))
-
-
-def _is_sample(path: str) -> bool:
-    return has_file_allowed_extension(path, IMG_EXTENSIONS) and not is_hidden(Path(Path(path).name))
+    @staticmethod
+    @override
+    def make_dataset(directory: str | Path, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
+        of_class = {name: images_in(Path(directory, name)) for name in class_to_idx}
+        empty = [name for name, images in of_class.items() if not images]
+        if empty:
+            raise InputError(
+                f"data.root: no images in {directory} for the classes {', '.join(empty[:5])} "
+                f"({', '.join(sorted(EXTENSIONS))})"
+            )
+        return [(str(image), class_to_idx[name]) for name, images in of_class.items() for image in images]
 
 
 def _read(sample: tuple[str, int]) -> None:
     load_image(sample[0])
-
-
-def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))

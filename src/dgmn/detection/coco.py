@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgmn.errors import InputError
+from dgmn.images import MAX_PIXELS
 
 
 @dataclass
@@ -115,8 +116,8 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
         elif not (folder / entry["file_name"]).is_file():
             report(f"{what}: no image {folder / entry['file_name']}")
             rejected.add(entry["id"])
-        elif min(entry["width"], entry["height"]) < 1:
-            report(f"{what}: the size must be at least 1 x 1, got {entry['width']} x {entry['height']}")
+        elif min(entry["width"], entry["height"]) < 1 or entry["width"] * entry["height"] > MAX_PIXELS:
+            report(f"{what}: {_SIZES}, got {entry['width']} x {entry['height']}")
             rejected.add(entry["id"])
         else:
             size = (entry["height"], entry["width"])
@@ -276,6 +277,10 @@ def mask_runs(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
                 far = next((x for x in polygon if not (_is_number(x) and abs(x) <= _FAR * max(size))), None)
                 if far is not None:
                     raise InputError(f"{what}: {_short(far)} in a polygon is no place in or near the image")
+                points = np.asarray(polygon, float).reshape(-1, 2)
+                border = np.abs(points - np.roll(points, 1, 0)).max(1).sum()
+                if border > _BORDER * sum(size):
+                    raise InputError(f"{what}: the border of a polygon is {border:.0f} pixels long")
             runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
         elif isinstance(segmentation, dict) and list(segmentation.get("size", ())) == list(size):
             counts = segmentation.get("counts")
@@ -306,7 +311,9 @@ def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
+_SIZES = f"the size must be at least 1 x 1, and at most {MAX_PIXELS:,} pixels"
 _FAR = 10  # how many times the image's long side a polygon may lie away from its corner
+_BORDER = 100  # how many times the image's height and width together a polygon's border may be long
 
 
 def _has(entry: Any, fields: dict[str, tuple[type, ...]]) -> bool:

@@ -73,7 +73,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target] | None]):
             raise InputError("data: none of the images can be read")
         if self.transform is not None:
             image, target = transformed(self.transform, image, target)
-        return image.float() / 255, target
+        return image.float().div_(255), target
 
 
 def collate(batch: list[tuple[Tensor, Target] | None]) -> tuple[list[Tensor], list[Target]]:

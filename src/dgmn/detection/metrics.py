@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dgmn.detection.coco import encode_mask, is_crowd, load_annotations, mask_runs, order_of_ids
 from dgmn.errors import InputError
+from dgmn_base.files import writing
 
 _STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -148,5 +149,5 @@ def _found(
 
 def write_results(results: list[dict[str, Any]], file: Path) -> None:
     """Writes results for COCO's test server."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, allow_nan=False) + "\n")
+    with writing(file) as out:
+        out.write((json.dumps(results, allow_nan=False) + "\n").encode())

@@ -208,7 +208,7 @@ class DetectionPredictor(Predictor):
         return {key: value[order].cpu() for key, value in found.items()}
 
     def _pixels(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = TF.pil_to_tensor(image).to(self.device).float() / 255
+        pixels: Tensor = TF.pil_to_tensor(image).to(self.device).float().div_(255)  # in place: it can be large
         return pixels
 
     @override

@@ -40,15 +40,15 @@ class Resize(GeneralizedRCNNTransform):
         self.bgr = bgr
 
     def normalize(self, image: Tensor) -> Tensor:
-        normalised: Tensor = super().normalize(image.flip(-3) if self.bgr else image)
-        return normalised
+        """Leaves the image as it is: `resize` normalises it, because several large copies could fill the memory."""
+        return image
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         before = (image.shape[-2], image.shape[-1])
         short: int = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
         after = resized_sides(before, short, self.max_size)
         resized = F.interpolate(image[None], after, mode="bilinear", align_corners=False, antialias=self.antialias)
-        image = resized[0]
+        image = super().normalize(resized[0].flip(-3) if self.bgr else resized[0])
         if target is None:
             return image, None
         step = self.size_divisible

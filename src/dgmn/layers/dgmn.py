@@ -33,7 +33,7 @@ class SampledConv2d(nn.Conv2d):
         if walks is None:
             return super().forward(x)
         # The products are computed first, tap by tap. Then their results are sampled. Both steps are linear, so the
-        # order makes no difference. But this order samples fewer channels and never holds the K sampled nodes in memory.
+        # order makes no difference. But this order samples fewer channels and never holds the K sampled nodes.
         batch, _, height, width = x.shape
         outputs = self.out_channels
         parts = _parts(outputs)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dgmn.ops import library, native, reference
-from dgmn.ops.tracing import is_exporting, is_transformed
+from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
@@ -229,7 +229,7 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
-    if is_exporting() and (torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()):
+    if is_exporting() and (torch.onnx.is_in_onnx_export() or is_jit_tracing()):
         return "reference"  # ONNX and TorchScript do not have our operators
     if value.device.type == "cpu":
         if native.LIBRARY is None and not torch.compiler.is_compiling():

@@ -41,7 +41,8 @@ class PreciseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):
-            return self._conv_forward(*_widened(x, self.weight, self.bias))
+            out: Tensor = self._conv_forward(*_widened(x, self.weight, self.bias))
+            return out
 
 
 def _widened(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:

@@ -11,7 +11,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def is_exporting() -> bool:
     """Whether a graph is being recorded that will run at other sizes: by torch.export, or by torch.jit.trace."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return torch.compiler.is_exporting() or is_jit_tracing()
+
+
+def is_jit_tracing() -> bool:
+    """Whether torch.jit.trace records the code."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
 
 
 def is_symbolic(x: object) -> bool:
@@ -33,7 +38,7 @@ def opaque(cls: type[Module]) -> type[Module]:
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *args), {})
 
     cls.forward = traced
-    cls.__prepare_scriptable__ = _no_torchscript  # torch.jit.script calls it
+    cls.__prepare_scriptable__ = _no_torchscript  # type: ignore[attr-defined]  # torch.jit.script calls it
     return cls
 
 

@@ -79,6 +79,11 @@ def overlay(
     return Image.fromarray(out)
 
 
+def _at_width(image: Image.Image, width: int) -> tuple[int, int]:
+    """The size of an image at a width; a very tall one is squashed, because it would fill the memory."""
+    return width, min(max(1, round(image.height * width / image.width)), 8 * width)
+
+
 def comparison(
     image: Image.Image,
     truth: NDArray[np.uint8],
@@ -87,7 +92,7 @@ def comparison(
     width: int = 480,
 ) -> Image.Image:
     """An image, its true labels and the predicted ones, side by side."""
-    size = (width, max(1, round(image.height * width / image.width)))
+    size = _at_width(image, width)
     parts = [image, *(overlay(image, labels, colors, 0.75) for labels in (truth, predicted))]
     canvas = Image.new("RGB", (3 * width + 8, size[1] + 4), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -191,7 +196,7 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int = 4, width: int 
     """Pictures in rows, each at the same width."""
     rows = []
     for start in range(0, len(pictures), columns):
-        row = [p.resize((width, max(1, round(p.height * width / p.width)))) for p in pictures[start : start + columns]]
+        row = [picture.resize(_at_width(picture, width)) for picture in pictures[start : start + columns]]
         line = Image.new("RGB", (columns * (width + 4), max(p.height for p in row) + 4), PAPER)
         for i, picture in enumerate(row):
             line.paste(picture, (i * (width + 4), 0))

@@ -1,14 +1,14 @@
 """Handwritten digits in one folder per class."""
 
 import argparse
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+from dgmn.images import save_image
 from dgmn.loading import load
 from dgmn.pictures import prediction_grid
 from dgmn.quickstart.digits import digits, enlarged
+from dgmn_base.files import writing_folder
 
 FOLDER = "digits"
 DATA = "Handwritten digits (scikit-learn), train/<digit>/*.png, val, test,"
@@ -21,13 +21,11 @@ def recipe(options: argparse.Namespace) -> str:
 
 def write(folder: Path) -> None:
     """Writes the digits as PNG files in ImageFolder layout."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for split, digit, index, pixels in digits():
-        target = partial / split / str(digit)
-        target.mkdir(parents=True, exist_ok=True)
-        enlarged(pixels, _SIZE).save(target / f"{index:04d}.png")
-    os.replace(partial, folder)
+    with writing_folder(folder) as partial:
+        for split, digit, index, pixels in digits():
+            target = partial / split / str(digit)
+            target.mkdir(parents=True, exist_ok=True)
+            enlarged(pixels, _SIZE).save(target / f"{index:04d}.png")
 
 
 def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]]:
@@ -36,7 +34,8 @@ def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]
     wrong = [r for r in results if r.top[0][0] != _truth(r)]
     right = [r for r in results if r.top[0][0] == _truth(r)]
     shown = (wrong + right[:: max(1, len(right) // 40)])[:40]
-    prediction_grid([r.image for r in shown], [r.top[0] for r in shown], [_truth(r) for r in shown]).save(picture)
+    grid = prediction_grid([r.image for r in shown], [r.top[0] for r in shown], [_truth(r) for r in shown])
+    save_image(grid, picture)
     return [("test images, never trained on", len(results)), ("top-1", f"{len(right) / len(results):.1%}")]
 
 

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +13,11 @@ from PIL import Image
 from dgmn.about import about
 from dgmn.detection.coco import encode_mask
 from dgmn.detection.metrics import average_precision
+from dgmn.images import save_image
 from dgmn.loading import load
 from dgmn.pictures import contact_sheet
 from dgmn.quickstart.digits import Scenes
+from dgmn_base.files import writing_folder
 
 FOLDER = "scenes"
 DATA = "Scenes of handwritten digits on photographs (scikit-learn), with boxes and masks as in COCO,"
@@ -31,25 +31,23 @@ def recipe(options: argparse.Namespace) -> str:
 
 def write(folder: Path, counts: Mapping[str, int] = MappingProxyType(_COUNTS)) -> None:
     """Writes `counts` scenes per split, and their annotations."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "annotations").mkdir(parents=True)
-    scenes = Scenes(_SIZE, grid=(2, 3), digit_sizes=(26, 42), share=0.6)
-    for split, count in counts.items():
-        (partial / split).mkdir()
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for i in range(1, count + 1):
-            pixels, things = scenes.draw(split)
-            name = f"{i:06d}.png"
-            Image.fromarray(pixels).save(partial / split / name)
-            images.append({"id": i, "file_name": name, "height": _SIZE[0], "width": _SIZE[1]})
-            for digit, mask in things:
-                annotations.append({"id": len(annotations) + 1, "image_id": i, **_annotation(digit, mask)})
-        categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (partial / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    os.replace(partial, folder)
+    with writing_folder(folder) as partial:
+        (partial / "annotations").mkdir()
+        scenes = Scenes(_SIZE, grid=(2, 3), digit_sizes=(26, 42), share=0.6)
+        for split, count in counts.items():
+            (partial / split).mkdir()
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for i in range(1, count + 1):
+                pixels, things = scenes.draw(split)
+                name = f"{i:06d}.png"
+                Image.fromarray(pixels).save(partial / split / name)
+                images.append({"id": i, "file_name": name, "height": _SIZE[0], "width": _SIZE[1]})
+                for digit, mask in things:
+                    annotations.append({"id": len(annotations) + 1, "image_id": i, **_annotation(digit, mask)})
+            categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (partial / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
 def _annotation(digit: int, mask: Any) -> dict[str, Any]:
@@ -75,7 +73,7 @@ def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]
         results += found.to_coco(image["id"])
         if len(pictures) < 12:
             pictures.append(found.above(0.5).draw())
-    contact_sheet(pictures).save(picture)
+    save_image(contact_sheet(pictures), picture)
     rows: list[tuple[str, object]] = [("test scenes, of digits never trained on", len(files))]
     kinds = {"bbox": "box", "segm": "mask"} if about(predictor.network).masks else {"bbox": "box"}
     for kind, name in kinds.items():

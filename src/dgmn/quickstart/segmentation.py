@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,13 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dgmn.images import stacked
+from dgmn.images import save_image, stacked
 from dgmn.loading import load
 from dgmn.pictures import comparison, distinct_colors, legend
 from dgmn.quickstart.digits import Scenes
 from dgmn.segmentation.labels import named
 from dgmn.segmentation.layouts import Cityscapes
 from dgmn.segmentation.metrics import scores
+from dgmn_base.files import writing_folder
 
 FOLDER = "scenes"
 DATA = "Scenes of handwritten digits on photographs (scikit-learn), leftImg8bit and gtFine as in Cityscapes,"
@@ -33,24 +32,22 @@ def recipe(options: argparse.Namespace) -> str:
 
 def write(folder: Path, counts: Mapping[str, int] = MappingProxyType(_COUNTS)) -> None:
     """Writes `counts` scenes per split, their masks and the classes."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    scenes = Scenes(_SIZE, grid=(1, 2), digit_sizes=(36, 48))
-    for split, count in counts.items():
-        images, masks = partial / "leftImg8bit" / split / "scenes", partial / "gtFine" / split / "scenes"
-        images.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        for i in range(count):
-            image, things = scenes.draw(split)
-            mask = np.zeros(_SIZE, np.uint8)
-            for digit, ink in things:
-                mask[ink] = digit + 1
-            name = f"scenes_{i:06d}_000000"
-            Image.fromarray(image).save(images / f"{name}_leftImg8bit.png")
-            Image.fromarray(mask).save(masks / f"{name}_gtFine_labelTrainIds.png")
-    classes = [{"name": n, "color": c} for n, c in zip(CLASSES.names, CLASSES.colors, strict=True)]
-    (partial / "classes.json").write_text(json.dumps({"classes": classes}, indent=1) + "\n")
-    os.replace(partial, folder)
+    with writing_folder(folder) as partial:
+        scenes = Scenes(_SIZE, grid=(1, 2), digit_sizes=(36, 48))
+        for split, count in counts.items():
+            images, masks = partial / "leftImg8bit" / split / "scenes", partial / "gtFine" / split / "scenes"
+            images.mkdir(parents=True)
+            masks.mkdir(parents=True)
+            for i in range(count):
+                image, things = scenes.draw(split)
+                mask = np.zeros(_SIZE, np.uint8)
+                for digit, ink in things:
+                    mask[ink] = digit + 1
+                name = f"scenes_{i:06d}_000000"
+                Image.fromarray(image).save(images / f"{name}_leftImg8bit.png")
+                Image.fromarray(mask).save(masks / f"{name}_gtFine_labelTrainIds.png")
+        classes = [{"name": n, "color": c} for n, c in zip(CLASSES.names, CLASSES.colors, strict=True)]
+        (partial / "classes.json").write_text(json.dumps({"classes": classes}, indent=1) + "\n")
 
 
 def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]]:
@@ -66,7 +63,7 @@ def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]
         np.add.at(confusion, (truth.ravel(), result.labels.ravel()), 1)
         if len(rows) < 6:
             rows.append(comparison(result.image, truth, result.labels, CLASSES.colors, width=256))
-    stacked([*rows, legend(CLASSES.names, CLASSES.colors, rows[0].width)]).save(picture)
+    save_image(stacked([*rows, legend(CLASSES.names, CLASSES.colors, rows[0].width)]), picture)
     result = scores(torch.from_numpy(confusion))
     return [
         ("test scenes, of digits never trained on", len(samples)),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dgmn.errors import InputError
 from dgmn.finite import check_scores
+from dgmn.images import MAX_PIXELS
 
 _Part = tuple[int, int]  # from, to
 
@@ -72,7 +73,8 @@ def predict_labels(network: Callable[[Tensor], Tensor], image: Tensor, inference
 
     Args:
         network: maps images (B, 3, h, w) to logits (B, classes, h, w); in evaluation mode.
-        image: (3, H, W), normalised, on the network's device.
+        image: (3, H, W), on the network's device: normalised, or uint8 if the network normalises 0..255 itself, which
+            takes a quarter of the memory.
         inference: how the image is predicted.
 
     Returns:
@@ -137,7 +139,7 @@ def window_around(
     """
     height, width = image.shape[-2:]
     inference = _for_size(height, width, inference)
-    tall, wide = size = scaled_size(height, width, 1.0, inference.fit)
+    ((tall, wide),) = (size,) = _sizes(height, width, replace(inference, scales=(1.0,)))
     scaled = image if size == (height, width) else _resize_image(image, size)
     if inference.mode == "whole":
         return (0, 0), size, scaled
@@ -163,9 +165,11 @@ def _parts(
             scaled = image if size == (height, width) else _resize_image(image, size)
             for mirrored in (False, True) if inference.flip else (False,):
                 part = _probabilities(network, scaled, (height, width), rows, columns, mirrored, inference)
-                total = part if total is None else total + part
+                total = part if total is None else total.add_(part)
+                del part
+            del scaled  # before the next one is made
         assert total is not None
-        yield rows, columns, total / (len(inference.scales) * (1 + inference.flip))
+        yield rows, columns, total.div_(len(inference.scales) * (1 + inference.flip))
 
 
 def _probabilities(
@@ -179,26 +183,31 @@ def _probabilities(
 ) -> Tensor:
     """Probabilities of a part of the image, from the image at one scale."""
     if mirrored:
-        scaled = scaled.flip(-1)
         columns = _mirrored(columns, full[1])
     # The part of the scaled image from which the part of the full image is interpolated.
     top, bottom = _source(rows, full[0], scaled.shape[-2])
     left, right = _source(columns, full[1], scaled.shape[-1])
     if inference.mode == "whole":
-        logits = network(scaled[None])[0].float()[:, top:bottom, left:right]
+        whole = scaled.flip(-1) if mirrored else scaled
+        logits = network(whole[None])[0].float()[:, top:bottom, left:right]
     else:
-        logits = _slide(network, scaled, (top, bottom), (left, right), inference)
+        logits = _slide(network, scaled, (top, bottom), (left, right), mirrored, inference)
     logits = _resize_part(logits, 1, top, rows, full[0], scaled.shape[-2])
     logits = _resize_part(logits, 2, left, columns, full[1], scaled.shape[-1])
-    probabilities = logits.softmax(0)
-    check_scores(probabilities)
-    return probabilities.flip(-1) if mirrored else probabilities
+    logits = logits.softmax(0)  # under the same name, so that the memory of the logits is free again
+    check_scores(logits)
+    return logits.flip(-1) if mirrored else logits
 
 
 def _slide(
-    network: Callable[[Tensor], Tensor], image: Tensor, rows: _Part, columns: _Part, inference: Inference
+    network: Callable[[Tensor], Tensor],
+    image: Tensor,
+    rows: _Part,
+    columns: _Part,
+    mirrored: bool,
+    inference: Inference,
 ) -> Tensor:
-    """The logits of a part of the image, averaged over all windows that overlap it."""
+    """The logits of a part of the image, or of its mirror image, averaged over all windows that overlap it."""
     height, width = image.shape[-2:]
     crop = (min(inference.crop, height), min(inference.crop, width))
     windows = [
@@ -206,11 +215,17 @@ def _slide(
         for y in _origins(height, crop[0], inference.stride, rows)
         for x in _origins(width, crop[1], inference.stride, columns)
     ]
+
+    def window(y: int, x: int) -> Tensor:
+        if mirrored:  # a mirrored copy of the whole image would fill the memory
+            return image[:, y : y + crop[0], width - x - crop[1] : width - x].flip(-1)
+        return image[:, y : y + crop[0], x : x + crop[1]]
+
     total = None
     count = image.new_zeros((rows[1] - rows[0], columns[1] - columns[0]), dtype=torch.float32)
     for start in range(0, len(windows), inference.batch_size):
         batch = windows[start : start + inference.batch_size]
-        out = network(torch.stack([image[:, y : y + crop[0], x : x + crop[1]] for y, x in batch]))
+        out = network(torch.stack([window(y, x) for y, x in batch]))
         if total is None:
             total = torch.zeros((out.shape[1], *count.shape), dtype=torch.float32, device=out.device)
         for (y, x), logits in zip(batch, out, strict=True):
@@ -237,9 +252,14 @@ def _for_size(height: int, width: int, inference: Inference) -> Inference:
 
 def _tiles(height: int, width: int, inference: Inference) -> tuple[list[_Part], list[_Part]]:
     """Rows and columns of the parts that an image is predicted in."""
-    tile = max(height, width) if inference.mode == "whole" else inference.tile
+    # The logits of a part have the size that it has at the largest scale.
+    tile = max(height, width) if inference.mode == "whole" else _tile_side(inference)
     rows, columns = ([(start, min(start + tile, n)) for start in range(0, n, tile)] for n in (height, width))
     return rows, columns
+
+
+def _tile_side(inference: Inference) -> int:
+    return max(1, int(inference.tile / max(1.0, *inference.scales)))
 
 
 def scaled_size(height: int, width: int, scale: float, fit: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -258,7 +278,19 @@ def scaled_size(height: int, width: int, scale: float, fit: tuple[int, int] | No
 
 
 def _sizes(height: int, width: int, inference: Inference) -> list[tuple[int, int]]:
-    return [scaled_size(height, width, scale, inference.fit) for scale in inference.scales]
+    """The sizes at which an image is predicted.
+
+    Raises:
+        InputError: one of them has more than `MAX_PIXELS` pixels.
+    """
+    sizes = [scaled_size(height, width, scale, inference.fit) for scale in inference.scales]
+    tall, wide = max(sizes)
+    if tall * wide > MAX_PIXELS:
+        raise InputError(
+            f"image: {width} x {height} pixels become {wide} x {tall} at scale {max(inference.scales):g}, at most "
+            f"{MAX_PIXELS:,} pixels are accepted; predict it at one scale, or smaller"
+        )
+    return sizes
 
 
 def _mirrored(part: _Part, size: int) -> _Part:
@@ -266,6 +298,7 @@ def _mirrored(part: _Part, size: int) -> _Part:
 
 
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    image = image if image.is_floating_point() else image.float()
     return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dgmn.errors import InputError
-from dgmn.images import MAX_PIXELS
+from dgmn.images import opened
 from dgmn.pictures import distinct_colors
 from dgmn.segmentation.losses import IGNORED
 
@@ -146,19 +146,13 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
             names the file.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path, str(path), "mask") as image:
             mode, form = image.mode, image.format
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path}: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are accepted")
             values = np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing mask") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: damaged mask ({error})") from error
     expected = "a mask is an 8-bit greyscale image (PNG) whose values are class numbers"
-    if form in ("JPEG", "WEBP"):
+    if form in ("JPEG", "MPO", "WEBP", "AVIF"):
         raise InputError(f"{path}: {form} does not keep the values of pixels; {expected}")
     if mode == "P" and not palette:
         raise InputError(
@@ -182,7 +176,7 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
 
 def palette_colors(path: Path) -> dict[int, Color]:
     """The colours that the indices in a mask have in its palette; empty for a mask without a palette."""
-    with Image.open(path) as image:
+    with opened(path, str(path), "mask") as image:
         palette = image.getpalette("RGB") if image.mode == "P" else None
         if palette is None:
             return {}

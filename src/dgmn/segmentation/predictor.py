@@ -177,7 +177,7 @@ class SegmentationPredictor(Predictor):
 
             def watched(windows: Tensor, i: int = i, total: int = total) -> Tensor:
                 nonlocal done
-                logits: Tensor = self.network(windows)
+                logits: Tensor = self.network(self._preprocessed(windows))
                 done += len(windows)
                 progress((i + done / total) / len(images))
                 return logits
@@ -192,8 +192,14 @@ class SegmentationPredictor(Predictor):
         return results
 
     def _pixels(self, image: Image.Image) -> Tensor:
-        pixels = tv_tensors.Image(TF.pil_to_tensor(image))
-        out: Tensor = self._normalise(pixels).as_subclass(Tensor).to(self.device)
+        """The image (3, H, W), uint8: as floats, a large one would fill the memory."""
+        pixels: Tensor = TF.pil_to_tensor(image).to(self.device)
+        return pixels
+
+    def _preprocessed(self, windows: Tensor) -> Tensor:
+        """Parts of an image as the network takes them; resized parts are floats in 0..255."""
+        pixels = tv_tensors.Image(windows / 255 if windows.is_floating_point() else windows)
+        out: Tensor = self._normalise(pixels).as_subclass(Tensor)
         return out
 
     @override
@@ -208,6 +214,6 @@ class SegmentationPredictor(Predictor):
         """
         (top, left), (height, width), scaled = window_around(at, self._pixels(image), self.inference)
         scale = (image.width / scaled.shape[-1], image.height / scaled.shape[-2])
-        part = scaled[None, :, top : top + height, left : left + width]
+        part = self._preprocessed(scaled[None, :, top : top + height, left : left + width])
         found = sampled_nodes(self.network, part, (at[0] / scale[0] - left, at[1] / scale[1] - top))
         return [each.placed(scale, (left * scale[0], top * scale[1])) for each in found]

@@ -1,5 +1,6 @@
 """What happens to images and masks before the network sees them."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from dgmn.about import Preprocessing
 from dgmn.errors import InputError
+from dgmn.images import MAX_PIXELS
 from dgmn.segmentation.inference import scaled_size
 from dgmn.segmentation.losses import IGNORED
 
@@ -67,7 +69,7 @@ class Augmentation:
 def normalise(preprocessing: Preprocessing = Preprocessing()) -> v2.Transform:  # noqa: B008 - a frozen value
     """The transform of 8-bit images to floats, normalised by a network's mean and standard deviation."""
     to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
-    return v2.Compose([to_float, v2.Normalize(preprocessing.mean, preprocessing.std)])
+    return v2.Compose([to_float, v2.Normalize(preprocessing.mean, preprocessing.std, inplace=True)])
 
 
 def denormalise(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
@@ -78,7 +80,10 @@ def denormalise(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
 
 
 class RandomScale(v2.Transform):
-    """Resizes by a random factor, keeping the aspect ratio; torchvision's `RandomResize` takes sizes instead."""
+    """Resizes by a random factor, keeping the aspect ratio; torchvision's `RandomResize` takes sizes instead.
+
+    An image gets at most `MAX_PIXELS` pixels, unless `fit` asks for more.
+    """
 
     def __init__(self, scale: tuple[float, float], fit: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -88,6 +93,8 @@ class RandomScale(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
         factor = float(torch.empty(()).uniform_(*self.scale))
+        if self.fit is None:
+            factor = min(factor, math.sqrt(MAX_PIXELS / (height * width)))
         return {"size": list(scaled_size(height, width, factor, self.fit))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:

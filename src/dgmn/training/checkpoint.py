@@ -1,6 +1,5 @@
 """Checkpoint files that stay complete when a run is killed."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing_extensions import override
 
 from dgmn.errors import InputError
 from dgmn.finite import check_weights
-
-_PARTIAL = ".partial"
+from dgmn_base.files import writing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,14 +25,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):  # an object store: its own writes are atomic
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + _PARTIAL)
-        with partial.open("wb") as file:
+        with writing(Path(path)) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
 
     @override
     def load_checkpoint(

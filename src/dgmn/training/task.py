@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from dgmn.about import about
 from dgmn.errors import InputError
-from dgmn.images import stacked
+from dgmn.images import save_image, stacked
 from dgmn.report import say
 from dgmn.training.callbacks import FiniteTraining
 from dgmn.training.schedules import fingerprint
@@ -219,9 +219,8 @@ class Task(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.report("val")
         if self._pictures and self.trainer.state.fn == TrainerFn.FITTING:
-            folder = Path(self.trainer.default_root_dir) / "pictures"
-            folder.mkdir(parents=True, exist_ok=True)
-            stacked(self._pictures).save(folder / f"epoch_{self.current_epoch:04d}.jpg", quality=90)
+            picture = Path(self.trainer.default_root_dir) / "pictures" / f"epoch_{self.current_epoch:04d}.jpg"
+            save_image(stacked(self._pictures), picture, quality=90)
         self._pictures.clear()
 
     @override

@@ -1,17 +1,17 @@
 """Fetches and keeps the published models' weights."""
 
 import hashlib
-import os
 import tempfile
 from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from dgmn.errors import InputError
 from dgmn.weights.keys import match_keys
 from dgmn.weights.load import read_checkpoint
+from dgmn_base.files import writing
 from dgmn_base.zoo import ZooModel, find
 
 
@@ -66,11 +66,11 @@ def download(name: str, file: str | PathLike[str] | None = None) -> Path:
         original = Path(file) if file is not None else _fetch(model, Path(temporary) / "original.pth")
         state_dict = read_checkpoint(original).state_dict
         _verify(model, state_dict, original)
-        converted = Path(temporary) / target.name
         metadata = {"format": "pt", "model": model.name, "source": model.url, "sha256": _sha256(original)}
         # Some upstream files hold one tensor under several names, which safetensors refuses.
-        save_file({key: value.clone().contiguous() for key, value in state_dict.items()}, converted, metadata)
-        os.replace(converted, target)
+        converted = save({key: value.clone().contiguous() for key, value in state_dict.items()}, metadata)
+    with writing(target) as out:
+        out.write(converted)
     return target
 
 
@@ -84,8 +84,8 @@ def _fetch(model: ZooModel, target: Path) -> Path:
     except Exception as error:  # gdown raises its own errors, those of requests, and OSError
         reason = str(error).strip().split("\n")[0][:200]
         raise ConnectionError(
-            f"{model.name} could not be downloaded from {model.url}: {reason}\n"
-            f"If you get the file in another way: dgmn zoo download {model.name} --file FILE"
+            f"{model.name} could not be downloaded from {model.url}: {reason}; "
+            f"if you get the file in another way: dgmn zoo download {model.name} --file FILE"
         ) from error
     return target
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dgmn.detection.coco import CocoSet, read_coco
 from dgmn.detection.layouts.layout import Layout
+from dgmn_base.files import is_hidden
 
 
 class CocoFiles(Layout):
@@ -28,7 +29,7 @@ class CocoFiles(Layout):
 
     def splits(self) -> list[str]:
         before, _, after = self.annotations.partition("{split}")
-        files = self.root.glob(f"{before}*{after}")
+        files = (file for file in self.root.glob(f"{before}*{after}") if not is_hidden(file.name))
         return sorted(f.relative_to(self.root).as_posix().removeprefix(before).removesuffix(after) for f in files)
 
     def truth(self, split: str) -> Path:

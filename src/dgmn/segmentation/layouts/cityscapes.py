@@ -9,6 +9,9 @@ from dgmn.errors import InputError
 from dgmn.segmentation.cityscapes import CITYSCAPES, CITYSCAPES_IDS
 from dgmn.segmentation.labels import find_classes, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
+from dgmn_base.files import folders_in, images_in
+
+_TYPES = (".png", ".jpg")
 
 
 class Cityscapes(Layout):
@@ -37,13 +40,17 @@ class Cityscapes(Layout):
         return (root / "leftImg8bit").is_dir()
 
     def splits(self) -> list[str]:
-        return sorted(path.name for path in (self.root / "leftImg8bit").iterdir() if path.is_dir())
+        return folders_in(self.root / "leftImg8bit")
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
         for part in split.split("+"):
             folder = self.root / "leftImg8bit" / part
-            images = sorted(p for p in folder.glob("*/*_leftImg8bit.*") if p.suffix.lower() in (".png", ".jpg"))
+            images = [
+                path
+                for path in images_in(folder)
+                if path.stem.endswith("_leftImg8bit") and path.parent.parent == folder and path.suffix.lower() in _TYPES
+            ]
             if not images:
                 there = ", ".join(self.splits()) or "nothing"
                 raise InputError(f"{folder}: expected <city>/*_leftImg8bit.png, found none; leftImg8bit has {there}")

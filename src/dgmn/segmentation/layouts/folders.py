@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dgmn.errors import InputError
 from dgmn.segmentation.labels import find_classes, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import is_hidden, is_image, listing
+from dgmn_base.files import folders_in, images_in, listing
 
 
 class MaskFolders(Layout):
@@ -51,15 +51,14 @@ class MaskFolders(Layout):
     def splits(self) -> list[str]:
         before, _, after = self.images.partition("{split}")
         folder = self.root / before
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        names = folders_in(folder) if folder.is_dir() else []
         return [name for name in names if (self.root / f"{before}{name}{after}").is_dir()]
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
         for part in split.split("+"):
             folder = self.root / self.images.format(split=part)
-            paths = folder.rglob("*")
-            files = sorted(path for path in paths if is_image(path) and not is_hidden(path.relative_to(folder)))
+            files = images_in(folder)
             if not files:
                 what = "is empty" if folder.is_dir() else "there is no such folder"
                 raise InputError(f"data: no images for {part!r} in {folder}: {what}")
@@ -83,7 +82,9 @@ def _check_pattern(option: str, pattern: str, needed: tuple[str, ...], example: 
         InputError: the pattern holds an unknown field, or lacks one that it needs.
     """
     try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
+        # With its format: a width such as {name:>1000000000} would fill the memory.
+        parts = string.Formatter().parse(pattern)
+        fields = {f"{field}{form}{change or ''}" for _, field, form, change in parts if field is not None}
     except ValueError:
         fields = {"?"}
     accepted = {"split", *needed}
