@@ -53,16 +53,8 @@ def test_onnx(model, example, dynamo, tmp_path):
         options = {"dynamic_axes": {"image": axes, "logits": {0: "batch"}}, "opset_version": 18}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (image,),
-            path,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamo=dynamo,
-            verbose=False,
-            **options,
-        )
+        names = {"input_names": ["image"], "output_names": ["logits"]}
+        torch.onnx.export(model, (image,), path, dynamo=dynamo, verbose=False, **names, **options)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(image):

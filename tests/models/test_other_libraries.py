@@ -46,9 +46,8 @@ CLASSIFIERS = {
 
 def detector(name):
     few = {"deformable_detr": DETR, "sparse_rcnn": {"num_proposals": 10, "num_stages": 2}}
-    return DETECTORS[name](
-        "dgmn2_nano", 3, min_size=64, max_size=96, **few.get(name.removesuffix("_refine_two_stage"), {})
-    )
+    options = few.get(name.removesuffix("_refine_two_stage"), {})
+    return DETECTORS[name]("dgmn2_nano", 3, min_size=64, max_size=96, **options)
 
 
 def targets(images):
