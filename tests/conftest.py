@@ -10,6 +10,7 @@ import pytest
 # processes, and from each other on a busy machine: the tests take four times as long.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
+import hypothesis
 import torch
 
 import dgmn  # noqa: F401 - registers the networks with timm
@@ -23,6 +24,8 @@ from small_runs import small_run  # noqa: F401 - a fixture
 GOLDEN = Path(__file__).parent / "golden"
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("dgmn", deadline=None)  # a busy machine needs longer
+hypothesis.settings.load_profile("dgmn")
 
 
 @pytest.fixture(autouse=True)

@@ -182,7 +182,6 @@ LISTED: dict[str, tuple[str, Callable[[Path], list[Any]]]] = {
 }
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("layout", LISTED)
 def test_only_images_are_listed(layout: str, tmp_path: Path) -> None:
     folder, listed = LISTED[layout]
@@ -246,7 +245,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_pipe_or_device_is_never_opened(reader: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

@@ -155,7 +155,7 @@ def test_batches(root):
     assert "masks" not in targets[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=st.lists(st.booleans(), min_size=1, max_size=40), size=st.integers(1, 6))
 def test_batches_of_one_group(groups, size):
     sampler = list(range(len(groups)))

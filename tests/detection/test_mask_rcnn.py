@@ -290,7 +290,7 @@ def test_a_mask_that_is_all_one_fills_its_box():
     assert pasted[1, 0].sum() == 100
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(
     box=st.tuples(*[st.floats(-30, 60, width=32)] * 2, *[st.floats(0.5, 70, width=32)] * 2), seed=st.integers(0, 99)
 )

@@ -26,7 +26,7 @@ def original(value, shapes, locations, weights):
     return MultiScaleDeformableAttention()(value, None, shapes, None, locations, weights, 64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shapes=st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=4), points=st.integers(1, 4), seed=st.integers(0, 99)
 )

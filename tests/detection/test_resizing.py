@@ -34,7 +34,7 @@ def test_sides_are_rounded_to_nearest(build, before, after):
         assert resized["padded_size"].tolist() == [math.ceil(side / step) * step for side in after]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.integers(1, 900), st.integers(1, 1500))
 def test_any_image_fits(size, short, longest):
     sides = resized_sides(size, short, longest)

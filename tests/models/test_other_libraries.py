@@ -122,7 +122,7 @@ def _train_adapters(rank, folder):
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", f"file://{folder}/store", world_size=2, rank=rank, timeout=datetime.timedelta(seconds=120)
+        "gloo", f"file://{folder}/store", world_size=2, rank=rank, timeout=datetime.timedelta(minutes=20)
     )
     torch.manual_seed(0)
     model = DistributedDataParallel(with_adapters(nano()).train())

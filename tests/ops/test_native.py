@@ -64,7 +64,7 @@ def compare(function, inputs, tolerance=1e-5, **options):
 
 
 @needs_library
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     target=st.sampled_from([number for _, number in TARGETS] or [0]),
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 35), st.integers(1, 3)),

@@ -238,7 +238,7 @@ def test_equals_deformable_convolution(kernel_size, dilation):
         torch.testing.assert_close(got, want)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.tuples(*(st.integers(1, n) for n in (2, 4, 4, 3, 3))),
     kernel_size=st.integers(1, 4),

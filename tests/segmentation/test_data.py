@@ -267,7 +267,7 @@ def test_wrong_options_are_named(scenes, options, message):
 # ----------------------------------------------------------------------------------------------------- transforms
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(height=st.integers(1, 60), width=st.integers(1, 60), crop=st.tuples(st.integers(1, 50), st.integers(1, 50)))
 @example(height=2, width=1, crop=(1, 1))  # resized to one pixel
 def test_augmented_images_have_the_size_of_the_crop(height, width, crop):
@@ -357,7 +357,7 @@ def test_wrong_augmentation_is_named():
         Augmentation(max_share=0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(size=st.integers(1, 40), steps=st.integers(1, 7), batch=st.integers(1, 5), replicas=st.integers(1, 3))
 def test_steps_pass_through_the_set_again_and_again(size, steps, batch, replicas):
     """All processes and epochs together see every image equally often, whatever an epoch's length."""
