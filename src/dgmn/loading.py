@@ -1,6 +1,7 @@
 """`dgmn.load`: makes a predictor from anything that holds a trained network."""
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def load(
     device: str | torch.device = "auto",
     model: str | None = None,
     recipe: str | os.PathLike[str] | None = None,
+    trust_code: Sequence[str] = (),
 ) -> Predictor:
     """Loads a trained network, ready to predict.
 
@@ -38,6 +40,7 @@ def load(
         model: name of the published model whose weights the file `source` holds; published files do not name their
             model.
         recipe: recipe that the file was trained with, for a file that does not describe its network.
+        trust_code: packages beside torch, torchvision, timm and lightning whose classes the recipe may name.
 
     Returns:
         A [`ClassificationPredictor`][dgmn.classification.predictor.ClassificationPredictor],
@@ -56,18 +59,20 @@ def load(
         predictor = _predictor(row.task).published(row.builder, row.backbone, chosen)
     else:
         checkpoint = read_checkpoint(path)
-        predictor = _described(checkpoint, recipe, chosen)
+        predictor = _described(checkpoint, recipe, trust_code, chosen)
     load_checkpoint(predictor.network, checkpoint)
     return predictor
 
 
-def _described(checkpoint: Checkpoint, recipe: str | os.PathLike[str] | None, device: torch.device) -> Predictor:
+def _described(
+    checkpoint: Checkpoint, recipe: str | os.PathLike[str] | None, trust_code: Sequence[str], device: torch.device
+) -> Predictor:
     """The predictor that a checkpoint of a run, or its recipe, describes."""
     description = checkpoint.description
     if recipe is not None:
         from dgmn.cli import describe_recipe
 
-        description = describe_recipe(os.fspath(recipe))
+        description = describe_recipe(os.fspath(recipe), trust_code)
     if description is None:
         raise InputError(
             f"{checkpoint.path} does not say what network it is for: give the published model's name (--model, in "
