@@ -1,6 +1,7 @@
 """`dgmn.load`: makes a predictor from anything that holds a trained network."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -78,13 +79,13 @@ def _described(
             f"{checkpoint.path} does not say what network it is for: give the published model's name (--model, in "
             "Python model=), or the recipe that it was trained with (-c, in Python recipe=)"
         )
-    task = description.get("task")
-    if task not in PREDICTORS:
-        raise InputError(f"{checkpoint.path}: its task must be one of {', '.join(PREDICTORS)}, got {task!r}")
     try:
-        return _predictor(task).from_description(description, device)
-    except KeyError as error:
-        raise InputError(f"{checkpoint.path}: its description lacks {error}") from error
+        return _predictor(description["task"]).from_description(description, device)
+    except InputError as error:
+        raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
+    except Exception as error:  # arguments of the right form can still be wrong for a network, in any way
+        reason = textwrap.shorten(str(error), 200) or type(error).__name__
+        raise InputError(f"checkpoint {checkpoint.path}: its network cannot be built: {reason}") from error
 
 
 def _predictor(task: str) -> type[Predictor]:
