@@ -26,7 +26,7 @@ from typing_extensions import override
 from dgmn.report import say
 from dgmn.training.callbacks import EpochSeed
 from dgmn.training.checkpoint import AtomicCheckpointIO
-from dgmn.training.class_paths import explained, only_classes
+from dgmn.training.class_paths import causes, explained, only_classes
 from dgmn.training.task import Task, describe_run
 from dgmn_base.options import trusted_packages
 from dgmn_base.recipes import find_recipe, read_recipe, with_recipes
@@ -260,8 +260,7 @@ def _explained(error: Exception) -> Exception:
     refused = explained(error)
     if refused is not None:
         return refused
-    cause: BaseException | None = error
-    while cause is not None:  # the parser wraps what constructors raise
+    for cause in causes(error):  # the parser wraps what constructors raise
         if isinstance(cause, InputError | OSError):
             return cause
         if isinstance(cause, MisconfigurationException | yaml.YAMLError):
@@ -271,7 +270,6 @@ def _explained(error: Exception) -> Exception:
                 "batch norm needs more than one value of every channel: give a --data.batch_size of at least 2, or "
                 "larger images"
             )
-        cause = cause.__cause__ or cause.__context__
     if not isinstance(error, ArgumentError):
         return error
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]

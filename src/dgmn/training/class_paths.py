@@ -85,13 +85,17 @@ _REFUSALS = {
 }
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """An error, what caused it, and so on. Some chains of the parser's errors form a circle."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
 def explained(error: Exception) -> InputError | None:
     """Says where a recipe or an option names something that it may not name; None if the error is another one."""
-    chain: BaseException | None = error
-    texts = []
-    while chain is not None:
-        texts.append(str(chain))
-        chain = chain.__cause__ or chain.__context__
+    texts = [str(each) for each in causes(error)]
     for pattern, message in _REFUSALS.items():
         found = next(filter(None, (re.search(pattern, text) for text in texts)), None)
         if found is not None:
