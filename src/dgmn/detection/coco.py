@@ -170,7 +170,7 @@ def load_annotations(file: Path) -> dict[str, list[Any]]:
         raise InputError(f"{file}: no such file of annotations")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark first
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "it is empty" if file.stat().st_size == 0 else str(error)
         raise InputError(f"{file}: not JSON ({what})") from error
     keys = ("images", "annotations", "categories")

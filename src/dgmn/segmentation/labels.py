@@ -93,7 +93,7 @@ def read_classes(path: Path) -> Classes:
         return _checked(path, lines, ())
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     ignored: Any = ()
     if isinstance(content, dict):

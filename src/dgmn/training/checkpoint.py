@@ -1,5 +1,6 @@
 """Checkpoint files that stay complete when a run is killed."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing_extensions import override
 from dgmn.errors import InputError
 from dgmn.finite import check_weights
 from dgmn.weights.description import check_description
-from dgmn.weights.load import check_archive, check_tensors
+from dgmn.weights.load import check_tensors, read_file
 from dgmn_base.files import writing
 
 
@@ -38,14 +39,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         local = "://" not in str(path)
-        if local:
-            check_archive(Path(path))
-        try:
-            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise InputError(f"checkpoint {path}: damaged, or not written by a training run") from error
+        if not local:
+            checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
+        else:
+            # Copied from the mapped file, whose content may change while the run goes on.
+            checkpoint = copy.deepcopy(read_file(Path(path)))
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("pytorch-lightning_version"), str):
             raise InputError(
                 f"checkpoint {path}: not written by a training run; give weights as --model.checkpoint {path}"

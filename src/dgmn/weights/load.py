@@ -103,7 +103,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
-    content = _read_file(path)
+    content = read_file(path)
     description = None
     if isinstance(content, Mapping) and "dgmn" in content:
         description = content["dgmn"]
@@ -194,7 +194,12 @@ def _is_archive(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _read_file(path: Path) -> Any:
+def read_file(path: Path) -> Any:
+    """The content of a checkpoint, read without executing anything in it. Its tensors may be mapped from the file.
+
+    Raises:
+        InputError: the file is no checkpoint, is damaged, or would execute code.
+    """
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
