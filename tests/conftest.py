@@ -1,6 +1,8 @@
 """Shared fixtures. The golden vectors come from the official code: see golden_vectors.py."""
 
+import ctypes
 import functools
+import gc
 import os
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def seed():
     torch.manual_seed(0)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # the tests of a file use the same ones, and all together are gigabytes
 def _official_weights(case):
     keys = load_keys(GOLDEN / f"{case}.keys.json")
     return {name: torch.from_numpy(array) for name, array in fill(keys["keys"], keys["aliases"]).items()}
@@ -58,6 +60,26 @@ def hub_dir(tmp_path):
     torch.hub.set_dir(tmp_path / "hub")
     yield tmp_path / "hub"
     torch.hub.set_dir(before)
+
+
+def _resident():
+    """Bytes of memory that this process holds; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+_kept = 0
+
+
+def pytest_runtest_teardown():
+    """Gives memory that tests have freed back to the system, which the allocator does not do by itself."""
+    global _kept
+    if _resident() > _kept + 200e6:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        _kept = _resident()
 
 
 _LONG = ("detection/test_cli", "segmentation/test_cli", "training/", "test_loading", "models/test_dgmn2")

@@ -278,7 +278,7 @@ def test_the_published_form_by_name():
 
 def test_learning_rates(monkeypatch):
     """As in the recipe, the backbone, the sampling and the references learn slowly."""
-    monkeypatch.setattr(DetectionTask, "_total_steps", lambda self: 10)
+    monkeypatch.setattr(DetectionTask, "total_steps", lambda self: 10)
     multipliers = {"backbone": 0.1, "sampling_offsets": 0.1, "reference_points": 0.1, "backbone.model.stem": 0.5}
     options = {"model_args": SMALL, "lr_batch": None, "lr_multipliers": multipliers}
     task = DetectionTask("deformable_detr", "dgmn2_nano", 3, **options)

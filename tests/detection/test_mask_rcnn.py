@@ -254,7 +254,7 @@ def test_losses_and_pixels_of_the_first_papers_code():
     _, loss = model.rpn.compute_loss(torch.zeros(1, 1), deltas, [torch.ones(1)], [targets])
     assert float(loss) == pytest.approx(0.5 * 9 * 0.05**2 + (0.5 - 1 / 18) + (1 - 1 / 18))
     image = torch.tensor([1.0, 0.5, 0])[:, None, None].expand(3, 8, 8)  # red, green, blue
-    blue_first = model.transform.normalize(image)[:, 0, 0]
+    blue_first = model.transform([image])[0].tensors[0, :, 0, 0]
     assert blue_first.tolist() == pytest.approx([-102.9801, 127.5 - 115.9465, 255 - 122.7717], abs=1e-3)
     assert model.roi_heads.box_roi_pool.sampling_ratio == model.roi_heads.mask_roi_pool.sampling_ratio == 2
 
