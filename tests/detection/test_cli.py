@@ -20,8 +20,6 @@ from dgmn.weights import read_checkpoint
 from dgmn_base.recipes import recipe_names
 from dgmn_cli import run
 
-from coco_scenes import MODELS
-
 
 def recipe(model):
     return f"recipes/detection/scenes_{model}.yaml"
@@ -37,7 +35,8 @@ def fit(root, folder, *options, model="retinanet"):
     return run([*arguments, "--data.batch_size", "4", "--model.lr_batch", "4", *options])
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# The one without masks takes as long, and has little of its own.
+@pytest.fixture(scope="module", params=["mask_rcnn", pytest.param("retinanet", marks=pytest.mark.slow)])
 def trained(request, few_coco_scenes, tmp_path_factory):
     """A run long enough to find some of the objects that it was trained on."""
     folder = tmp_path_factory.mktemp("run")
@@ -283,7 +282,11 @@ def test_validate_data(coco_scenes, tmp_path, capsys):
     assert "annotations[4] (id 5): the category_id 44 is not declared" in capsys.readouterr().out
 
 
-WHOLE = [name for name in recipe_names() if "/detection/" in name]
+WHOLE = [
+    pytest.param(name, marks=[pytest.mark.slow] * ("deformable_detr" in name))
+    for name in recipe_names()
+    if "/detection/" in name
+]
 
 
 @pytest.mark.parametrize("name", WHOLE)

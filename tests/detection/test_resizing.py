@@ -68,7 +68,9 @@ def test_the_sets_of_boxes_are_found_in_averaged_pixels():
         assert [build("dgmn2_nano").transform.antialias for build in DETECTORS] == [False, False, True, True]
 
 
-@pytest.mark.parametrize("build", DETECTORS)
+@pytest.mark.parametrize(
+    "build", [pytest.param(build, marks=[pytest.mark.slow] * (build is deformable_detr)) for build in DETECTORS]
+)
 def test_training_under_autocast(build):
     target = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([1])}
     target["masks"] = torch.ones(1, 64, 96, dtype=torch.uint8)

@@ -28,12 +28,9 @@ class TestTiny(TimmModelTester):
         super().test_compiles_to_one_graph()
 
 
+@pytest.mark.slow
 class TestSmall(TimmModelTester):
     name = "dgmn2_small"
-
-    @pytest.mark.slow
-    def test_compiles_to_one_graph(self):
-        super().test_compiles_to_one_graph()
 
 
 def nano(**options):

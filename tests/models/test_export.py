@@ -11,6 +11,7 @@ from torch.export import Dim
 
 SIZES = [(2, 64, 96), (1, 224, 224), (3, 96, 64), (2, 64, 64), (1, 160, 288)]
 EXAMPLES = {"square": (2, 3, 224, 224), "not square": (2, 3, 64, 96)}
+BOTH = [pytest.param("square"), pytest.param("not square", marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -34,13 +35,13 @@ def check(run, model, **tolerance):
             torch.testing.assert_close(run(image), model(image), **tolerance)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", BOTH)
 @pytest.mark.parametrize("size", [Dim.AUTO, pytest.param(Dim.DYNAMIC, marks=pytest.mark.slow)])
 def test_torch_export(model, example, size):
     check(exported(model, example, size).module(), model)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", BOTH)
 # The exporter of today, and that of TorchScript, which timm's onnx_export.py uses.
 @pytest.mark.parametrize("dynamo", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_onnx(model, example, dynamo, tmp_path):
@@ -66,7 +67,7 @@ def test_onnx(model, example, dynamo, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", BOTH)
 def test_ahead_of_time_inductor(model, example, tmp_path):
     path = torch._inductor.aoti_compile_and_package(exported(model, example), package_path=str(tmp_path / "model.pt2"))
     check(torch._inductor.aoti_load_package(path), model, rtol=1e-4, atol=1e-5)

@@ -98,7 +98,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = ("nine nodes", "two blocks, two heads", "one row")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LONG)) for case in CASES])
 def test_equals_the_reference(kernels, case):
     inputs = make_inputs(**CASES[case])
     size = CASES[case].get("kernel_size", 2)
@@ -106,15 +109,15 @@ def test_equals_the_reference(kernels, case):
     check_aggregate(kernels, *inputs[2:], size)
 
 
-@pytest.mark.parametrize("kernel_size", [2, 3])
+@pytest.mark.parametrize("kernel_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_dilation(kernels, kernel_size):
     inputs = make_inputs(height=5, kernel_size=kernel_size)
     check_attention(kernels, inputs, kernel_size, dilation=2)
     check_aggregate(kernels, *inputs[2:], kernel_size, dilation=2)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_half_precision(kernels, dtype, shared):
     inputs = make_inputs(dtype=dtype, shared=shared)
     check_attention(kernels, inputs)
@@ -296,8 +299,12 @@ def test_a_backend_that_cannot_run_says_why():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"groups": 0}, {"groups": 0, "dynamic_affinity": False}, {"dynamic_sampling": False}],
-    ids=["all", "affinities", "fixed", "grid"],
+    [
+        pytest.param({}, id="all", marks=pytest.mark.slow),
+        pytest.param({"groups": 0}, id="affinities", marks=pytest.mark.slow),
+        pytest.param({"groups": 0, "dynamic_affinity": False}, id="fixed"),
+        pytest.param({"dynamic_sampling": False}, id="grid"),
+    ],
 )
 def test_the_dgmn_module(options):
     """Forward and backward on the kernels equal the same module on the reference in float64."""

@@ -57,7 +57,7 @@ def expected(network, image, inference):
     return total[0] / (len(inference.scales) * (1 + inference.flip))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 50),
     width=st.integers(1, 90),

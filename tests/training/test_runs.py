@@ -91,10 +91,11 @@ def test_a_training_shorter_than_an_epoch_is_evaluated(
 # ------------------------------------------------------------------------------------------------------- progress
 
 
-def test_lines_where_the_output_is_no_terminal(few_digits: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dgmn_cli", "fit"]
-    command += arguments(few_digits, tmp_path / "run", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu")
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_lines_where_the_output_is_no_terminal(
+    few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["fit", *arguments(few_digits, tmp_path / "run", "--trainer.max_epochs", "2")]) == 0
+    out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
     form = r"epoch {} of 2, train/loss \d\.\d{{4}}, val/top1 \d\.\d{{4}}, \d+ s left"
     assert len(lines) == 2
