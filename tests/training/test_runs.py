@@ -49,28 +49,28 @@ def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / ".owner").exists()
 
 
-def _start(arguments: list[str], go, result) -> None:
+def _run_again_and_again(data: Path, folder: Path, together, results) -> None:
     torch.set_num_threads(1)
-    go.wait(120)
-    result.put(run(["fit", *arguments]))
+    codes = []
+    for i in range(20):
+        short = ["--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"]
+        together.wait(300)
+        codes.append(run(["fit", *arguments(data, folder / str(i), *short)]))
+    results.put(codes)
 
 
 @pytest.mark.slow
 def test_of_two_runs_into_one_folder_one_is_refused(few_digits: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    pairs = []
-    for i in range(20):
-        go, result = context.Event(), context.Queue()
-        short = ["--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"]
-        options = arguments(few_digits, tmp_path / str(i), *short)
-        processes = [context.Process(target=_start, args=(options, go, result)) for _ in range(2)]
-        for process in processes:
-            process.start()
-        go.set()
-        pairs.append(sorted(result.get() for _ in processes))
-        for process in processes:
-            process.join()
-    assert pairs == [[0, 2]] * 20
+    together, results = context.Barrier(2), context.Queue()
+    work = (few_digits, tmp_path, together, results)
+    processes = [context.Process(target=_run_again_and_again, args=work) for _ in range(2)]
+    for process in processes:
+        process.start()
+    codes = [results.get(timeout=1500) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [sorted(pair) for pair in zip(*codes, strict=True)] == [[0, 2]] * 20
 
 
 # ------------------------------------------------------------------------------------------------- short trainings
