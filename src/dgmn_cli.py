@@ -59,6 +59,8 @@ Often changed:
   --trainer.devices N               number of GPUs; see also --trainer.accelerator cpu, --trainer.precision bf16-mixed
   --trainer.default_root_dir FOLDER where to write the run
   --ckpt_path last|best|FILE        {ckpt_path}
+  --trust-code PACKAGE              let the recipe name classes of this package, beside those of dgmn, lightning, timm,
+                                    torch and torchvision
 
 Example:
   {example}
@@ -207,6 +209,7 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument(
         "-c", "--config", metavar="RECIPE", help="recipe of the network, such as a run's logs/version_N/config.yaml"
     )
+    _add_trust(parser)
     parser.add_argument("--top", type=_positive, metavar="K", help="classification: number of classes (default 5)")
     parser.add_argument("--score", type=_share, metavar="P", help="detection: lowest score of an object (default 0.3)")
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE; detections in COCO's format")
@@ -279,6 +282,7 @@ def _validate_data(arguments: list[str]) -> int:
         epilog="Example: dgmn validate-data -c recipes/segmentation/finetune_folder.yaml --data.root photos",
     )
     parser.add_argument("-c", "--config", action="append", metavar="RECIPE", help="recipe of the data, as for dgmn fit")
+    _add_trust(parser)
     parser.add_argument("--picture", default="data.jpg", metavar="FILE", help="the drawn samples (default data.jpg)")
     options, overrides = parser.parse_known_args(arguments)
     others = [o for o in overrides if o.startswith("-") and not o.startswith("--data.")]
@@ -449,6 +453,16 @@ def _quickstart(arguments: list[str]) -> int:
     from dgmn.quickstart import quickstart
 
     return quickstart(options)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="let the recipe name classes of this package, too; can be repeated",
+    )
 
 
 def _positive(text: str) -> int:

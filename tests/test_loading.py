@@ -338,8 +338,8 @@ def test_a_recipe_says_what_a_file_does_not(small_run, tmp_path, photo):
         ("{folder}", r"not a run's folder: it has neither checkpoints/best\.ckpt nor checkpoints/last\.ckpt"),
         ("{text}", r"text\.ckpt: damaged or not a PyTorch checkpoint"),
         ("{empty}", r"empty\.ckpt: no weights in it"),
-        ("{task}", r"task\.ckpt: its task must be one of classification, detection, segmentation, got 'poetry'"),
-        ("{lacking}", r"lacking\.ckpt: its description lacks 'model'"),
+        ("{task}", r"task\.ckpt: dgmn\.task: got 'poetry'; accepted one of classification, detection, segmentation"),
+        ("{lacking}", r"lacking\.ckpt: dgmn\.model: is missing; accepted the name of a network"),
     ],
 )
 def test_what_cannot_be_opened(source, message, tmp_path, monkeypatch):

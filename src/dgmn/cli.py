@@ -1,8 +1,8 @@
 """The commands `dgmn fit | validate | test`: a thin layer over LightningCLI."""
 
-import json
 import logging
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,8 +29,10 @@ from typing_extensions import override
 from dgmn.report import say
 from dgmn.training.callbacks import EpochSeed, LastEvaluation, ProgressLines
 from dgmn.training.checkpoint import AtomicCheckpointIO
+from dgmn.training.class_paths import causes, explained, only_classes
 from dgmn.training.task import Task, describe_run
-from dgmn_base.recipes import find_recipe, with_recipes
+from dgmn_base.options import trusted_packages
+from dgmn_base.recipes import find_recipe, read_recipe, with_recipes
 from dgmn_base.runs import alone_in, checkpoint_of
 from dgmn_base.terminal import format_table
 
@@ -221,49 +223,55 @@ class DgmnCLI(LightningCLI):
 def run_training(command: str, arguments: Sequence[str]) -> int:
     """Runs `dgmn fit | validate | test` with these arguments."""
     _quieten()
+    trusted, arguments = trusted_packages(arguments)
     try:
-        DgmnCLI([command, *with_recipes(arguments)])
+        with only_classes(trusted):
+            DgmnCLI([command, *with_recipes(arguments)])
     except Exception as error:
         raise _explained(error) from error
     return 0
 
 
-def describe_recipe(recipe: str) -> dict[str, Any]:
+def describe_recipe(recipe: str, trusted: Sequence[str] = ()) -> dict[str, Any]:
     """The description that a checkpoint of this recipe would store; nothing is trained."""
     _quieten()
     try:
-        content = yaml.safe_load(find_recipe(recipe).read_text())
-        sections = ("model", "data")
-        if not isinstance(content, dict) or not all(section in content for section in sections):
-            raise InputError(f"-c {recipe}: a recipe with the sections model and data is needed")
-        cli = DgmnCLI({section: content[section] for section in sections}, run=False)
+        with only_classes(trusted):
+            cli = DgmnCLI(_sections(recipe, ("model", "data")), run=False)
     except Exception as error:
         raise _explained(error) from error
     return describe_run(cli.model, cli.datamodule)
 
 
-def make_data(recipes: Sequence[str], overrides: Sequence[str]) -> L.LightningDataModule:
+def make_data(recipes: Sequence[str], overrides: Sequence[str], trusted: Sequence[str] = ()) -> L.LightningDataModule:
     """Makes the data module of recipes and command-line options, without a network or a trainer."""
     _quieten()
     try:
-        parser = LightningArgumentParser(exit_on_error=False)
-        parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
-        sections = []
-        for recipe in recipes:
-            content = yaml.safe_load(find_recipe(recipe).read_text())
-            if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
-                raise InputError(f"-c {recipe}: a recipe with the section data is needed")
-            sections.append(f"--data={json.dumps(content['data'])}")
-        data: L.LightningDataModule = parser.instantiate_classes(parser.parse_args([*sections, *overrides])).data
+        with only_classes(trusted):
+            parser = LightningArgumentParser(exit_on_error=False)
+            parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
+            sections = [section for recipe in recipes for section in _sections(recipe, ("data",))]
+            data: L.LightningDataModule = parser.instantiate_classes(parser.parse_args([*sections, *overrides])).data
     except Exception as error:
         raise _explained(error) from error
     return data
 
 
+def _sections(recipe: str, names: Sequence[str]) -> list[str]:
+    """Sections of a recipe as options, so that they are parsed like any other."""
+    content = read_recipe(find_recipe(recipe))
+    if not all(isinstance(content.get(name), dict) for name in names):
+        sections = f"section{'s' if len(names) > 1 else ''} {' and '.join(names)}"
+        raise InputError(f"-c {recipe}: a recipe with the {sections} is needed")
+    return [f"--{name}={yaml.safe_dump(content[name])}" for name in names]
+
+
 def _explained(error: Exception) -> Exception:
     """Reduces a parser's error to what helps the user: our own error inside it, or the useful lines of its message."""
-    cause: BaseException | None = error
-    while cause is not None:  # the parser wraps what constructors raise
+    refused = explained(error)
+    if refused is not None:
+        return refused
+    for cause in causes(error):  # the parser wraps what constructors raise
         if isinstance(cause, InputError | OSError):
             return cause
         if isinstance(cause, MisconfigurationException | yaml.YAMLError):
@@ -280,16 +288,22 @@ def _explained(error: Exception) -> Exception:
                 "a process that loads images was killed, probably because the memory was full: give fewer "
                 f"--data.num_workers or a smaller --data.batch_size ({' '.join(str(cause).split())})"
             )
-        cause = cause.__cause__ or cause.__context__
     if not isinstance(error, ArgumentError):
         return error
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(_NOISE) and line != "Expected a <class 'NoneType'>"]
-    return InputError(": ".join(line.rstrip(":") for line in lines))
+    return InputError(": ".join(textwrap.shorten(line.rstrip(":"), 300) for line in lines))
 
 
 # Beginnings of lines of the parser's message that do not help.
-_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value type:", "Given value: NestedArg")
+_NOISE = (
+    "Expected a path but",
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Given value type:",
+    "Given value: NestedArg",
+)
 
 
 def _quieten() -> None:

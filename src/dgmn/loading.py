@@ -1,6 +1,8 @@
 """`dgmn.load`: makes a predictor from anything that holds a trained network."""
 
 import os
+import textwrap
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -24,6 +26,7 @@ def load(
     device: str | torch.device = "auto",
     model: str | None = None,
     recipe: str | os.PathLike[str] | None = None,
+    trust_code: Sequence[str] = (),
 ) -> Predictor:
     """Loads a trained network, ready to predict.
 
@@ -38,6 +41,7 @@ def load(
         model: name of the published model whose weights the file `source` holds; published files do not name their
             model.
         recipe: recipe that the file was trained with, for a file that does not describe its network.
+        trust_code: packages beside torch, torchvision, timm and lightning whose classes the recipe may name.
 
     Returns:
         A [`ClassificationPredictor`][dgmn.classification.predictor.ClassificationPredictor],
@@ -56,30 +60,32 @@ def load(
         predictor = _predictor(row.task).published(row.builder, row.backbone, chosen)
     else:
         checkpoint = read_checkpoint(path)
-        predictor = _described(checkpoint, recipe, chosen)
+        predictor = _described(checkpoint, recipe, trust_code, chosen)
     load_checkpoint(predictor.network, checkpoint)
     return predictor
 
 
-def _described(checkpoint: Checkpoint, recipe: str | os.PathLike[str] | None, device: torch.device) -> Predictor:
+def _described(
+    checkpoint: Checkpoint, recipe: str | os.PathLike[str] | None, trust_code: Sequence[str], device: torch.device
+) -> Predictor:
     """The predictor that a checkpoint of a run, or its recipe, describes."""
     description = checkpoint.description
     if recipe is not None:
         from dgmn.cli import describe_recipe
 
-        description = describe_recipe(os.fspath(recipe))
+        description = describe_recipe(os.fspath(recipe), trust_code)
     if description is None:
         raise InputError(
             f"{checkpoint.path} does not say what network it is for: give the published model's name (--model, in "
             "Python model=), or the recipe that it was trained with (-c, in Python recipe=)"
         )
-    task = description.get("task")
-    if task not in PREDICTORS:
-        raise InputError(f"{checkpoint.path}: its task must be one of {', '.join(PREDICTORS)}, got {task!r}")
     try:
-        return _predictor(task).from_description(description, device)
-    except KeyError as error:
-        raise InputError(f"{checkpoint.path}: its description lacks {error}") from error
+        return _predictor(description["task"]).from_description(description, device)
+    except InputError as error:
+        raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
+    except Exception as error:  # arguments of the right form can still be wrong for a network, in any way
+        reason = textwrap.shorten(str(error), 200) or type(error).__name__
+        raise InputError(f"checkpoint {checkpoint.path}: its network cannot be built: {reason}") from error
 
 
 def _predictor(task: str) -> type[Predictor]:

@@ -64,7 +64,7 @@ def predict(options: argparse.Namespace) -> int:
 def _predictor(options: argparse.Namespace) -> Predictor:
     source = options.ckpt_path or options.model
     model = options.model if options.ckpt_path else None
-    predictor = load(source, device=options.device, model=model, recipe=options.config)
+    predictor = load(source, device=options.device, model=model, recipe=options.config, trust_code=options.trust_code)
     check_task(options, predictor.task)
     if options.submission:
         from dgmn.segmentation.cityscapes import CITYSCAPES, submission_name

@@ -15,7 +15,7 @@ _SHOWN = 30  # problems that are printed
 
 
 def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    data = make_data(options.config, overrides)
+    data = make_data(options.config, overrides, options.trust_code)
     if not isinstance(data, ImageData):
         raise InputError(
             f"-c {options.config[0]}: {type(data).__name__} is not a data module of dgmn, so it cannot be checked"

@@ -13,7 +13,7 @@ from typing import Any
 
 from dgmn_base.errors import InputError, did_you_mean
 from dgmn_base.files import check_root
-from dgmn_base.recipes import package_folder, with_recipes
+from dgmn_base.recipes import package_folder, read_recipe, with_recipes
 from dgmn_base.runs import checkpoint_of
 
 # Options of `dgmn predict` that have a meaning for one task only.
@@ -24,7 +24,19 @@ _OF_TASK = {
     "labels": "segmentation",
     "submission": "segmentation",
 }
-_TOP = ("config", "ckpt_path", "data", "model", "print_config", "seed_everything", "trainer", "help", "help-all", "c")
+_TOP = (
+    "config",
+    "ckpt_path",
+    "data",
+    "model",
+    "print_config",
+    "seed_everything",
+    "trainer",
+    "trust-code",
+    "help",
+    "help-all",
+    "c",
+)
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs", "help")  # what jsonargparse accepts for any class
 
 
@@ -74,6 +86,27 @@ def checked_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     return arguments
 
 
+def trusted_packages(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The packages that `--trust-code` names, and all other arguments.
+
+    Raises:
+        InputError: the option has no value.
+    """
+    trusted: list[str] = []
+    others = []
+    parts = iter(arguments)
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if name != "--trust-code":
+            others.append(part)
+            continue
+        package = value if equals else next(parts, "")
+        if not package:
+            raise InputError("--trust-code: give the name of a package")
+        trusted.append(package)
+    return trusted, others
+
+
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Name and value of every option, in order; if a name comes twice, the later one counts."""
     for i, argument in enumerate(arguments):
@@ -94,15 +127,9 @@ def _is_number(text: str) -> bool:
 
 def _merged(recipes: Iterator[str | None]) -> dict[str, Any]:
     """The content of all recipes; values of a later recipe replace those of an earlier one."""
-    import yaml
-
     merged: dict[str, Any] = {}
     for recipe in recipes:
-        try:
-            content = yaml.safe_load(Path(recipe or "").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"-c {recipe}: {' '.join(str(error).split())}") from error
-        merged = _over(merged, content if isinstance(content, dict) else {})
+        merged = _over(merged, read_recipe(recipe or ""))
     return merged
 
 

@@ -3,8 +3,15 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dgmn_base.errors import InputError
+
+# Far above any recipe. YAML's aliases make gigabytes of a few lines.
+_LARGEST = 2**20
+_DEEPEST = 50
+_MOST_VALUES = 100_000
+_TOO_DEEP = f"a recipe is nested at most {_DEEPEST} deep, this one is deeper"
 
 
 def package_folder() -> Path:
@@ -46,3 +53,66 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
             argument = str(find_recipe(argument))
         resolved.append(argument)
     return resolved
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The content of a recipe; {} if it is empty.
+
+    Raises:
+        InputError: the file cannot be read, is no YAML, or is too large or too deep for a recipe.
+    """
+    import yaml
+
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(_LARGEST + 1).decode()
+        check_size(text)
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"-c {path}: {' '.join(str(error).split())}") from error
+    if content is not None and not (isinstance(content, dict) and all(isinstance(name, str) for name in content)):
+        raise InputError(f"-c {path}: a recipe has sections such as model and data, got {_shown(content)}")
+    return content or {}
+
+
+def check_size(text: str) -> None:
+    """Checks the size of a text in YAML or JSON, how deep it is nested, and how much its aliases repeat.
+
+    Raises:
+        InputError: it is too large or too deep for a recipe.
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml
+
+    if len(text) > _LARGEST:
+        raise InputError(f"a recipe has at most {_LARGEST} characters, this one has more")
+    sizes: dict[str, int] = {}  # of the values that aliases repeat
+    around: list[tuple[str | None, int]] = []  # anchor and size of every value that is not complete yet
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            anchor, size = getattr(event, "anchor", None), 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                around.append((anchor, size))
+                if len(around) > _DEEPEST:
+                    raise InputError(_TOO_DEEP)
+                continue
+            if isinstance(event, yaml.CollectionEndEvent):
+                anchor, size = around.pop()
+            elif isinstance(event, yaml.AliasEvent):
+                anchor, size = None, sizes.get(anchor or "", _MOST_VALUES)  # an unknown size: the value repeats itself
+            if anchor is not None:
+                sizes[anchor] = size
+            if around:
+                size += around[-1][1]
+                around[-1] = (around[-1][0], size)
+            if size > _MOST_VALUES:
+                raise InputError(f"a recipe has at most {_MOST_VALUES} values, this one has more or repeats itself")
+    except yaml.YAMLError as error:
+        if "maximum nesting depth" in str(error):
+            raise InputError(_TOO_DEEP) from error
+        raise
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

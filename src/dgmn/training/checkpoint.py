@@ -10,6 +10,8 @@ from typing_extensions import override
 
 from dgmn.errors import InputError
 from dgmn.finite import check_weights
+from dgmn.weights.description import check_description
+from dgmn.weights.load import check_archive, check_tensors
 from dgmn_base.files import writing
 
 
@@ -35,15 +37,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
+        local = "://" not in str(path)
+        if local:
+            check_archive(Path(path))
         try:
             checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
         except FileNotFoundError:
             raise
         except Exception as error:
             raise InputError(f"checkpoint {path}: damaged, or not written by a training run") from error
-        check_weights(checkpoint.get("state_dict", {}), f"checkpoint {path}")
-        if "pytorch-lightning_version" not in checkpoint:
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("pytorch-lightning_version"), str):
             raise InputError(
                 f"checkpoint {path}: not written by a training run; give weights as --model.checkpoint {path}"
             )
+        if local:
+            check_tensors(checkpoint.get("state_dict"), Path(path))
+        check_weights(checkpoint["state_dict"], f"checkpoint {path}")
+        if "dgmn" in checkpoint:
+            check_description(checkpoint["dgmn"], Path(path))
         return checkpoint

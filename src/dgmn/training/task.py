@@ -25,6 +25,7 @@ from dgmn.training.callbacks import FiniteTraining
 from dgmn.training.schedules import fingerprint
 from dgmn.training.start import start_from
 from dgmn.weights import read_checkpoint
+from dgmn.weights.description import without_sources
 
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header and rows
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -72,9 +73,7 @@ class Task(L.LightningModule):
         super().__init__()
         weights = None if checkpoint is None else read_checkpoint(checkpoint)
         self.model = build(**network_args, preprocessing=None if weights is None else weights.preprocessing)
-        # A checkpoint has all weights: building its network again needs no pretrained ones.
-        kept = {k: v for k, v in (network_args["model_args"] or {}).items() if k != "pretrained"}
-        self.network_args = {**network_args, "model_args": kept}
+        self.network_args = {**network_args, "model_args": without_sources(network_args["model_args"] or {})}
         if weights is not None:
             self.filled = start_from(self.model, weights)
         else:  # timm's weights fill a whole classifier, but only the backbone of other networks
@@ -252,7 +251,7 @@ class Task(L.LightningModule):
             # The schedule, the number of steps and the learning rate depend on this batch.
             expected["total_batch"] = self._total_batch()
             self._compare_trainings(stored.get("training") or {})
-            groups = checkpoint.get("optimizer_states", [{}])[0].get("param_groups", [])
+            groups = _parameter_groups(checkpoint)
             here = multiplied(self._decay_groups(), self.model, self.lr_multipliers)
             if groups and len(groups) != len(here):
                 raise InputError(
@@ -300,6 +299,14 @@ class Task(L.LightningModule):
         for name, effect in effects.items():
             if before.get(name, now[name]) != now[name]:
                 say(f"continued with {now[name]} instead of {before[name]} {effect}")
+
+
+def _parameter_groups(checkpoint: dict[str, Any]) -> list[Any]:
+    states = checkpoint.get("optimizer_states") or [{}]
+    groups = states[0].get("param_groups", []) if isinstance(states, list) and isinstance(states[0], dict) else None
+    if not isinstance(groups, list):
+        raise InputError("the checkpoint holds no state of an optimiser that a training run has written")
+    return groups
 
 
 def describe_run(task: Task, data: Any) -> dict[str, Any]:

@@ -36,6 +36,36 @@ class Match:
     fresh: tuple[str, ...] = ()
 
 
+# What FSDP, torch.compile and activation checkpoints put around a module, at any place in a network.
+_WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_AROUND = "module."  # DistributedDataParallel, AveragedModel, ModelEma
+_STEPS = "n_averaged"  # of AveragedModel
+
+
+def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Removes what wrappers of networks and modules add to the names.
+
+    `module.` is removed where all names begin with it; in the middle it may be a module of the network's own.
+
+    Raises:
+        InputError (a ValueError): two different tensors would get the same name.
+    """
+    cleaned: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        name = _WRAPPER.sub("", key)
+        if name in cleaned and cleaned[name] is not tensor and not _same(cleaned[name], tensor):
+            raise InputError(f"two tensors have the name {name!r}, one of them in a wrapper")
+        cleaned[name] = tensor
+    names = [name for name in cleaned if name != _STEPS]
+    if names and all(name.startswith(_AROUND) for name in names):
+        return without_wrappers({name.removeprefix(_AROUND): cleaned[name] for name in names})
+    return cleaned
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
+
+
 def match_keys(
     state_dict: Mapping[str, Tensor],
     model: nn.Module,
@@ -85,6 +115,8 @@ def match_keys(
     if missing or unknown:
         problems = [f"names missing ({len(missing)}): {_first(missing)}"] if missing else []
         problems += [f"names unknown ({len(unknown)}): {_first(unknown)}"] if unknown else []
+        if any("parametrizations." in key for key in source):
+            problems.append("it has parametrised weights: call remove_parametrizations on the network before saving")
         raise InputError(f"not a checkpoint of this {type(model).__name__} ({found.origin}); {'; '.join(problems)}")
     wrong = [key for key, tensor in wanted.items() if tensor.shape != expected[key].shape]
     if wrong and check_shapes:
@@ -94,6 +126,11 @@ def match_keys(
             advice = "; the number of classes differs: reset_head=True leaves the classifier out"
             raise OtherClassesError(message + advice)
         raise InputError(message)
+    floats = [key for key in wanted if expected[key].is_floating_point()]
+    kinds = [key for key in floats if not wanted[key].is_floating_point()]
+    if kinds:
+        types = [f"{key} is {wanted[key].dtype}, wanted {expected[key].dtype}" for key in kinds]
+        raise InputError(f"{len(kinds)} types differ: {_first(types, 3)}")
     # Not worth a report: counts of batches for norms of the model that keep none.
     left = [key for key in left if not (key.endswith(_COUNT) and key.replace(_COUNT, ".running_mean") in expected)]
     named = {wrapper + key: tensor for key, tensor in wanted.items()}
