@@ -8,6 +8,16 @@ class InputError(ValueError):
     """Something that the user gave is wrong: the message names it and says what is accepted."""
 
 
+def one_line(text: str) -> str:
+    """A message as one line; the middle of a very long one, such as a path of 4000 characters, is left out."""
+    line = "\\n".join(text.strip().splitlines())  # a file's name may hold the end of a line
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
+_LONGEST = 2000
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", before: str = "") -> str:
     """The end of a message about an unknown name: `, did you mean fit?`, or `otherwise` if no known one is near.
 

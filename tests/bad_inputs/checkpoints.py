@@ -1,0 +1,3 @@
+from bad_inputs.cases import Case
+
+CASES: list[Case] = []
