@@ -119,6 +119,6 @@ def checked_device(device: str | torch.device) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         torch.zeros(1, device=device).cpu()  # the meta device holds no values
-    except (RuntimeError, AssertionError) as error:
+        return torch.device(device)
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"device {device}: not available here ({str(error).splitlines()[0]})") from error
-    return torch.device(device)

@@ -72,6 +72,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise InputError(f"-c {path}: {' '.join(str(error).split())}") from error
     if not content or not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"-c {path}: a recipe has sections such as model and data, got {_shown(content)}")
+    if not isinstance(content.get("trainer"), dict | str | None):  # a text names a file that is included
+        raise InputError(f"-c {path}: trainer must be a section with options, got {_shown(content['trainer'])}")
     return content
 
 

@@ -82,7 +82,7 @@ def check_folder(case: Case, world: World, before: dict[str, tuple[int, int]]) -
 @pytest.mark.slow
 @pytest.mark.timeout(100)
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.id) for i, case in enumerate(COMMANDS) if case.alone or i % 20 == 7]
+    "case", [pytest.param(case, id=case.id) for i, case in enumerate(COMMANDS) if case.alone or i % 80 == 7]
 )
 def test_in_a_process_of_its_own(case: Case, world: World, tmp_path: Path) -> None:
     """Its memory and time are its own."""
