@@ -5,6 +5,7 @@ It is outside the package `dgmn`, because importing anything from `dgmn` imports
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 from typing_extensions import override
 
-from dgmn_base.errors import InputError, did_you_mean
+from dgmn_base.errors import InputError, did_you_mean, one_line
 
 HELP = """\
 dgmn: dynamic graph message passing networks for classification, detection and segmentation
@@ -111,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
             return 141  # the exit code of a process that SIGPIPE ends
         if isinstance(error, BrokenPipeError) or not isinstance(error, InputError | OSError):
             raise
-        print(f"dgmn: error: {one_line(error)}", file=sys.stderr)
+        print(f"dgmn: error: {one_line(_message(error))}", file=sys.stderr)
         _drop_unwritten()
         return 2
 
@@ -134,12 +135,10 @@ def _drop_unwritten(end: str = "") -> OSError | None:
     return None
 
 
-def one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The message of an error, without the traceback that a data loading process puts into it."""
     text = str(error).strip()
-    if "Original Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return "\\n".join(text.splitlines())  # a file's name may hold the end of a line
+    return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -190,7 +189,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
         if wrong.startswith("--"):
             message = f"{wrong}: no such option{did_you_mean(wrong, self._option_string_actions)}"
-        self.exit(2, f"dgmn: error: {message} ({self.prog} --help explains all options)\n")
+        self.exit(2, f"dgmn: error: {one_line(message)} ({self.prog} --help explains all options)\n")
 
 
 def _predict(arguments: list[str]) -> int:
@@ -212,10 +211,14 @@ def _predict(arguments: list[str]) -> int:
     _add_trust(parser)
     parser.add_argument("--top", type=_positive, metavar="K", help="classification: number of classes (default 5)")
     parser.add_argument("--score", type=_share, metavar="P", help="detection: lowest score of an object (default 0.3)")
-    parser.add_argument("--json", metavar="FILE", help="write all results to FILE; detections in COCO's format")
-    parser.add_argument("--pictures", metavar="FOLDER", help="write every image with its results to FOLDER")
     parser.add_argument(
-        "--nodes", metavar="FOLDER", help="write every image with the nodes sampled for a point to FOLDER"
+        "--json", type=_place, metavar="FILE", help="write all results to FILE; detections as COCO has them"
+    )
+    parser.add_argument(
+        "--pictures", type=_place, metavar="FOLDER", help="write every image with its results to FOLDER"
+    )
+    parser.add_argument(
+        "--nodes", type=_place, metavar="FOLDER", help="write every image with the nodes sampled for a point to FOLDER"
     )
     parser.add_argument(
         "--at",
@@ -225,8 +228,12 @@ def _predict(arguments: list[str]) -> int:
         help="with --nodes: the point, in pixels of the image; can be repeated (default: the middle)",
     )
     parser.add_argument("--layer", metavar="NAME", help="with --nodes: the layer that samples (default: the last)")
-    parser.add_argument("--labels", metavar="FOLDER", help="segmentation: write the class of every pixel as PNG")
-    parser.add_argument("--submission", metavar="FOLDER", help="segmentation: write files for Cityscapes' test server")
+    parser.add_argument(
+        "--labels", type=_place, metavar="FOLDER", help="segmentation: write the class of every pixel as PNG"
+    )
+    parser.add_argument(
+        "--submission", type=_place, metavar="FOLDER", help="segmentation: write files for Cityscapes' test server"
+    )
     parser.add_argument(
         "--multi_scale",
         action="store_true",
@@ -267,6 +274,10 @@ def _check_predict(options: argparse.Namespace) -> None:
         options.config = find_recipe(options.config)
     if options.json and Path(options.json).is_dir():
         raise InputError(f"--json {options.json}: this is a folder, give a file")
+    if options.json and Path(options.json).is_file():
+        inputs = [*options.images, *filter(None, (options.ckpt_path, options.config))]
+        if any(os.path.samefile(options.json, path) for path in inputs):
+            raise InputError(f"--json {options.json}: this file is read, give another one to write")
     for name in ("pictures", "nodes", "labels", "submission"):
         folder = getattr(options, name)
         if folder and Path(folder).is_file():
@@ -283,7 +294,9 @@ def _validate_data(arguments: list[str]) -> int:
     )
     parser.add_argument("-c", "--config", action="append", metavar="RECIPE", help="recipe of the data, as for dgmn fit")
     _add_trust(parser)
-    parser.add_argument("--picture", default="data.jpg", metavar="FILE", help="the drawn samples (default data.jpg)")
+    parser.add_argument(
+        "--picture", type=_place, default="data.jpg", metavar="FILE", help="the drawn samples (default data.jpg)"
+    )
     options, overrides = parser.parse_known_args(arguments)
     others = [o for o in overrides if o.startswith("-") and not o.startswith("--data.")]
     if others or not options.config:
@@ -413,7 +426,7 @@ def _bench(arguments: list[str]) -> int:
         command.add_argument("--rounds", type=_positive, metavar="N", help="timings of each; default ops 30, models 10")
         command.add_argument("--quick", action="store_true", help="small sizes and 3 rounds, to see that it works")
         command.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the peak memory")
-        command.add_argument("--out", default="runs/bench", metavar="FOLDER", help="default runs/bench")
+        command.add_argument("--out", type=_place, default="runs/bench", metavar="FOLDER", help="default runs/bench")
     if not arguments:
         arguments = ["--help"]
     options = parser.parse_args(arguments)
@@ -443,7 +456,9 @@ def _quickstart(arguments: list[str]) -> int:
         choices=("mask_rcnn", "retinanet", "deformable_detr", "sparse_rcnn"),
         help="detection: the detector (default mask_rcnn)",
     )
-    parser.add_argument("--output", metavar="FOLDER", help="where to write (default runs/quickstart[_TASK])")
+    parser.add_argument(
+        "--output", type=_place, metavar="FOLDER", help="where to write (default runs/quickstart[_TASK])"
+    )
     options = parser.parse_args(arguments)
     if options.model and options.task != "detection":
         parser.error(f"--model is for --task detection, got --task {options.task}")
@@ -466,9 +481,21 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
+    number = _whole(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 and below 1,000,000, got {text!r}")
+    return number
+
+
+def _whole(text: str) -> int:
+    """The whole number from 1 to 999,999 that a text is; 0 for any other text."""
+    return int(text) if re.fullmatch(r"0*[1-9][0-9]{0,5}", text) else 0
+
+
+def _place(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file or folder, got an empty text")
+    return text
 
 
 def _share(text: str) -> float:
@@ -505,10 +532,10 @@ def _shapes(text: str) -> list[str]:
 
 
 def _numbers(text: str, count: tuple[int, ...], form: str) -> list[int]:
-    parts = text.split("x")
-    if len(parts) not in count or not all(part.isdigit() and int(part) for part in parts):
+    numbers = [_whole(part) for part in text.split("x")]
+    if len(numbers) not in count or not all(numbers):
         raise argparse.ArgumentTypeError(f"must be {form}, got {text!r}")
-    return [int(part) for part in parts]
+    return numbers
 
 
 _SYNONYMS = {

@@ -290,8 +290,8 @@ def test_what_is_no_image(image, message, load):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("classifier", {"top": 0}, "top must be at least 1, got 0"),
-        ("classifier", {"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ("classifier", {"top": 0}, "top must be a whole number of at least 1, got 0"),
+        ("classifier", {"batch_size": -1}, "batch_size must be a whole number of at least 1, got -1"),
         ("mask_rcnn", {"score": 40}, r"score must be in 0\.\.1, got 40"),
         ("mask_rcnn", {"score": float("nan")}, r"score must be in 0\.\.1, got nan"),
     ],

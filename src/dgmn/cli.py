@@ -163,7 +163,10 @@ class DgmnCLI(LightningCLI):
             "num_sanity_val_steps": 0,  # the data is checked already
             "use_distributed_sampler": False,  # the data module divides the images among the processes
         }
-        return super().instantiate_trainer(**defaults, **kwargs)
+        try:
+            return super().instantiate_trainer(**defaults, **kwargs)
+        except (TypeError, ValueError) as error:  # of a device, for instance
+            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
     def fit(self, **kwargs: Any) -> None:
         network = self.model.model

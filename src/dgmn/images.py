@@ -63,6 +63,8 @@ def _from_tensor(image: Tensor) -> Image.Image:
     wanted = "image: a tensor must be (3, H, W), of uint8 or of floating point in 0..1"
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise InputError(f"{wanted}, got {tuple(image.shape)}")
+    if image.is_meta or image.layout != torch.strided:
+        raise InputError(f"{wanted}, got a tensor {'on the meta device' if image.is_meta else image.layout}")
     _check_size(image.shape[:0:-1], "image")
     image = image.detach().cpu()
     if image.is_floating_point():
@@ -131,6 +133,8 @@ def opened(source: Any, name: str, what: str = "image") -> Iterator[Image.Image]
 
 def _check_size(size: Sequence[int], name: str) -> None:
     width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"{name}: {width} x {height} pixels, at least 1 x 1 are needed")
     if width * height > MAX_PIXELS:
         raise InputError(f"{name}: {width} x {height} pixels, at most {MAX_PIXELS:,} are accepted")
 

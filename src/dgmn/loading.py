@@ -118,7 +118,7 @@ def checked_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).cpu()  # the meta device holds no values
+        return torch.device(device)
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"device {device}: not available here ({str(error).splitlines()[0]})") from error
-    return torch.device(device)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dgmn.errors import InputError
+from dgmn.errors import InputError, check_number
 from dgmn.finite import check_weights
 from dgmn.images import AnyImage, to_image
 from dgmn.nodes import Point, SampledNodes, check_point
@@ -212,8 +212,7 @@ def run(
     progress: Progress | None = None,
 ) -> Any:
     """The loop behind every [`Predictor.predict`][dgmn.predictor.Predictor.predict]."""
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    check_number("batch_size", batch_size)
     many = _many(images)
     if many is not None:
         return _results(predict, many, batch_size, on_error, progress)

@@ -9,6 +9,7 @@ from dgmn.errors import InputError
 from dgmn.images import save_image, stacked
 from dgmn.pictures import contact_sheet
 from dgmn.training.data import ImageData
+from dgmn_base.errors import one_line
 from dgmn_base.terminal import Progress, format_table
 
 _SHOWN = 30  # problems that are printed
@@ -33,7 +34,7 @@ def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print("\nno mistakes found")
         return 0
     print(f"\n{len(report.problems)} problem{'s' if len(report.problems) > 1 else ''}:")
-    print("\n".join(f"  {problem}" for problem in report.problems[:_SHOWN]))
+    print("\n".join(f"  {one_line(problem)}" for problem in report.problems[:_SHOWN]))
     if len(report.problems) > _SHOWN:
         print(f"  and {len(report.problems) - _SHOWN} more")
     return 1

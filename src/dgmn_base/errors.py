@@ -2,10 +2,43 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
 
 
 class InputError(ValueError):
     """Something that the user gave is wrong: the message names it and says what is accepted."""
+
+
+def check_number(name: str, number: Any, at_least: int = 1) -> None:
+    """Checks that `number` is a whole number of at least `at_least`.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(number, bool) or not isinstance(number, Integral) or not int(number) >= at_least:
+        wanted = "whole numbers" if name.endswith("rates") else "a whole number"
+        raise InputError(f"{name} must be {wanted} of at least {at_least}, got {number!r}")
+
+
+def check_share(name: str, number: Any) -> None:
+    """Checks that `number` is in 0..1.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(number, Real) or not 0 <= float(number) <= 1:
+        raise InputError(f"{name} must be in 0..1, got {number!r}")
+
+
+def one_line(text: str) -> str:
+    """A message as one line; the middle of a very long one, such as a path of 4000 characters, is left out."""
+    line = "\\n".join(text.strip().splitlines())  # a file's name may hold the end of a line
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
+_LONGEST = 2000
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", before: str = "") -> str:

@@ -1,13 +1,14 @@
 """Finding the files and folders that a user names, and writing files that are whole or absent."""
 
 import glob
+import json
 import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dgmn_base.errors import InputError
 
@@ -96,6 +97,20 @@ def check_file(path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         raise InputError(f"{os.fspath(path)}: {kinds.get(stat.S_IFMT(mode), 'a device')}, a file is needed")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file in JSON.
+
+    Raises:
+        InputError: it holds something else; the message names it.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark first
+    except (RecursionError, ValueError) as error:
+        what = "it is empty" if path.stat().st_size == 0 else str(error)
+        raise InputError(f"{path}: not JSON ({what})") from error
 
 
 def check_root(root: Path) -> None:

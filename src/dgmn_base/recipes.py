@@ -56,10 +56,10 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The content of a recipe; {} if it is empty.
+    """The content of a recipe.
 
     Raises:
-        InputError: the file cannot be read, is no YAML, or is too large or too deep for a recipe.
+        InputError: the file cannot be read, is no YAML, has no sections, or is too large or too deep for a recipe.
     """
     import yaml
 
@@ -70,9 +70,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"-c {path}: {' '.join(str(error).split())}") from error
-    if content is not None and not (isinstance(content, dict) and all(isinstance(name, str) for name in content)):
+    if not content or not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"-c {path}: a recipe has sections such as model and data, got {_shown(content)}")
-    return content or {}
+    if not isinstance(content.get("trainer"), dict | str | None):  # a text names a file that is included
+        raise InputError(f"-c {path}: trainer must be a section with options, got {_shown(content['trainer'])}")
+    return content
 
 
 def check_size(text: str) -> None:
@@ -114,5 +116,5 @@ def check_size(text: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = "nothing" if value is None else repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

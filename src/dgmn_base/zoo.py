@@ -68,6 +68,8 @@ def find(name: str, task: str | None = None) -> ZooModel:
     Raises:
         InputError (a ValueError): there is no such row (the message suggests similar names), or it has another task.
     """
+    if not isinstance(name, str):
+        raise InputError(f"name must be that of a published model, got {name!r}")
     for model in ZOO:
         if name in (model.name, model.builder):
             if task not in (None, model.task):

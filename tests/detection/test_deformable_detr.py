@@ -311,7 +311,7 @@ def test_no_network_access(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
         ({"backbone": "dgmn9"}, "backbone: timm knows no 'dgmn9'"),
         ({"two_stage": True}, "two_stage needs box_refine"),
         ({"transformer_args": {"wings": 2}}, "transformer_args: no option wings; one of .*, d_model, .*num_queries"),

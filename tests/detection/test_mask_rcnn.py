@@ -318,7 +318,7 @@ def test_targets_of_masks():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(InputError, match=r"num_classes must be at least 1, got 0"):
+    with pytest.raises(InputError, match=r"num_classes must be a whole number of at least 1, got 0"):
         mask_rcnn("dgmn2_nano", 0)
     with pytest.raises(InputError, match=r"box_beta must be at least 0, got nan"):
         mask_rcnn("dgmn2_nano", box_beta=float("nan"))

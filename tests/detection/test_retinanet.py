@@ -103,7 +103,7 @@ def test_detections_of_images_of_any_size():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(InputError, match=r"num_classes must be at least 1, got 0"):
+    with pytest.raises(InputError, match=r"num_classes must be a whole number of at least 1, got 0"):
         retinanet("dgmn2_nano", 0)
     with pytest.raises(InputError, match=r"backbone: timm knows no 'dgmn9'"):
         retinanet("dgmn9")

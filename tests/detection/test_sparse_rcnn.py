@@ -275,10 +275,10 @@ def test_other_classes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, r"num_classes must be at least 1, got 0"),
-        ({"num_proposals": 0}, r"num_proposals must be at least 1, got 0"),
-        ({"num_stages": 0}, r"num_stages must be at least 1, got 0"),
-        ({"detections_per_img": 0}, r"detections_per_img must be at least 1, got 0"),
+        ({"num_classes": 0}, r"num_classes must be a whole number of at least 1, got 0"),
+        ({"num_proposals": 0}, r"num_proposals must be a whole number of at least 1, got 0"),
+        ({"num_stages": 0}, r"num_stages must be a whole number of at least 1, got 0"),
+        ({"detections_per_img": 0}, r"detections_per_img must be a whole number of at least 1, got 0"),
         ({"channels": 100}, r"channels must be a multiple of 8, the heads of the attention, got 100"),
         ({"backbone": "dgmn9"}, r"backbone: timm knows no 'dgmn9'"),
     ],

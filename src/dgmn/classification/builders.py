@@ -30,7 +30,7 @@ def classifier(
         InputError (a ValueError): the network or an argument does not exist, or there are fewer than two classes.
     """
     check_name(model, "model.model")
-    if num_classes < 2:
+    if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(f"model.num_classes must be at least 2, got {num_classes}")
     args = dict(model_args or {})
     if preprocessing is not None:

@@ -1,5 +1,6 @@
 """Images in one folder per class, or any torchvision dataset."""
 
+import math
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +49,27 @@ class Augmentation:
     erasing: float = 0.25
     interpolation: str | None = None
     repeats: int = 3
+
+    def __post_init__(self) -> None:
+        where = "data.augmentation"
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                raise InputError(f"{where}.{name} must be a range above 0, got {[low, high]}")
+        for name in ("hflip", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{where}.{name} must be in 0..1, got {getattr(self, name)}")
+        if not 0 <= self.color_jitter < math.inf:
+            raise InputError(f"{where}.color_jitter must be a finite number of at least 0, got {self.color_jitter}")
+        if self.repeats < 1:
+            raise InputError(f"{where}.repeats must be at least 1, got {self.repeats}")
+        try:
+            self.transform(32, Preprocessing())
+        except (AssertionError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{where}: timm knows no auto_augment {self.auto_augment!r} or interpolation {self.interpolation!r} "
+                f"({error})"
+            ) from error
 
     def transform(self, image_size: int, preprocessing: Preprocessing) -> Any:
         """The transform of an image in training."""
@@ -112,13 +134,11 @@ class ClassificationData(ImageData):
         num_workers: int = 4,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if image_size < 1 or not (crop_pct is None or 0 < crop_pct <= 1):
+        if image_size is None or image_size < 1 or not (crop_pct is None or 0 < crop_pct <= 1):
             raise InputError(
                 "data: image_size must be at least 1, and crop_pct above 0 and at most 1, "
                 f"got {image_size} and {crop_pct}"
             )
-        if augmentation.repeats < 1:
-            raise InputError(f"data.augmentation.repeats must be at least 1, got {augmentation.repeats}")
         self.root = None if root is None else Path(root)
         self.image_size = image_size
         self.crop_pct = crop_pct

@@ -12,7 +12,7 @@ from typing_extensions import override
 from dgmn.about import Preprocessing
 from dgmn.classification.builders import classifier
 from dgmn.classification.transforms import eval_transform, seen_part
-from dgmn.errors import InputError
+from dgmn.errors import InputError, check_number
 from dgmn.finite import check_scores
 from dgmn.images import AnyImage
 from dgmn.nodes import Point, SampledNodes, sampled_nodes
@@ -114,9 +114,14 @@ class ClassificationPredictor(Predictor):
             on_error: is told of an image that cannot be read, and why; None raises the error.
             progress: is told how many images are done.
         """
-        if top < 1:
-            raise InputError(f"top must be at least 1, got {top}")
-        return run(partial(self._predict, top), images, batch_size or self.batch_size, on_error, progress)
+        check_number("top", top)
+        return run(
+            partial(self._predict, top),
+            images,
+            self.batch_size if batch_size is None else batch_size,
+            on_error,
+            progress,
+        )
 
     def _predict(
         self, top: int, images: Sequence[tuple[AnyImage, Image.Image]], progress: Progress

@@ -54,9 +54,9 @@ class ClassificationTask(Task):
         decay_norms_and_biases: bool = False,
     ) -> None:
         for name, value in {"mixup": mixup, "cutmix": cutmix}.items():
-            if not 0 <= value < math.inf:
+            if value is None or not 0 <= value < math.inf:
                 raise InputError(f"model.{name} must be a finite number of at least 0, got {value}")
-        if not 0 <= label_smoothing < 1:
+        if label_smoothing is None or not 0 <= label_smoothing < 1:
             raise InputError(f"model.label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         network_args = {"model": model, "num_classes": num_classes, "model_args": model_args}
         super().__init__(classifier, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)

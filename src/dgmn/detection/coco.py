@@ -1,5 +1,6 @@
 """Reads and checks annotations in COCO's format, and makes tensors of them."""
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dgmn.errors import InputError
 from dgmn.images import MAX_PIXELS
+from dgmn_base.files import read_json
 
 
 @dataclass
@@ -113,7 +115,7 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
                 rejected.add(entry["id"])
         elif entry["id"] in images:
             report(f"{what}: the id {entry['id']} is there twice")
-        elif not (folder / entry["file_name"]).is_file():
+        elif not _is_file(folder / entry["file_name"]):
             report(f"{what}: no image {folder / entry['file_name']}")
             rejected.add(entry["id"])
         elif min(entry["width"], entry["height"]) < 1 or entry["width"] * entry["height"] > MAX_PIXELS:
@@ -168,11 +170,7 @@ def load_annotations(file: Path) -> dict[str, list[Any]]:
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file of annotations")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark first
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        what = "it is empty" if file.stat().st_size == 0 else str(error)
-        raise InputError(f"{file}: not JSON ({what})") from error
+    content = read_json(file)
     keys = ("images", "annotations", "categories")
     if isinstance(content, dict):
         content.setdefault("annotations", [])  # files of test images have none
@@ -314,6 +312,15 @@ def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
 _SIZES = f"the size must be at least 1 x 1, and at most {MAX_PIXELS:,} pixels"
 _FAR = 10  # how many times the image's long side a polygon may lie away from its corner
 _BORDER = 100  # how many times the image's height and width together a polygon's border may be long
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def _has(entry: Any, fields: dict[str, tuple[type, ...]]) -> bool:

@@ -19,7 +19,7 @@ from dgmn.detection.official import official_deformable_detr
 from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.detection.targets import check_labels
-from dgmn.errors import InputError
+from dgmn.errors import InputError, check_number
 from dgmn.models.features import feature_maps, normalisation
 
 _MAPS = 3  # levels that come from the backbone, if there are several
@@ -287,8 +287,8 @@ def deformable_detr(
     Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); Deformable DETR
         (https://arxiv.org/abs/2010.04159), in the form of its own code.
     """
-    if num_classes < 1:
-        raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    check_number("num_classes", num_classes)
+    check_number("detections_per_img", detections_per_img)
     if two_stage and not box_refine:
         raise InputError("two_stage needs box_refine: its queries start from boxes")
     if num_levels < 1 or num_levels == 2:

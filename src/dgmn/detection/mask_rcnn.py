@@ -20,7 +20,7 @@ from dgmn.detection.official import official_mask_rcnn
 from dgmn.detection.regions import AlignedRoIs, mask_targets, paste_masks
 from dgmn.detection.resizing import Resize
 from dgmn.detection.targets import check_labels
-from dgmn.errors import InputError
+from dgmn.errors import InputError, check_number
 from dgmn.finite import check_scores
 from dgmn.models.features import feature_maps, normalisation
 
@@ -304,14 +304,13 @@ def mask_rcnn(
         (https://arxiv.org/abs/1703.06870), in the form of mmdet 2.12. The first paper's is that of maskrcnn-benchmark:
         `training_proposals=2000, rpn_beta=1 / 9, box_beta=1.0, sampling_ratio=2`.
     """
-    least: dict[str, tuple[float, int]] = {
-        "num_classes": (num_classes, 1),
-        "training_proposals": (training_proposals, 1),
-    }
-    least |= {"rpn_beta": (rpn_beta, 0), "box_beta": (box_beta, 0), "sampling_ratio": (sampling_ratio, 0)}
-    for name, (value, smallest) in least.items():
-        if not value >= smallest:
-            raise InputError(f"{name} must be at least {smallest}, got {value}")
+    check_number("num_classes", num_classes)
+    check_number("detections_per_img", detections_per_img)
+    check_number("training_proposals", training_proposals)
+    check_number("sampling_ratio", sampling_ratio, at_least=0)
+    for name, value in {"rpn_beta": rpn_beta, "box_beta": box_beta}.items():
+        if not value >= 0:
+            raise InputError(f"{name} must be at least 0, got {value}")
     if image_format not in ("RGB", "BGR"):
         raise InputError(f'image_format must be "RGB" or "BGR", got {image_format!r}')
     maps = feature_maps(backbone, pretrained, backbone_args)

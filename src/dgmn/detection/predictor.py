@@ -21,7 +21,7 @@ from dgmn.detection.categories import CATEGORIES
 from dgmn.detection.coco import mask_area
 from dgmn.detection.inference import Inference, detect
 from dgmn.detection.metrics import to_results
-from dgmn.errors import InputError
+from dgmn.errors import InputError, check_share
 from dgmn.finite import check_scores
 from dgmn.images import AnyImage
 from dgmn.models.build import build_named
@@ -187,9 +187,14 @@ class DetectionPredictor(Predictor):
             on_error: see `Predictor.predict`.
             progress: see `Predictor.predict`.
         """
-        if not 0 <= score <= 1:
-            raise InputError(f"score must be in 0..1, got {score}")
-        return run(partial(self._predict, score), images, batch_size or self.batch_size, on_error, progress)
+        check_share("score", score)
+        return run(
+            partial(self._predict, score),
+            images,
+            self.batch_size if batch_size is None else batch_size,
+            on_error,
+            progress,
+        )
 
     def _predict(
         self, score: float, images: Sequence[tuple[AnyImage, Image.Image]], progress: Progress

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
+from dgmn.errors import check_number
+
 
 class Resize(GeneralizedRCNNTransform):
     """torchvision's normalisation, resizing and padding, with sides rounded to the nearest pixel.
@@ -35,6 +37,9 @@ class Resize(GeneralizedRCNNTransform):
         antialias: bool = False,
         bgr: bool = False,
     ) -> None:
+        for number in min_size if isinstance(min_size, list | tuple) else [min_size]:
+            check_number("min_size", number)
+        check_number("max_size", max_size)
         super().__init__(min_size, max_size, image_mean, image_std, size_divisible)
         self.antialias = antialias
         self.bgr = bgr

@@ -14,7 +14,7 @@ from dgmn.detection.anchors import ClampedBoxCoder, ExactAnchors, ExtraLevels, P
 from dgmn.detection.official import official_retinanet
 from dgmn.detection.resizing import Resize
 from dgmn.detection.targets import check_labels
-from dgmn.errors import InputError
+from dgmn.errors import check_number
 from dgmn.finite import check_scores
 from dgmn.models.features import feature_maps, normalisation
 
@@ -132,8 +132,8 @@ def retinanet(
     Source: Dynamic Graph Message Passing Networks, section 6.2 (https://arxiv.org/abs/2209.09760); RetinaNet
         (https://arxiv.org/abs/1708.02002), in the form of mmdet 2.12.
     """
-    if num_classes < 1:
-        raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    check_number("num_classes", num_classes)
+    check_number("detections_per_img", detections_per_img)
     maps = feature_maps(backbone, pretrained, backbone_args, levels=3)
     pyramid = Pyramid(maps, 3, ExtraLevels(maps.feature_info.channels()[-1], channels), channels)
     anchors = ExactAnchors(

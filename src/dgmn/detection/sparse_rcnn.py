@@ -19,7 +19,7 @@ from dgmn.detection.regions import AlignedRoIs
 from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.detection.targets import check_labels
-from dgmn.errors import InputError
+from dgmn.errors import InputError, check_number
 from dgmn.models.features import feature_maps, normalisation
 
 _BINS = 7  # bins along a side of a region
@@ -312,8 +312,7 @@ def sparse_rcnn(
         detections_per_img = num_proposals
     numbers = {"num_classes": num_classes, "num_proposals": num_proposals, "num_stages": num_stages}
     for name, value in (numbers | {"detections_per_img": detections_per_img}).items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+        check_number(name, value)
     if channels < 1 or channels % _HEADS:
         raise InputError(f"channels must be a multiple of {_HEADS}, the heads of the attention, got {channels}")
     maps = feature_maps(backbone, pretrained, backbone_args)

@@ -1,5 +1,6 @@
 """The DGMN2 Transformer layer: attention from every position to nine sampled nodes (paper, section 4.1)."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm, Mlp, trunc_normal_
 from torch import Tensor, nn
 
+from dgmn.errors import check_number, check_share
 from dgmn.ops import position_scores, sampled_attention
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
@@ -49,7 +51,13 @@ class RelativePosition(nn.Module):
             raise ValueError(f'rel_pos must be "official" or "aligned", got {rel_pos!r}')
         self.nodes = nodes
         self.rel_pos = rel_pos
+        check_number("dim", dim)
+        check_number("nodes", nodes)
+        if not isinstance(map_size, tuple | list) or len(map_size) != 2:
+            raise ValueError(f"map_size must be a height and a width, got {map_size!r}")
         height, width = map_size
+        for side in map_size:
+            check_number("map_size", side)
         self.rel_height = nn.Parameter(torch.empty(height + nodes - 1, dim, device=device, dtype=dtype))
         self.rel_width = nn.Parameter(torch.empty(width + nodes - 1, dim, device=device, dtype=dtype))
         self.reset_parameters()
@@ -120,7 +128,10 @@ class DGMN2Attention(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
+        for name, number in {"dim": dim, "num_heads": num_heads, "kernel_size": kernel_size}.items():
+            check_number(name, number)
+        check_share("attn_drop", attn_drop)
+        if dim % num_heads:
             raise ValueError(f"num_heads must divide dim = {dim}, got {num_heads}")
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
@@ -230,6 +241,8 @@ class DGMN2Block(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        if not 1 <= dim * mlp_ratio < math.inf:
+            raise ValueError(f"mlp_ratio must leave the MLP a channel or more, got {mlp_ratio!r} for dim = {dim}")
         dd = {"device": device, "dtype": dtype}
         self.norm1 = LayerNorm(dim, eps=1e-6, **dd)
         self.attn = DGMN2Attention(

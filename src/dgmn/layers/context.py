@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, DeformConv2d
 from torchvision.ops.deform_conv import deform_conv2d
 
-from dgmn.errors import InputError
-from dgmn.layers.dgmn import DGMN, check_number
+from dgmn.errors import InputError, check_number
+from dgmn.layers.dgmn import DGMN
 from dgmn.ops.precision import PreciseConv2d, without_autocast
 from dgmn.ops.tracing import opaque
 

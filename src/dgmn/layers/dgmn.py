@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgmn.errors import check_number
 from dgmn.ops import sampled_aggregate
 from dgmn.ops.precision import PreciseConv2d, compute_dtype, without_autocast
 from dgmn.ops.tracing import channels_last, opaque
@@ -293,14 +294,3 @@ class DGMN(nn.Module):
     def extra_repr(self) -> str:
         rates = f"sampling_rates={self.sampling_rates}"
         return f"{self.channels}, {rates}, steps={self.steps}, fusion={self.fusion}, form={self.form}"
-
-
-def check_number(name: str, number: int, at_least: int = 1) -> None:
-    """Checks that `number` is a whole number of at least `at_least`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if isinstance(number, bool) or not isinstance(number, int) or number < at_least:
-        wanted = "whole numbers" if name.endswith("rates") else "a whole number"
-        raise ValueError(f"{name} must be {wanted} of at least {at_least}, got {number!r}")

@@ -16,6 +16,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from dgmn.about import About, about_timm
+from dgmn.errors import check_number, check_share
 from dgmn.layers import DGMN2Block
 from dgmn.models.official import official_dgmn2
 from dgmn.ops.tracing import channels_last
@@ -100,6 +101,14 @@ class DGMN2(nn.Module):
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
+        check_number("in_chans", in_chans)
+        check_number("num_classes", num_classes, at_least=0)
+        for name, numbers in {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads}.items():
+            if len(numbers) != 4:
+                raise ValueError(f"{name} must be four numbers, one for every stage, got {numbers!r}")
+            for number in numbers:
+                check_number(name, number)
+        check_share("drop_path_rate", drop_path_rate)
         dd = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.num_classes = num_classes

@@ -18,6 +18,8 @@ def check_name(name: str, option: str) -> None:
     Raises:
         InputError: it does not; the message names the option and suggests other names.
     """
+    if not isinstance(name, str):
+        raise InputError(f"{option} must be the name of a network, got {name!r}")
     if not timm.is_model(name):
         ours = f"; for instance {', '.join(timm.list_models('dgmn2*'))}"
         hint = did_you_mean(name.split(".")[0], timm.list_models(), ours)

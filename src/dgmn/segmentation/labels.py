@@ -1,6 +1,5 @@
 """Classes of a dataset, and masks: images whose pixels are class numbers."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from dgmn.errors import InputError
 from dgmn.images import opened
 from dgmn.pictures import distinct_colors
 from dgmn.segmentation.losses import IGNORED
+from dgmn_base.files import read_json
 
 Color = tuple[int, int, int]
 
@@ -80,21 +80,18 @@ def read_classes(path: Path) -> Classes:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; it must list the classes, one name per line (.txt), or as .json")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file") from error
     if path.suffix != ".json":
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not a text file") from error
         lines = [line.strip() for line in text.rstrip().splitlines()]
         if "" in lines:
             raise InputError(
                 f"{path}: line {lines.index('') + 1} is empty; a class's number is the position of its line"
             )
         return _checked(path, lines, ())
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+    content = read_json(path)
     ignored: Any = ()
     if isinstance(content, dict):
         ignored, content = content.get("ignored", ()), content.get("classes")
@@ -114,7 +111,7 @@ def _checked(path: Path, entries: list[Any], ignored: Any) -> Classes:
         if (
             not isinstance(color, list | tuple)
             or len(color) != 3
-            or not all(isinstance(c, int) and 0 <= c <= 255 for c in color)
+            or not all(type(c) is int and 0 <= c <= 255 for c in color)
         ):
             raise InputError(
                 f"{path}: the color of {entry['name']} must be [r, g, b] of 0..255, got {entry['color']!r}"
@@ -125,7 +122,7 @@ def _checked(path: Path, entries: list[Any], ignored: Any) -> Classes:
         names.append(entry["name"])
         colors.append((color[0], color[1], color[2]))
         ids.append(number)
-    if not isinstance(ignored, list | tuple) or not all(isinstance(i, int) for i in ignored):
+    if not isinstance(ignored, list | tuple) or not all(type(i) is int for i in ignored):
         raise InputError(f"{path}: ignored must be a list of whole numbers, got {ignored!r}")
     try:
         return Classes(tuple(names), tuple(colors), tuple(ids), tuple(ignored))

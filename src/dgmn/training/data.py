@@ -38,7 +38,9 @@ class ImageData(L.LightningDataModule):
         super().__init__()
         numbers = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "epoch_steps": (epoch_steps, 1)}
         for name, (number, least) in numbers.items():
-            if number is not None and number < least:
+            if number is None and name == "epoch_steps":
+                continue
+            if number is None or number < least:
                 raise InputError(f"data.{name} must be at least {least}, got {number}")
         self.batch_size = batch_size
         self.num_workers = num_workers

@@ -256,10 +256,13 @@ def load_checkpoint(
         What was loaded and what was left out; it prints as one line.
 
     Raises:
+        TypeError: `model` is no network.
         FileNotFoundError: no such file.
         InputError (a ValueError): the file is no checkpoint, holds NaN, or is one of another model; the message lists
             the names or shapes. It is a `dgmn.weights.OtherClassesError` if only the number of classes differs.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     check_weights(checkpoint.state_dict, f"checkpoint {checkpoint.path}")
     try:

@@ -62,6 +62,7 @@ class Layout(DataLayout):
             raise InputError(f"{sample.image}: missing image") from error
         if image.shape[1:] != mask.shape:
             sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels, its image {image.shape[2]} x {image.shape[1]}"
-            turned = " (turned upright as its EXIF entry says)" if image.shape[:0:-1] == mask.shape else ""
+            stored = load_image(sample.image, upright=False).size
+            turned = " (turned upright as its EXIF entry says)" if stored == mask.shape[::-1] else ""
             raise InputError(f"{sample.mask}: {sizes}{turned}: they must be equal")
         return image, torch.from_numpy(mask)
