@@ -1,6 +1,7 @@
 """The commands `dgmn fit | validate | test`: a thin layer over LightningCLI."""
 
 import logging
+import re
 import sys
 import textwrap
 import warnings
@@ -292,7 +293,11 @@ def _explained(error: Exception) -> Exception:
                 f"--data.num_workers or a smaller --data.batch_size ({' '.join(str(cause).split())})"
             )
     if not isinstance(error, ArgumentError):
-        return error
+        value = re.search(r"argument after \*\* must be a mapping, not (\w+)(?:.|\n)*Given value: (.*)", str(error))
+        if value is None:
+            return error
+        given = textwrap.shorten(value[2], 400)
+        return InputError(f"an option of these must be a section with options of its own, not {value[1]}: {given}")
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(_NOISE) and line != "Expected a <class 'NoneType'>"]
     return InputError(": ".join(textwrap.shorten(line.rstrip(":"), 300) for line in lines))

@@ -172,7 +172,7 @@ def test_cuda_without_a_device(capsys):
     [
         ("ops --shapes 4x56", "argument --shapes: must be BxHxWxHEADSxD, for instance 4x56x56x1x64, got '4x56'"),
         ("models --sizes 0", "argument --sizes: must be 224 or 512x1024, got '0'"),
-        ("models --rounds none", "argument --rounds: must be a whole number of at least 1, got 'none'"),
+        ("models --rounds none", "--rounds: must be a whole number of at least 1 and below 1,000,000, got 'none'"),
         ("speed", "invalid choice: 'speed'"),
     ],
 )

@@ -231,9 +231,12 @@ def test_walks_are_precise_under_autocast():
     torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("num_heads", [3, 0, -2])
-def test_heads_must_divide_the_channels(num_heads):
-    with pytest.raises(ValueError, match=rf"num_heads must divide dim = 8, got {num_heads}"):
+@pytest.mark.parametrize(
+    ("num_heads", "wanted"),
+    [(3, "divide dim = 8"), (0, "be a whole number of at least 1"), (-2, "be a whole number of at least 1")],
+)
+def test_heads_must_divide_the_channels(num_heads, wanted):
+    with pytest.raises(ValueError, match=f"num_heads must {wanted}, got {num_heads}"):
         DGMN2Attention(8, num_heads, (7, 7))
 
 

@@ -57,8 +57,9 @@ def compare(function, inputs, tolerance=1e-5, **options):
         results.append([out, *gradients])
     for i, (got, want) in enumerate(zip(*results, strict=True)):
         error = (got.double() - want).norm().item()
-        # A gradient that cancels to zero (as in the softmax of one node) has no relative error.
-        norm = max(want.norm().item(), 1e-2)
+        # A gradient whose terms cancel (as in the softmax of one node) has no relative error. The terms are about one,
+        # so the rounding of float32 leaves a few 1e-7 of them.
+        norm = max(want.norm().item(), 5e-2)
         assert error <= tolerance * norm, f"number {i}: {error} of {norm}"
 
 
