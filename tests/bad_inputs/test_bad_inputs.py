@@ -16,7 +16,7 @@ from dgmn_cli import run
 
 COMMANDS = [case for group in (command_line, images, masks, coco, configurations, checkpoints) for case in group.CASES]
 _MEMORY = 3 * 2**20  # kilobytes
-_QUICK = 15  # one of so many cases is in the default run
+_QUICK = 45  # one of so many cases is in the default run
 
 
 def parameters(cases: list[Case]) -> list[object]:
