@@ -57,9 +57,8 @@ def compare(function, inputs, tolerance=1e-5, **options):
         results.append([out, *gradients])
     for i, (got, want) in enumerate(zip(*results, strict=True)):
         error = (got.double() - want).norm().item()
-        # A gradient whose terms cancel (as in the softmax of one node) has no relative error. The terms are about one,
-        # so the rounding of float32 leaves a few 1e-7 of them.
-        norm = max(want.norm().item(), 5e-2)
+        # A gradient that cancels to zero (as in the softmax of one node) has no relative error.
+        norm = max(want.norm().item(), 1e-2)
         assert error <= tolerance * norm, f"number {i}: {error} of {norm}"
 
 
@@ -76,17 +75,19 @@ def compare(function, inputs, tolerance=1e-5, **options):
     dilation=st.integers(1, 3),
     shared=st.booleans(),
     with_bias=st.booleans(),
-    scale=st.sampled_from([None, 0.5, -1.0]),
+    factor=st.sampled_from([None, 0.5, -1.0]),
     spread=st.sampled_from([0.3, 2.0, 30.0]),
     seed=st.integers(0, 2**16),
 )
 def test_equals_the_reference(
-    monkeypatch, target, sizes, dim, kernel_size, dilation, shared, with_bias, scale, spread, seed
+    monkeypatch, target, sizes, dim, kernel_size, dilation, shared, with_bias, factor, spread, seed
 ):
     monkeypatch.setattr(native, "_target", target)
     torch.manual_seed(seed)
     *maps, offset, bias = make_inputs(*sizes, dim, kernel_size**2, shared, spread)
     options = {"kernel_size": kernel_size, "dilation": dilation}
+    # Logits of about one: float32 rounds those of several tens, as scale = 1 gives at dim = 64, by more than 1e-5.
+    scale = None if factor is None else factor * dim**-0.5
     compare(sampled_attention, [*maps, offset, bias if with_bias else None], scale=scale, **options)
     compare(sampled_aggregate, [maps[2], offset, bias], **options)
 
