@@ -207,11 +207,13 @@ Predict = Callable[[Sequence[tuple[AnyImage, Image.Image]], Progress], Sequence[
 def run(
     predict: Predict,
     images: Any,
-    batch_size: int,
+    batch_size: int | None,
+    default: int,
     on_error: OnError | None = None,
     progress: Progress | None = None,
 ) -> Any:
-    """The loop behind every [`Predictor.predict`][dgmn.predictor.Predictor.predict]."""
+    """The loop behind every [`Predictor.predict`][dgmn.predictor.Predictor.predict]; `default` is the task's batch."""
+    batch_size = default if batch_size is None else batch_size
     check_number("batch_size", batch_size)
     many = _many(images)
     if many is not None:

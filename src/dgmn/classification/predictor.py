@@ -115,13 +115,7 @@ class ClassificationPredictor(Predictor):
             progress: is told how many images are done.
         """
         check_number("top", top)
-        return run(
-            partial(self._predict, top),
-            images,
-            self.batch_size if batch_size is None else batch_size,
-            on_error,
-            progress,
-        )
+        return run(partial(self._predict, top), images, batch_size, self.batch_size, on_error, progress)
 
     def _predict(
         self, top: int, images: Sequence[tuple[AnyImage, Image.Image]], progress: Progress

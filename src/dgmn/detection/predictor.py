@@ -188,13 +188,7 @@ class DetectionPredictor(Predictor):
             progress: see `Predictor.predict`.
         """
         check_share("score", score)
-        return run(
-            partial(self._predict, score),
-            images,
-            self.batch_size if batch_size is None else batch_size,
-            on_error,
-            progress,
-        )
+        return run(partial(self._predict, score), images, batch_size, self.batch_size, on_error, progress)
 
     def _predict(
         self, score: float, images: Sequence[tuple[AnyImage, Image.Image]], progress: Progress

@@ -161,7 +161,7 @@ class SegmentationPredictor(Predictor):
         """
         inference = replace(self.inference, scales=PAPER_SCALES, flip=True) if multi_scale else self.inference
         predict = partial(self._predict, inference, probabilities)
-        return run(predict, images, self.batch_size if batch_size is None else batch_size, on_error, progress)
+        return run(predict, images, batch_size, self.batch_size, on_error, progress)
 
     def _predict(
         self,

@@ -39,11 +39,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         local = "://" not in str(path)
-        if not local:
-            checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
-        else:
+        if local:
             # Copied from the mapped file, whose content may change while the run goes on.
             checkpoint = copy.deepcopy(read_file(Path(path)))
+        else:
+            checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("pytorch-lightning_version"), str):
             raise InputError(
                 f"checkpoint {path}: not written by a training run; give weights as --model.checkpoint {path}"
