@@ -35,10 +35,13 @@ def seed():
     torch.manual_seed(0)
 
 
-@functools.lru_cache(maxsize=1)  # the tests of a file use the same ones, and all together are gigabytes
-def _official_weights(case):
+def make_official_weights(case):
     keys = load_keys(GOLDEN / f"{case}.keys.json")
     return {name: torch.from_numpy(array) for name, array in fill(keys["keys"], keys["aliases"]).items()}
+
+
+# The tests of a file use the same ones, and all together are gigabytes.
+_official_weights = functools.lru_cache(maxsize=1)(make_official_weights)
 
 
 @pytest.fixture
@@ -73,10 +76,16 @@ def _resident():
 _kept = 0
 
 
-def pytest_runtest_teardown():
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays, so no collection need look at it
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures
+def pytest_runtest_teardown(item, nextitem):
     """Gives memory that tests have freed back to the system, which the allocator does not do by itself."""
     global _kept
-    if _resident() > _kept + 200e6:
+    last = nextitem is None or nextitem.path != item.path
+    if last or _resident() > _kept + 100e6:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         _kept = _resident()

@@ -31,6 +31,7 @@ def printed(number, capsys):
     return {name.strip(): rest for name, *rest in cells}
 
 
+@pytest.mark.slow
 def test_table_2(capsys):
     """Parameters and multiply-adds that modules add to the network agree with the paper, where it names their parts."""
     rows = printed(2, capsys)

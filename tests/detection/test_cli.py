@@ -35,8 +35,10 @@ def fit(root, folder, *options, model="retinanet"):
     return run([*arguments, "--data.batch_size", "4", "--model.lr_batch", "4", *options])
 
 
-# The one without masks takes as long, and has little of its own.
-@pytest.fixture(scope="module", params=["mask_rcnn", pytest.param("retinanet", marks=pytest.mark.slow)])
+# Both learn for half a minute. By default, shorter runs and the tests of each part take their place.
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "retinanet")]
+)
 def trained(request, few_coco_scenes, tmp_path_factory):
     """A run long enough to find some of the objects that it was trained on."""
     folder = tmp_path_factory.mktemp("run")
@@ -283,7 +285,7 @@ def test_validate_data(coco_scenes, tmp_path, capsys):
 
 
 WHOLE = [
-    pytest.param(name, marks=[pytest.mark.slow] * ("deformable_detr" in name))
+    pytest.param(name, marks=[pytest.mark.slow] * ("deformable_detr" in name or "x101" in name))
     for name in recipe_names()
     if "/detection/" in name
 ]
@@ -337,6 +339,7 @@ def test_labels_that_are_category_ids(coco_scenes, tmp_path, capsys):
     assert [entry["id"] for entry in categories] == list(range(largest + 1))
 
 
+@pytest.mark.slow
 def test_the_recipe_with_dgmn_in_a_resnet(few_coco_scenes, tmp_path, capsys):
     """A small network starts from a plain ResNet's weights, as in the paper. It trains, evaluates and predicts."""
     sizes = {"layers": [1, 1, 2, 1], "channels": [8, 8, 16, 16]}

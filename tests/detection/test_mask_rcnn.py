@@ -15,30 +15,27 @@ from dgmn.detection.mask_rcnn import mask_rcnn
 from dgmn.detection.regions import AlignedRoIs, mask_targets, paste_masks
 from dgmn.errors import InputError
 
-from golden_vectors import image, match_detections
+from conftest import GOLDEN, make_official_weights
+from golden_vectors import Vectors, image, match_detections
 
 IMAGE = (256, 320)
 
 
 @pytest.fixture(scope="module")
 def vectors():
-    from conftest import GOLDEN
-
-    from golden_vectors import Vectors
-
     return Vectors(GOLDEN / "e_mask_rcnn_tiny_256x320.npz")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    from conftest import _official_weights
-
-    weights = dict(_official_weights("e_mask_rcnn_tiny"))
+    weights = make_official_weights("e_mask_rcnn_tiny")
     path = tmp_path_factory.mktemp("mask_rcnn") / "official.pth"
     torch.save({"meta": {}, "state_dict": weights}, path)
+    number = len(weights)
+    del weights  # as large as the network
     model = mask_rcnn("dgmn2_tiny").eval()
     report = dgmn.load_checkpoint(model, path)
-    assert (report.loaded, report.ignored) == (len(weights), ())
+    assert (report.loaded, report.ignored) == (number, ())
     return model
 
 

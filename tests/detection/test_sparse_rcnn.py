@@ -1,5 +1,7 @@
 """Sparse R-CNN computes what the original does, from the maps to the losses of every stage."""
 
+import re
+
 import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
@@ -10,7 +12,8 @@ from dgmn.detection.set_prediction import Objects, Predictions
 from dgmn.detection.sparse_rcnn import ProposalRoIs, sparse_rcnn
 from dgmn.errors import InputError
 
-from golden_vectors import image, match_detections
+from conftest import GOLDEN, make_official_weights
+from golden_vectors import Vectors, image, match_detections
 
 IMAGE = (256, 320)
 LOSSES = {"classification": ("ce", 2), "l1": ("bbox", 5), "giou": ("giou", 2)}  # the original's names; the weights
@@ -18,50 +21,39 @@ LOSSES = {"classification": ("ce", 2), "l1": ("bbox", 5), "giou": ("giou", 2)}  
 
 @pytest.fixture(scope="module")
 def vectors():
-    from conftest import GOLDEN
-
-    from golden_vectors import Vectors
-
     return Vectors(GOLDEN / "g_sparse_rcnn_small_256x320.npz")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    from conftest import _official_weights
-
-    weights = dict(_official_weights("g_sparse_rcnn_small"))
-    path = tmp_path_factory.mktemp("sparse_rcnn") / "official.pth"
-    torch.save({"model": weights, "iteration": 269_999}, path)
-    model = sparse_rcnn("dgmn2_small").eval()
-    report = dgmn.load_checkpoint(model, path)
-    assert (report.loaded, report.ignored) == (len(weights), ())
+def official(folder, stages):
+    """The original's network with its first stages."""
+    weights = make_official_weights("g_sparse_rcnn_small")
+    later = re.compile(r"head\.head_series\.(\d+)\.")
+    kept = {name: x for name, x in weights.items() if not (found := later.search(name)) or int(found[1]) < stages}
+    torch.save({"model": kept, "iteration": 269_999}, folder / "official.pth")
+    number = len(kept)
+    del weights, kept  # as large as the network
+    model = sparse_rcnn("dgmn2_small", num_stages=stages).eval()
+    report = dgmn.load_checkpoint(model, folder / "official.pth")
+    assert (report.loaded, report.ignored) == (number, ())
     assert report.origin == "official Sparse R-CNN in 'model'"
     return model
 
 
-@pytest.fixture(scope="module")
-@torch.no_grad()
-def maps(model):
+def maps_of(model):
     return model.backbone(torch.from_numpy(image("det", (1, 3, *IMAGE))))
 
 
-@pytest.fixture(scope="module")
-@torch.no_grad()
-def proposals(model, maps):
+def proposals_of(model, maps):
     proposals, losses = model.rpn(ImageList(torch.empty(1, 3, *IMAGE), [IMAGE]), maps)
     assert losses == {}
     return proposals
 
 
-@pytest.fixture(scope="module")
 @torch.no_grad()
-def outputs(model, maps, proposals):
-    """The outputs of all stages in single precision."""
-    return model.roi_heads.refine(maps, proposals, [IMAGE])
-
-
-@torch.no_grad()
-def test_maps_regions_and_first_stage(model, vectors, maps, proposals):
+def test_maps_regions_and_first_stage(vectors, tmp_path):
+    model = official(tmp_path, 1)
+    maps = maps_of(model)
+    proposals = proposals_of(model, maps)
     for i, x in enumerate(maps.values()):
         vectors.check(f"fpn.p{i + 2}", x)
     heads = model.roi_heads
@@ -73,6 +65,23 @@ def test_maps_regions_and_first_stage(model, vectors, maps, proposals):
     vectors.check("boxes.0", boxes)
 
 
+# The whole network and its file are nearly a gigabyte.
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return official(tmp_path_factory.mktemp("sparse_rcnn"), 6)
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def outputs(model):
+    """The outputs of all stages in single precision."""
+    maps = maps_of(model)
+    return model.roi_heads.refine(maps, proposals_of(model, maps), [IMAGE])
+
+
+@pytest.mark.slow
 @torch.no_grad()
 def test_stages_and_detections(model, vectors, outputs):
     assert len(outputs) == 6
@@ -88,6 +97,7 @@ def test_stages_and_detections(model, vectors, outputs):
     assert found["scores"].diff().max() <= 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_matching_and_losses(model, vectors, outputs):
     target = {name: torch.from_numpy(vectors.raw[f"in.gt_{name}"]) for name in ("boxes", "labels")}
@@ -109,8 +119,11 @@ def test_matching_and_losses(model, vectors, outputs):
 
 
 @torch.no_grad()
-def test_every_stage_reads_the_regions_of_the_boxes_before_it(model, maps, proposals):
+def test_every_stage_reads_the_regions_of_the_boxes_before_it():
+    model = small(num_stages=4).eval()
     heads = model.roi_heads
+    maps = maps_of(model)
+    proposals = proposals_of(model, maps)
     outputs = heads.refine(maps, proposals, [IMAGE])
     features, boxes = heads.features[None], proposals[0][None]
     for stage, (logits, refined) in zip(heads.stages, outputs, strict=True):

@@ -35,7 +35,9 @@ def nano(**options):
 
 
 def resnet(module):
-    return moved(timm.create_model("dgmn_resnet50", layers=(1, 1, 1, 1), module=module, num_classes=10))
+    return moved(
+        timm.create_model("dgmn_resnet50", layers=(1, 1, 1, 1), channels=(8, 16, 32, 64), module=module, num_classes=10)
+    )
 
 
 CLASSIFIERS = {

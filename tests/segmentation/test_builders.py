@@ -141,7 +141,14 @@ def test_fixed_sizes_are_told():
 
 
 @pytest.mark.parametrize("build", [setr_naive, setr_pup, setr_mla])
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "vit_tiny_patch16_224",
+        "deit_tiny_patch16_224",
+        pytest.param("vit_small_patch16_dinov3", marks=pytest.mark.slow),
+    ],
+)
 def test_setr_on_a_plain_transformer(build, backbone):
     """Images of any size; every weight learns. The strides are those that the heads ask for."""
     model = build(backbone, 5, upsampling="undistorted")

@@ -54,6 +54,7 @@ def test_a_run_leaves_everything(trained, few_scenes, capsys):
     assert description["inference"]["mode"] == "whole"
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_more_training_continues(few_scenes, tmp_path, capsys):
     options = ["--data.epoch_steps", "12", "--data.batch_size", "16", "--model.lr_batch", "16"]
     options += ["--trainer.log_every_n_steps", "1"]
@@ -154,6 +155,7 @@ def test_published_models_and_the_test_server(official_weights, hub_dir, tmp_pat
     assert dgmn.load(name, device="cpu").inference == Inference("slide")
 
 
+@pytest.mark.slow
 def test_starting_from_other_weights(trained, few_scenes, official_weights, tmp_path, capsys):
     """Weights come from a run with other classes, or from the backbone of an official segmenter."""
     checkpoint = trained / "checkpoints/last.ckpt"
@@ -290,7 +292,12 @@ def test_options_of_another_task(trained, few_digits, tmp_path, capsys):
     assert "--submission is for models of the 19 classes of Cityscapes" in capsys.readouterr().err
 
 
-WHOLE = [name for name in recipe_names() if "/segmentation/" in name and "cityscapes_test" not in name]
+LONG = ("setr_pup_cityscapes_40k.yaml", "fcn_r101_dgmn_cityscapes_40k.yaml")
+WHOLE = [
+    pytest.param(name, marks=[pytest.mark.slow] * name.endswith(LONG))
+    for name in recipe_names()
+    if "/segmentation/" in name and "cityscapes_test" not in name
+]
 
 
 @pytest.mark.parametrize("recipe", WHOLE)

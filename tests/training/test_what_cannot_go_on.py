@@ -153,15 +153,20 @@ def test_a_batch_that_is_too_small_for_batch_norm(fit, capsys):
     ("options", "message"),
     [
         (["--model.optimizer.init_args.lr", "1e-5"], "lr was 0.0002, now it is 1e-05"),
-        (["--model.optimizer.init_args.weight_decay", "0.5"], "weight_decay was 0.05, now it is 0.5"),
-        (
-            ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.init_args.lr", "0.1"],
-            "optimizer was AdamW, now it is SGD",
-        ),
-        (["--model.schedule.init_args.warmup", "0.5"], "but the schedule is another one"),
         (["--model.schedule.init_args.warmup", "0.101"], "but the schedule is another one"),
-        (["--model.lr_batch", "8"], "lr_batch was None, now it is 8"),
         (["--model.decay_norms_and_biases", "true"], "decay_norms_and_biases was False, now it is True"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["--model.optimizer.init_args.weight_decay", "0.5"], "weight_decay was 0.05, now it is 0.5"),
+                (
+                    ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.init_args.lr", "0.1"],
+                    "optimizer was AdamW, now it is SGD",
+                ),
+                (["--model.schedule.init_args.warmup", "0.5"], "but the schedule is another one"),
+                (["--model.lr_batch", "8"], "lr_batch was None, now it is 8"),
+            )
+        ),
     ],
 )
 def test_a_continued_run_refuses_another_optimiser(options, message, fit, tmp_path, capsys):
