@@ -1,9 +1,29 @@
 // The relative position term (eq. 9): dot products of every query with K rows of each table.
 
-template <class T, int NV>
-static inline Vector table_dot(const Channels<NV>& channels, const Row<T, NV>& query, const float* row, Vector dot) {
-    for (int v = 0; v < channels.count; ++v) dot = Simd::fma(query[v], channels.load(row, v), dot);
-    return dot;
+// Adds <query, row> for N neighbouring rows of a table, as vectors of partial sums. N sums fit into the registers.
+template <int N, class T, int NV>
+static inline void add_dots(const Channels<NV>& channels, const Row<T, NV>& query, const float* rows, Vector* dots) {
+    for (int v = 0; v < channels.count; ++v) {
+        const Vector q = query[v];
+        for (int k = 0; k < N; ++k) dots[k] = Simd::fma(q, channels.load(rows + k * channels.dim, v), dots[k]);
+    }
+}
+
+// <here, column> + <there, row> for N neighbouring rows of both tables; a table may be missing.
+template <int N, class T, int NV>
+static inline void position_dots(
+    const Channels<NV>& channels, const Row<T, NV>& here, const float* column, const Row<T, NV>& there, const float* row,
+    float* out) {
+    Vector dots[N];
+    for (int k = 0; k < N; ++k) dots[k] = Simd::set(0.0f);
+    if (column) add_dots<N, T, NV>(channels, here, column, dots);
+    if (row) add_dots<N, T, NV>(channels, there, row, dots);
+    for (int k = 0; k + 4 <= N; k += 4) Simd::sums(dots[k], dots[k + 1], dots[k + 2], dots[k + 3], out + k);
+    for (int k = N / 4 * 4; k < N; ++k) {
+        float sum[4];
+        Simd::sums(dots[k], dots[k], dots[k], dots[k], sum);
+        out[k] = sum[0];
+    }
 }
 
 // Position (y, x) takes K rows of the row table, from H - 1 - y on, and K of the column table, from W - 1 - x on.
@@ -19,27 +39,22 @@ static int position_forward(
     for (int64_t line = 0; line < lines; ++line) {
         const int64_t image = line / height, y = line % height;
         float* out = scores + line * width * problem->heads * nodes;
-        Vector dots[4] = {Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f)};
-        int64_t e = 0;
         for (int64_t x = 0; x < width; ++x) {
             const float* column = column_table ? column_table + (width - 1 - x) * dim : 0;
             const float* row = row_table ? row_table + (height - 1 - (mirrored ? x : y)) * dim : 0;
-            for (int64_t head = 0; head < problem->heads; ++head) {
+            for (int64_t head = 0; head < problem->heads; ++head, out += nodes) {
                 const Rows<T> queries(query, image, head);
                 const Row<T, NV> here(channels, queries.row(y * width + x));
                 const Row<T, NV> there(channels, queries.row(mirrored ? x * width + y : y * width + x));
-                for (int64_t k = 0; k < nodes; ++k, ++e) {
-                    Vector dot = Simd::set(0.0f);
-                    if (column) dot = table_dot(channels, here, column + k * dim, dot);
-                    if (row) dot = table_dot(channels, there, row + k * dim, dot);
-                    dots[e % 4] = dot;
-                    if (e % 4 == 3) Simd::sums(dots[0], dots[1], dots[2], dots[3], out + e - 3);
-                }
+                int64_t k = 0;
+                for (; k + 9 <= nodes; k += 9)  // the nodes of a kernel size of 3
+                    position_dots<9, T, NV>(
+                        channels, here, column ? column + k * dim : 0, there, row ? row + k * dim : 0, out + k);
+                for (; k < nodes; ++k)
+                    position_dots<1, T, NV>(
+                        channels, here, column ? column + k * dim : 0, there, row ? row + k * dim : 0, out + k);
             }
         }
-        float rest[4];
-        Simd::sums(dots[0], dots[1], dots[2], dots[3], rest);
-        memcpy(out + e / 4 * 4, rest, (size_t)(e % 4) * sizeof(float));
     }
     return 0;
 }

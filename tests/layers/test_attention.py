@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgmn.layers import DGMN2Attention, DGMN2Block, RelativePosition, attention
+from dgmn.layers import DGMN2Attention, DGMN2Block, RelativePosition
 
 from golden_vectors import array
 
@@ -253,15 +253,30 @@ def test_unknown_relative_position(make):
         make()
 
 
-def test_perceptron_by_parts_is_the_same(monkeypatch):
-    monkeypatch.setattr(attention, "_HIDDEN", 100)  # some positions at a time
+def test_hooks_see_what_a_branch_alone_computes():
+    """In inference, a branch adds its own residual, unless somebody looks at the branch."""
     block = DGMN2Block(8, 2, (7, 7)).eval()
     x = torch.randn(2, 9, 11, 8)
-    expected = block(x)  # with gradients, all positions at once
-    calls = []
-    block.mlp.fc1.register_forward_hook(lambda _, inputs, out: calls.append(len(inputs[0])))
     with torch.inference_mode():
-        torch.testing.assert_close(block(x), expected)
-        assert sum(calls) == 2 * 9 * 11
-        assert len(calls) > 1
+        expected = block(x)
+        seen = []
+        for module in (block.attn, block.mlp, block.drop_path2, block.mlp.fc1, block.mlp.act, block.attn.proj):
+            handle = module.register_forward_hook(lambda _, inputs, out: seen.append(out))
+            torch.testing.assert_close(block(x), expected)
+            handle.remove()
+        attention = block.attn(block.norm1(x))
+        torch.testing.assert_close(seen[0], attention)
+        torch.testing.assert_close(seen[1], block.mlp(block.norm2(x + attention)))
+        torch.testing.assert_close(seen[2], seen[1])
+        torch.testing.assert_close(seen[3], block.mlp.fc1(block.norm2(x + attention)))
+        torch.testing.assert_close(seen[4], torch.nn.functional.gelu(seen[3]))
+        assert len(seen) == 6
         assert block(x[:0]).shape == (0, 9, 11, 8)
+
+
+def test_other_modules_in_place_of_a_branch():
+    block = DGMN2Block(8, 2, (7, 7)).eval()
+    block.attn, block.mlp = torch.nn.Linear(8, 8), torch.nn.Identity()
+    x = torch.randn(1, 3, 4, 8)
+    middle = x + block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), middle + block.norm2(middle))

@@ -1,11 +1,16 @@
 """`dgmn.fuse` changes the cost of a network, not its outputs."""
 
+import copy
+import io
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 import dgmn
+from dgmn.layers import PackedLinear
+from dgmn.layers.packed import can_pack
 
 
 def with_statistics(model):
@@ -99,3 +104,74 @@ def test_what_computes_something_else_stays(layers):
     with_statistics(layers)
     image = torch.randn(5, 3, 7, 7)
     torch.testing.assert_close(dgmn.fuse(layers)(image), layers.eval()(image))
+
+
+def few(model):
+    """An image so small that most maps are smaller than the weights."""
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        return image, model(image)
+
+
+@pytest.fixture
+def fused():
+    model = dgmn.fuse(with_statistics(timm.create_model("dgmn2_nano")))
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    assert len(layers) == 7 * 4 + 1  # every linear layer but those of the walks, which are computed precisely
+    few(model)
+    assert not can_pack() or any(layer._packed for layer in layers)
+    return model
+
+
+def test_packed_weights_follow_the_parameters(fused):
+    other = with_statistics(timm.create_model("dgmn2_nano"))
+    image, _ = few(fused)
+    wanted = dgmn.fuse(other)
+    assert fused.load_state_dict(wanted.state_dict()).missing_keys == []
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(image), wanted(image))
+    with torch.no_grad():
+        for parameter in fused.parameters():
+            parameter.mul_(0.5)
+        for parameter in wanted.parameters():
+            parameter.mul_(0.5)
+        torch.testing.assert_close(fused(image), wanted(image))
+    with torch.no_grad():
+        torch.testing.assert_close(fused.double()(image.double()).float(), wanted(image), rtol=1e-4, atol=1e-5)
+
+
+def test_copies_files_and_graphs_of_a_fused_network(fused):
+    image, expected = few(fused)
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    exported = torch.export.export(fused, (image,)).module()
+    for model in (copy.deepcopy(fused), loaded, exported):
+        with torch.inference_mode():
+            torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
+    assert sum(p.numel() for p in loaded.state_dict().values()) == sum(p.numel() for p in fused.state_dict().values())
+    assert file.getbuffer().nbytes < 1.2 * sum(4 * p.numel() for p in fused.parameters())
+
+
+def test_a_fused_network_where_packed_weights_do_not_help(fused):
+    image = torch.randn(1, 3, 96, 160)
+    plain = {name: x.clone() for name, x in fused.state_dict().items()}
+    with torch.inference_mode():
+        expected = fused(image)
+    with_gradients = fused(image)
+    torch.testing.assert_close(with_gradients, expected, rtol=1e-4, atol=1e-5)
+    with_gradients.sum().backward()
+    assert all(layer.weight.grad is not None for layer in fused.modules() if isinstance(layer, PackedLinear))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert fused(image).dtype == torch.bfloat16
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(fused)(image[None])[0], expected, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(x, plain[name]) for name, x in fused.state_dict().items())
+
+
+def test_hooked_linear_layers_stay():
+    layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+    layers[0].register_forward_hook(lambda *_: None)
+    fused = dgmn.fuse(layers)
+    assert [type(layer) for layer in fused] == [nn.Linear, PackedLinear]

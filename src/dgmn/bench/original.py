@@ -9,9 +9,11 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 from dgmn.layers import DGMN2Attention, RelativePosition
+from dgmn.layers.attention import DGMN2Mlp
 
 
 def original_attention(
@@ -140,9 +142,16 @@ class OriginalRelativePosition(nn.Module):
 
 
 def use_original(model: nn.Module) -> nn.Module:
-    """Copies a model. Every DGMN2 attention in the copy computes as the original code does, but without dropout."""
+    """Copies a model. Its DGMN2 layers compute as the original code does, but without dropout.
+
+    Their perceptrons are timm's, which hold the whole hidden layer.
+    """
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, DGMN2Attention):
             model.set_submodule(name, OriginalAttention(module))
+        elif isinstance(module, DGMN2Mlp):
+            plain = Mlp(module.fc1.in_features, module.fc1.out_features, device="meta")
+            plain.fc1, plain.fc2 = module.fc1, module.fc2
+            model.set_submodule(name, plain)
     return model

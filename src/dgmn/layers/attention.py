@@ -9,10 +9,14 @@ from timm.layers import DropPath, LayerNorm, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from dgmn.errors import check_number, check_share
+from dgmn.layers.packed import PackedLinear
 from dgmn.ops import position_scores, sampled_attention
+from dgmn.ops.linear import add_linear, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
-from dgmn.ops.tracing import is_exporting, opaque
+from dgmn.ops.tracing import is_exporting, is_plain, opaque
+
+LINEAR = (nn.Linear, PackedLinear)  # classes whose weights may be used without a call
 
 torch.fx.wrap("sampled_attention")  # torch.fx cannot look into it
 
@@ -171,7 +175,8 @@ class DGMN2Attention(nn.Module):
         qkv: Tensor = self.qkv(x).reshape(batch, height, width, 3, self.num_heads, self.head_dim)
         return qkv.unbind(3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The messages, added to `residual` if it is given."""
         batch, height, width, dim = x.shape
         query, key, value = self._project(x)
         x = sampled_attention(
@@ -184,30 +189,28 @@ class DGMN2Attention(nn.Module):
             dropout_p=self.attn_drop if self.training else 0.0,
             backend=self.backend,
         )
-        out: Tensor = self.proj_drop(self.proj(x.reshape(batch, height, width, dim)))
-        return out
-
-
-# How many hidden numbers of the perceptron a thread computes at a time: 2 MiB in float32, about a core's cache.
-_HIDDEN = 2**19
+        x = x.reshape(batch, height, width, dim)
+        calls = self.training or not is_plain(self.proj, *LINEAR) or not is_plain(self.proj_drop, nn.Dropout)
+        if residual is not None and not calls:
+            return add_linear(residual, x, self.proj.weight, self.proj.bias)
+        out: Tensor = self.proj_drop(self.proj(x))
+        return out if residual is None else residual + out
 
 
 @opaque
 class DGMN2Mlp(Mlp):
-    """timm's two-layer perceptron. For inference on the CPU it computes some positions at a time.
+    """timm's two-layer perceptron, computed some positions at a time: see `dgmn.ops.linear`."""
 
-    Its hidden layer has up to eight times the channels of the map. To write and read the whole layer at once costs
-    more than the matrix products.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        traced = torch.compiler.is_compiling() or is_exporting()
-        if traced or torch.is_grad_enabled() or x.device.type != "cpu":
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The output, added to `residual` if it is given."""
+        dropped = self.training and (self.drop1.p > 0 or self.drop2.p > 0)
+        plain = is_plain(self.act, nn.GELU) and all(is_plain(layer, *LINEAR) for layer in (self.fc1, self.fc2))
+        if isinstance(self.fc1, PackedLinear) and self.fc1.packs(x):
+            plain = False
+        if dropped or not plain or self.act.approximate != "none":
             out: Tensor = super().forward(x)
-            return out
-        rows = max(_HIDDEN * torch.get_num_threads() // self.fc1.out_features, 1)
-        parts = torch.split(x.flatten(0, -2), rows)
-        return torch.cat([super(DGMN2Mlp, self).forward(part) for part in parts]).view_as(x)
+            return out if residual is None else residual + out
+        return perceptron(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
 
 
 class DGMN2Block(nn.Module):
@@ -254,6 +257,14 @@ class DGMN2Block(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
+        x = self._add(x, self.norm1(x), self.attn, self.drop_path1)
+        return self._add(x, self.norm2(x), self.mlp, self.drop_path2)
+
+    def _add(self, residual: Tensor, x: Tensor, branch: nn.Module, drop_path: nn.Module) -> Tensor:
+        """The output of a branch, added to the residual. A branch of ours does that with fewer passes in inference.
+
+        Hooks and modules put in its place get what the branch alone computes.
+        """
+        ours = is_plain(branch, DGMN2Attention, DGMN2Mlp) and is_plain(drop_path, DropPath)
+        out: Tensor = branch(x, residual) if ours and not self.training else residual + drop_path(branch(x))
+        return out

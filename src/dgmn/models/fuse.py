@@ -7,18 +7,24 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dgmn.layers import PackedLinear
+from dgmn.ops.tracing import has_hooks
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def fuse(model: Network) -> Network:
-    """Folds every batch norm into the convolution before it: fewer passes over the maps, equal outputs.
+    """The one call before serving: folds batch norms into convolutions, and packs the weights of linear layers.
+
+    Outputs are equal, with fewer passes over the maps. On CPUs, small maps and small batches gain most from packing.
 
     Args:
         model: any network; it is not changed. A norm is folded if it follows its convolution in an `nn.Sequential`,
-            as in our networks.
+            as in our networks. Linear layers become [`PackedLinear`][dgmn.layers.PackedLinear].
 
     Returns:
-        A copy in evaluation mode, for inference only: its norms are gone, and their statistics are fixed.
+        A copy in evaluation mode, for inference only: its norms are gone, and their statistics are fixed. It can be
+        copied, saved, exported and moved to another device. Its state dict loads into another fused copy.
 
     Raises:
         TypeError: `model` is no network.
@@ -30,6 +36,9 @@ def fuse(model: Network) -> Network:
         # A subclass may call its layers in another way.
         if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
             _fold(parent)
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear and not has_hooks(layer):
+                parent._modules[name] = PackedLinear.of(layer)
     return fused
 
 
@@ -40,11 +49,7 @@ def _fold(layers: nn.Sequential) -> None:
         if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
             continue
         assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
-        if norm.track_running_stats and not (_hooked(conv) or _hooked(norm)):
+        if norm.track_running_stats and not (has_hooks(conv) or has_hooks(norm)):
             # Layers are addressed by name, so an identity takes the norm's place.
             layers._modules[first] = fuse_conv_bn_eval(conv, norm)
             layers._modules[second] = nn.Identity()
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -57,3 +57,17 @@ def is_transformed() -> bool:
 def channels_last(x: Tensor) -> Tensor:
     """Puts a map (B, C, H, W) into channels-last memory, for speed; not under torch.func, where there is none."""
     return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+
+
+def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Whether a call of the module computes what one of the classes does and nothing else, so that others may do it.
+
+    Adapters, parametrisations and quantisation replace the class of a module, and others add hooks.
+    """
+    return type(module) in classes and not has_hooks(module)

@@ -1,0 +1,196 @@
+"""Linear layers in fewer passes over memory: added to a residual, and two of them with GELU in between.
+
+The hidden layer of a perceptron has up to eight times the channels of the map. To write and read the whole of it costs
+more than the matrix products, and in training it is the largest tensor that is kept. So it is computed some positions
+at a time.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from dgmn.ops.tracing import is_exporting, is_transformed
+
+# How many hidden numbers a thread computes at a time: 2 MiB in float32, about a core's cache.
+_HIDDEN = 2**19
+# Up to so many input channels, the backward pass computes the hidden layer again: that takes no longer than to write it
+# to memory and to read it back, and on the finest maps it is the largest tensor by far.
+_CHEAP = 128
+
+_gelu = torch.ops.aten.gelu.out
+_gelu_backward = torch.ops.aten.gelu_backward.grad_input
+
+
+def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`residual + linear(x)`, for inference on the CPU with one pass less over the map.
+
+    Args:
+        residual: (..., D).
+        x: (..., C).
+        weight: (D, C).
+        bias: (D,).
+
+    Returns:
+        (..., D), in the wider of the two dtypes.
+    """
+    tensors = (residual, x, weight, bias)
+    if not is_inference_on_cpu(tensors):
+        return residual + F.linear(x, weight, bias)
+    out = torch.add(residual, bias)
+    rows = out.view(-1, out.shape[-1])
+    torch.addmm(rows, x.reshape(-1, x.shape[-1]), weight.T, out=rows)
+    return out
+
+
+def perceptron(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    """`residual + linear2(gelu(linear1(x)))`, without the sum if there is no residual.
+
+    Training keeps the input and, where it has more than 128 channels, the hidden layer before GELU. The backward pass
+    computes the rest again.
+
+    Args:
+        x: (..., C), floating point.
+        weight1: (H, C).
+        bias1: (H,).
+        weight2: (D, H).
+        bias2: (D,).
+        residual: (..., D).
+
+    Returns:
+        (..., D) in the dtype of `x`, or of autocast where it is on; with a residual, in the wider of the two dtypes.
+    """
+    parameters = (weight1, bias1, weight2, bias2)
+    dtype = _autocast_dtype(x)
+    if dtype is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            out = perceptron(x.to(dtype), *(parameter.to(dtype) for parameter in parameters))
+            return out if residual is None else residual + out
+    tensors = (x, *parameters) if residual is None else (x, *parameters, residual)
+    learns = _learns(tensors)
+    if not (learns or x.device.type == "cpu") or _is_watched(tensors):
+        out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+        return out if residual is None else residual + out
+    shape = (*x.shape[:-1], len(weight2))
+    rows = x.reshape(-1, x.shape[-1])
+    if learns:
+        output: Tensor = _Perceptron.apply(rows, *parameters)
+        output = output.view(shape)
+        return output if residual is None else residual + output
+    start = None if residual is None else residual.reshape(-1, len(weight2))
+    return _forward(rows, *parameters, residual=start).view(shape)
+
+
+def is_inference_on_cpu(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether nothing but the numbers matters: no gradients, no autocast, and nothing that must see every step."""
+    if _is_watched(tensors) or any(x.device.type != "cpu" for x in tensors):
+        return False
+    return _autocast_dtype(tensors[0]) is None and not _learns(tensors)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
+
+
+def _learns(tensors: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _is_watched(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether a tracer, a compiler, torch.func or a subclass of tensors must see every step."""
+    if torch.compiler.is_compiling() or is_exporting() or is_transformed():
+        return True
+    unpack: Any = forward_ad.unpack_dual
+    return any(type(x) not in (Tensor, nn.Parameter) or unpack(x).tangent is not None for x in tensors)
+
+
+def _step(x: Tensor, hidden: int) -> int:
+    """Positions at a time. Others than CPUs take all at once. Half precision does too: it would round partial sums."""
+    parts = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return min(max(_HIDDEN * torch.get_num_threads() // hidden, 1), len(x)) if parts else len(x)
+
+
+def _parts(count: int, step: int) -> Iterator[slice]:
+    return (slice(i, min(i + step, count)) for i in range(0, count, max(step, 1)))
+
+
+def _forward(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    residual: Tensor | None = None,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """The output; writes the hidden layer before GELU to `hidden`, if it is given."""
+    step = _step(x, len(weight1))
+    active = x.new_empty(step, len(weight1))
+    out = x.new_empty(len(x), len(weight2))
+    for part in _parts(len(x), step):
+        after = active[: part.stop - part.start]
+        before = after if hidden is None else hidden[part]
+        torch.addmm(bias1, x[part], weight1.T, out=before)
+        _gelu(before, out=after)
+        start = bias2 if residual is None else torch.add(residual[part], bias2, out=out[part])
+        torch.addmm(start, after, weight2.T, out=out[part])
+    return out
+
+
+class _Perceptron(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        hidden = None if x.shape[1] <= _CHEAP else x.new_empty(len(x), len(weight1))
+        out = _forward(x, weight1, bias1, weight2, bias2, hidden=hidden)
+        ctx.save_for_backward(x, weight1, bias1, weight2, bias2, hidden)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, hidden = ctx.saved_tensors
+        if torch.is_grad_enabled():  # second derivatives: from operations that have them
+            x, weight1, bias1, weight2, bias2 = inputs
+            wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+            out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)
+        return _backward(grad.contiguous(), inputs, hidden, ctx.needs_input_grad)
+
+
+def _backward(
+    grad: Tensor, inputs: list[Tensor], hidden: Tensor | None, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs that need one."""
+    x, weight1, bias1, weight2, _ = inputs
+    grads = [torch.zeros_like(tensor) if wanted else None for tensor, wanted in zip(inputs, needed, strict=True)]
+    grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = grads
+    step = _step(x, len(weight1))
+    room = x.new_empty(3, step, len(weight1))
+    for part in _parts(len(x), step):
+        before, active, slope = room[:, : part.stop - part.start]
+        if hidden is None:
+            torch.addmm(bias1, x[part], weight1.T, out=before)
+        else:
+            before = hidden[part]
+        if grad_weight2 is not None:
+            _gelu(before, out=active)
+            grad_weight2.addmm_(grad[part].T, active)
+        if any(needed[:3]):
+            torch.mm(grad[part], weight2, out=active)
+            _gelu_backward(active, before, grad_input=slope)
+        if grad_weight1 is not None:
+            grad_weight1.addmm_(slope.T, x[part])
+        if grad_bias1 is not None:
+            grad_bias1 += slope.sum(0)
+        if grad_x is not None:
+            torch.mm(slope, weight1, out=grad_x[part])
+    if grad_bias2 is not None:
+        torch.sum(grad, 0, out=grad_bias2)
+    return tuple(grads)

@@ -1,0 +1,131 @@
+"""The perceptron by parts: equal to PyTorch's layers, with gradients, whatever the parts."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from torch.utils.checkpoint import checkpoint
+
+from dgmn.ops import linear
+from dgmn.ops.linear import add_linear, perceptron
+
+
+def numbers(shape=(3, 5), dim=4, hidden=12, out=6, dtype=torch.float64):
+    shapes = ((*shape, dim), (hidden, dim), (hidden,), (out, hidden), (out,))
+    return [torch.randn(*size, dtype=dtype).requires_grad_() for size in shapes]
+
+
+def plain(x, weight1, bias1, weight2, bias2):
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+
+
+@pytest.fixture(params=["the hidden layer is kept", "it is computed again"])
+def parts(request, monkeypatch):
+    """Parts of a few positions, and both ways of the backward pass."""
+    monkeypatch.setattr(linear, "_HIDDEN", 40)
+    monkeypatch.setattr(linear, "_CHEAP", 0 if "kept" in request.param else 1000)
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 5), (1,), (0, 4)])
+def test_gradients(shape, parts):
+    inputs = numbers(shape)
+    assert torch.autograd.gradcheck(perceptron, inputs)
+    assert torch.autograd.gradgradcheck(perceptron, inputs)
+
+
+@given(
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    sizes=st.tuples(*[st.integers(1, 40)] * 3),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    residual=st.booleans(),
+    part=st.integers(1, 2000),
+)
+def test_equals_plain_layers(shape, sizes, dtype, residual, part):
+    inputs = numbers(shape, *sizes, dtype)
+    start = torch.randn(*shape, sizes[2], dtype=dtype) if residual else None
+    expected = plain(*inputs) + (0 if start is None else start)
+    before = linear._HIDDEN
+    linear._HIDDEN = part
+    try:
+        out = perceptron(*inputs, residual=start)
+        with torch.inference_mode():
+            inferred = perceptron(*inputs, residual=start)
+        grads = torch.autograd.grad(out.square().sum(), inputs)
+    finally:
+        linear._HIDDEN = before
+    tolerance = {"rtol": 1e-5, "atol": 1e-5 * float(expected.detach().abs().max()) if expected.numel() else 0}
+    torch.testing.assert_close(out, expected, **tolerance)
+    torch.testing.assert_close(inferred, expected, **tolerance)
+    for got, want in zip(grads, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()) if want.numel() else 0)
+
+
+def test_only_the_gradients_that_are_needed(parts):
+    """As with frozen weights, and with adapters beside them."""
+    for needed in range(1, 32):
+        inputs = numbers()
+        wanted = [x.requires_grad_(bool(needed >> i & 1)) for i, x in enumerate(inputs)]
+        perceptron(*inputs).square().sum().backward()
+        reference = [x.detach().clone().requires_grad_(x.requires_grad) for x in wanted]
+        plain(*reference).square().sum().backward()
+        for got, want in zip(wanted, reference, strict=True):
+            assert (got.grad is None) == (want.grad is None)
+            if want.grad is not None:
+                torch.testing.assert_close(got.grad, want.grad)
+
+
+def test_what_training_keeps():
+    """On fine maps nothing of the hidden layer's size, on coarse ones one tensor of it; PyTorch's layers keep two."""
+
+    def kept(function, inputs):
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(x.shape) or x, lambda x: x):
+            function(*inputs)
+        return shapes.count((50, 1024))
+
+    for dim, expected in {64: 0, 128: 0, 129: 1}.items():
+        inputs = numbers((50,), dim, 1024, dim, torch.float32)
+        assert (kept(perceptron, inputs), kept(plain, inputs)) == (expected, 2)
+
+
+def test_autocast():
+    inputs = numbers(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, expected = perceptron(*inputs), plain(*inputs)
+    assert out.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(out, expected)
+    grads, wanted = (torch.autograd.grad(x.float().sum(), inputs) for x in (out, expected))
+    for got, want in zip(grads, wanted, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * float(want.abs().max()))
+
+
+def test_checkpointing_and_retained_graphs(parts):
+    inputs = numbers()
+    expected = torch.autograd.grad(plain(*inputs).square().sum(), inputs)
+    out = checkpoint(perceptron, *inputs, use_reentrant=False).square().sum()
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad(out, inputs, retain_graph=True), expected)
+
+
+def test_forward_mode_and_vmap():
+    inputs = numbers()
+    directions = tuple(torch.randn_like(x) for x in inputs)
+    for got, want in zip(
+        torch.func.jvp(perceptron, tuple(inputs), directions),
+        torch.func.jvp(plain, tuple(inputs), directions),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.func.vmap(lambda x: perceptron(x, *inputs[1:]))(inputs[0]), plain(*inputs))
+
+
+def test_a_sum_with_a_linear_layer():
+    residual, x, weight, bias = (torch.randn(*shape) for shape in ((2, 3, 6), (2, 3, 4), (6, 4), (6,)))
+    expected, before = residual + F.linear(x, weight, bias), residual.clone()
+    torch.testing.assert_close(add_linear(residual, x, weight, bias), expected)
+    torch.testing.assert_close(add_linear(residual, x, weight.requires_grad_(), bias), expected)
+    assert torch.equal(residual, before)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert add_linear(residual, x, weight, bias).dtype == torch.float32
