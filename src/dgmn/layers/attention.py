@@ -14,7 +14,7 @@ from dgmn.ops import position_scores, sampled_attention
 from dgmn.ops.linear import add_linear, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
-from dgmn.ops.tracing import is_exporting, is_plain, opaque
+from dgmn.ops.tracing import is_plain, opaque, surely_equal
 
 LINEAR = (nn.Linear, PackedLinear)  # classes whose weights may be used without a call
 
@@ -73,7 +73,7 @@ class RelativePosition(nn.Module):
 
     def _resized(self, table: Tensor, length: int) -> Tensor:
         rows = length + self.nodes - 1
-        if not is_exporting() and table.shape[0] == rows:
+        if surely_equal(table.shape[0], rows):
             return table
         return F.interpolate(table.to(compute_dtype(table)).T[None], size=rows, mode="linear", align_corners=False)[0].T
 
@@ -82,9 +82,8 @@ class RelativePosition(nn.Module):
         backend = "auto" if backend == "triton" else backend  # Triton has no kernel for this
         rows, columns = self._resized(self.rel_height, height), self._resized(self.rel_width, width)
         mirrored = self.rel_pos == "official"
-        # An exported graph takes the general path at every size, where resizing to the same size changes nothing. Even
-        # a comparison of sizes would bind it to the size of its example.
-        if not mirrored or (not is_exporting() and height == width):
+        # A graph of any size takes the general path, where resizing to the same size changes nothing.
+        if not mirrored or surely_equal(height, width):
             return position_scores(query, rows, columns, nodes=self.nodes, mirrored=mirrored, backend=backend)
         # Not square: the height term is mirrored, then stretched to the map's shape.
         along_height = position_scores(query, rows, nodes=self.nodes, backend=backend).transpose(1, 2)

@@ -1,6 +1,7 @@
 """The public functions: they check their arguments and choose a backend."""
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,10 +12,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dgmn.ops import library, native, reference
+from dgmn.ops.selfcheck import is_trusted
 from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
+
+# Forces one backend where the code says "auto": to look for the cause of a problem, without a change of the code.
+_FORCED = os.environ.get("DGMN_BACKEND")
 
 _HAS_TRITON = find_spec("triton") is not None
 
@@ -178,6 +183,8 @@ def position_scores(
         raise ValueError(f"mirrored needs a square map, got {height} x {width}")
     if backend == "triton":
         raise RuntimeError("backend 'triton' cannot run: position_scores has the backends reference and native")
+    if backend == "auto" and _FORCED == "triton":
+        backend = "reference"
     backend = _chosen(backend, query, rows, columns)
     if backend != "native":
         return reference.position_scores(query, rows, columns, mirrored, nodes)
@@ -204,7 +211,9 @@ def _transformed(tensors: Sequence[Tensor | None]) -> bool:
     return any(x is not None and unpack(x).tangent is not None for x in tensors)
 
 
-def _unsupported(backend: str, value: Tensor, others: Sequence[Tensor | None], dropout_p: float) -> str | None:
+def unsupported(
+    backend: str, value: Tensor, others: Sequence[Tensor | None] = (), dropout_p: float = 0.0
+) -> str | None:
     """Why a backend cannot run, or None."""
     if backend == "reference":
         return None
@@ -224,10 +233,17 @@ def _unsupported(backend: str, value: Tensor, others: Sequence[Tensor | None], d
 def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: float = 0.0) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    source = ""
+    if backend == "auto" and _FORCED:
+        if _FORCED not in BACKENDS:
+            raise ValueError(
+                f"the environment variable DGMN_BACKEND must be one of {', '.join(BACKENDS)}, got {_FORCED!r}"
+            )
+        backend, source = _FORCED, " (from the environment variable DGMN_BACKEND)"
     if backend != "auto":
-        reason = _unsupported(backend, value, others, dropout_p)
+        reason = unsupported(backend, value, others, dropout_p)
         if reason is not None:
-            raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
+            raise RuntimeError(f"backend {backend!r}{source} cannot run: {reason}")
         return backend
     if is_exporting() and (torch.onnx.is_in_onnx_export() or is_jit_tracing()):
         return "reference"  # ONNX and TorchScript do not have our operators
@@ -239,10 +255,10 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
                 "uv sync --reinstall-package dgmn.",
                 stacklevel=1,
             )
-        return "native" if _unsupported("native", value, others, dropout_p) is None else "reference"
-    if value.is_cuda and _unsupported("triton", value, others, dropout_p) is None:
-        return "triton"
-    return "reference"
+        return "native" if unsupported("native", value, others, dropout_p) is None else "reference"
+    if not value.is_cuda or unsupported("triton", value, others, dropout_p) is not None:
+        return "reference"
+    return "triton" if is_trusted("triton", value.device, value.dtype) else "reference"
 
 
 def _check_number(name: str, number: int, most: int) -> None:

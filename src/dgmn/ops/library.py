@@ -5,6 +5,7 @@ and head, but never the sampled nodes. `functional.py` checks the arguments and 
 runs without it, so the operators check all that the kernels rely on once more.
 """
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -323,3 +324,11 @@ def _(query: Any, rows: Any, columns: Any, mirrored: bool, nodes: int, *_: Any, 
 @register_flop_formula(torch.ops.dgmn.position_scores_backward)
 def _(grad_scores: Any, query: Any, rows: Any, columns: Any, *_: Any, **__: Any) -> int:
     return _products(query, grad_scores[-1], 2 * ((rows is not None) + (columns is not None)))
+
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # the packed linear layers of dgmn.fuse
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+        flops: int = 2 * math.prod(x) * weight[0]
+        return flops

@@ -48,3 +48,13 @@ class PreciseConv2d(nn.Conv2d):
 def _widened(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
     dtype = compute_dtype(x)
     return x.to(dtype), *(None if parameter is None else parameter.to(dtype) for parameter in parameters)
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16. Others convert them, which takes longer than float32."""
+    try:
+        if torch.cpu._is_avx2_supported():  # oneDNN also emulates it, where the processor has AVX-512 without it
+            return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # private names of PyTorch
+        return False

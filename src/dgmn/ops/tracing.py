@@ -5,6 +5,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -17,6 +18,11 @@ def is_exporting() -> bool:
 def is_jit_tracing() -> bool:
     """Whether torch.jit.trace records the code."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def surely_equal(size: int, other: int) -> bool:
+    """Whether two sizes are equal. False if a graph is being recorded that leaves them open: to ask would bind it."""
+    return not is_jit_tracing() and statically_known_true(size == other)
 
 
 def is_symbolic(x: object) -> bool:

@@ -1,0 +1,151 @@
+"""`dgmn doctor`: one screen that a report about a problem can start with."""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from typing import Any
+
+import timm
+import torch
+from packaging.requirements import Requirement
+from torch import Tensor
+
+from dgmn.layers import DGMN2Attention
+from dgmn.layers.packed import can_pack
+from dgmn.ops import BACKENDS, functional, native
+from dgmn.ops.precision import computes_in_bfloat16
+from dgmn.ops.selfcheck import TOLERANCES, failure, largest_error
+from dgmn_base.terminal import format_table
+
+_PACKAGES = ("dgmn", "torch", "torchvision", "timm", "triton", "lightning", "transformers")
+_PURPOSES = {
+    "train": "dgmn fit, validate, test, quickstart and validate-data",
+    "zoo": "dgmn zoo download",
+    "detr": "Deformable DETR and Sparse R-CNN",
+    "export": "ONNX",
+    "bench": "charts of dgmn bench",
+}
+_SECONDS = 1.5  # how long to measure a speed
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Prints what this machine is and what runs on it. Returns 1 if the kernels compute something wrong."""
+    print("\n".join(_machine()))
+    print("\nBackends of the operators")
+    rows, failed = _backends()
+    print(format_table(("backend", "device", "dtype", "largest error", ""), rows))
+    print("\nSpeed on the CPU, dgmn2_nano at 224 x 224, float32, one image at a time")
+    for name, speed in _speeds():
+        print(f"  {name:<36}{speed:>8.1f} images/s")
+    print("\nExtras")
+    print("\n".join(_extras()))
+    if failed:
+        print(f"\nFailed its self-check: {', '.join(failed)}. DGMN_BACKEND=reference avoids all kernels.")
+    return 1 if failed else 0
+
+
+def _machine() -> Iterator[str]:
+    packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    yield f"packages   {packages}"
+    yield f"system     Python {platform.python_version()}, {platform.platform()}"
+    targets = ", ".join(native.targets()) or "none"
+    yield f"CPU        {_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    yield f"           PyTorch: {torch.backends.cpu.get_cpu_capability()}; dgmn's kernels: {targets}"
+    yield f"           packed linear layers (dgmn.fuse): {'yes' if can_pack() else 'no'}; bfloat16: {_bfloat16()}"
+    gpus = [_gpu(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        gpus.append("Apple GPU (MPS)")
+    built = f"PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "PyTorch is built without CUDA"
+    yield from (f"GPU        {gpu}" for gpu in gpus or [f"none ({built})"])
+    forced = os.environ.get("DGMN_BACKEND")
+    if forced:
+        yield f"DGMN_BACKEND={forced}"
+
+
+def _gpu(index: int) -> str:
+    about = torch.cuda.get_device_properties(index)
+    return f"{about.name}, compute capability {about.major}.{about.minor}, {about.total_memory / 1e9:.0f} GB"
+
+
+def _bfloat16() -> str:
+    return "computed by the CPU" if computes_in_bfloat16() else "emulated, slower than float32"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _backends() -> tuple[list[tuple[str, ...]], list[str]]:
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    rows: list[tuple[str, ...]] = [("reference", "any", "any", "-", "plain PyTorch; the others are compared with it")]
+    failed = []
+    for backend in BACKENDS[2:]:
+        refusals = set()
+        for device in devices:
+            for dtype in TOLERANCES:
+                reason = functional.unsupported(backend, torch.empty(1, 1, 1, 1, 64, dtype=dtype, device=device))
+                if reason is not None:
+                    refusals.add(reason)
+                    continue
+                name = str(dtype).removeprefix("torch.")
+                problem = failure(backend, device, dtype)
+                if problem is None:
+                    error = f"{largest_error(backend, device, dtype):.1e}"
+                    rows.append((backend, str(device), name, error, ""))
+                else:
+                    rows.append((backend, str(device), name, "-", f"FAILED: {problem}"))
+                    failed.append(f"{backend} on {device} in {name}")
+        if not any(row[0] == backend for row in rows):
+            rows.append((backend, "-", "-", "-", "; ".join(sorted(refusals))))
+    return rows, failed
+
+
+def _speeds() -> Iterator[tuple[str, float]]:
+    network = timm.create_model("dgmn2_nano").eval()
+    image = torch.randn(1, 3, 224, 224)
+    if native.LIBRARY is not None:
+        yield "with the kernels", _images_per_second(network, image)
+    for module in network.modules():
+        if isinstance(module, DGMN2Attention):
+            module.backend = "reference"
+    yield "without", _images_per_second(network, image)
+
+
+@torch.inference_mode()
+def _images_per_second(network: Any, image: Tensor) -> float:
+    network(image)
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() < start + _SECONDS:
+        network(image)
+        images += 1
+    return images / (time.perf_counter() - start)
+
+
+def _extras() -> Iterator[str]:
+    missing: dict[str, list[str]] = {extra: [] for extra in _PURPOSES}
+    for text in requires("dgmn") or []:
+        requirement = Requirement(text)
+        for extra in _PURPOSES:
+            of_extra = requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
+            always = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if of_extra and not always and _version(requirement.name) == "missing":
+                missing[extra].append(requirement.name)
+    for extra, purpose in _PURPOSES.items():
+        lacks = f"missing: {', '.join(missing[extra])}; pip install 'dgmn[{extra}]'" if missing[extra] else "installed"
+        yield f"  {extra:<8}{purpose}: {lacks}"
+
+
+def _version(package: str) -> str:
+    try:
+        distribution(package)
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,101 @@
+"""Compares the kernels of a backend with the reference, on this machine: a few tiny shapes, forward and backward."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgmn.ops import library, reference  # noqa: F401 - registers the operators
+
+# Largest error that rounding explains, relative to the largest number. Kernels sum in float32 and round once.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def largest_error(backend: str, device: torch.device, dtype: torch.dtype) -> float:
+    """The largest error of a backend's outputs and gradients, relative to the largest number of each.
+
+    Args:
+        backend: "native" or "triton".
+        device: where to run.
+        dtype: of query, key and value; walks, bias and the reference are in float32.
+
+    Raises:
+        RuntimeError: the backend cannot run here; errors of compilers and drivers go through as they are.
+    """
+    worst = 0.0
+    for inputs, kernel, plain in _cases(backend, device, dtype):
+        given = [x.detach().requires_grad_() for x in inputs]
+        wide = [x.detach().float().requires_grad_() for x in inputs]
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            out, expected = kernel(*given), plain(*wide)
+            grad = torch.linspace(-1, 1, expected.numel(), device=device).view_as(expected)
+            grads = torch.autograd.grad(out, given, grad.to(out.dtype))
+            wanted = torch.autograd.grad(expected, wide, grad)
+        for got, want in zip((out, *grads), (expected, *wanted), strict=True):
+            error = (got.detach().float() - want.detach()).abs().amax() / want.detach().abs().amax()
+            worst = max(worst, float(error.nan_to_num(nan=torch.inf)))
+    return worst
+
+
+Function = Callable[..., Any]
+
+
+def _cases(backend: str, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[list[Tensor], Function, Function]]:
+    random = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random).to(device)
+
+    for batch, height, width, heads, walks in ((1, 3, 5, 2, 2), (2, 2, 3, 1, 1)):
+        maps = [numbers(batch, height, width, heads, 64).to(dtype) for _ in range(3)]
+        offset, weight = numbers(batch, height, width, walks, 9, 2), numbers(batch, height, width, heads, 9)
+        yield (
+            [*maps, offset, weight],
+            lambda *x: torch.ops.dgmn.sampled_attention(*x, 0.125, 3, 1, backend)[0],
+            lambda q, k, v, o, w: reference.sampled_attention(q, k, v, o, w, 0.125, 3, 1, 0.0),
+        )
+        yield (
+            [maps[0], offset, weight],
+            lambda *x: torch.ops.dgmn.sampled_aggregate(*x, 3, 2, backend),
+            lambda v, o, w: reference.sampled_aggregate(v, o, w, 3, 2),
+        )
+
+
+def failure(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot be trusted on this device, or None."""
+    try:
+        error = largest_error(backend, device, dtype)
+    except Exception as exception:  # a compiler or a driver may raise anything
+        lines = str(exception).strip().splitlines()
+        return f"{type(exception).__name__}: {lines[0] if lines else 'no message'}"
+    tolerance = TOLERANCES[dtype]
+    return (
+        None if error <= tolerance else f"its results are off by {error:.1e}, more than {tolerance:.0e} of the largest"
+    )
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def is_trusted(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend computes on a device what the reference does. It is asked once; a failure is one warning."""
+    reason = failure(backend, device, dtype)
+    if reason is not None:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        versions = ", ".join(f"{package} {_version(package)}" for package in ("dgmn", "torch", "triton"))
+        warnings.warn(
+            f"dgmn: the backend {backend!r} failed its self-check with {dtype} on {name} ({versions}): {reason}. The "
+            "reference runs instead, which is slower. `dgmn doctor` says more",
+            stacklevel=2,
+        )
+    return reason is None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,89 @@
+"""Self-checks of the backends, and the variable that forces one."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from dgmn.ops import functional, native, position_scores, sampled_attention, selfcheck
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    selfcheck.is_trusted.cache_clear()
+    yield
+    selfcheck.is_trusted.cache_clear()
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_right_kernels(dtype):
+    assert 0 < selfcheck.largest_error("native", CPU, dtype) < 0.5 * selfcheck.TOLERANCES[dtype]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert selfcheck.is_trusted("native", CPU, dtype)
+
+
+def no_compiler():
+    raise OSError("ptxas: not found\nand more")
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")
+@pytest.mark.parametrize(
+    ("factor", "reason"),
+    [
+        (lambda: 1.01, "off by 1.0e-02, more than 1e-04"),
+        (lambda: torch.nan, "off by inf"),
+        (no_compiler, "OSError: ptxas: not found. "),
+    ],
+)
+def test_a_kernel_that_fails_is_told_once(factor, reason, monkeypatch):
+    right = native.attention_forward
+
+    def wrong(*arguments):
+        out, log_sum = right(*arguments)
+        return out * factor(), log_sum
+
+    monkeypatch.setattr(native, "attention_forward", wrong)
+    with pytest.warns(UserWarning, match="'native' failed its self-check with torch.float32 on cpu .dgmn ") as told:
+        trusted = {selfcheck.is_trusted("native", CPU, torch.float32) for _ in range(2)}
+    assert trusted == {False}
+    assert len(told) == 1
+    assert reason in str(told[0].message)
+    assert f"torch {torch.__version__.split('+')[0]}" in str(told[0].message)
+    assert "\n" not in str(told[0].message)
+
+
+INPUTS = [torch.randn(1, 3, 4, 1, 8) for _ in range(3)] + [torch.zeros(1, 3, 4, 1, 9, 2)]
+
+
+def test_a_backend_is_forced(monkeypatch):
+    monkeypatch.setattr(functional, "_FORCED", "reference")
+    chosen = []
+    monkeypatch.setattr(functional.library, "sampled_attention", lambda *_: chosen.append("kernel"))
+    sampled_attention(*INPUTS)
+    assert chosen == []
+    monkeypatch.setattr(functional, "_FORCED", "triton")
+    if functional.unsupported("triton", INPUTS[0]) is not None:
+        message = r"backend 'triton' \(from the environment variable DGMN_BACKEND\) cannot run: "
+        with pytest.raises(RuntimeError, match=message):
+            sampled_attention(*INPUTS)
+    assert position_scores(INPUTS[0], torch.randn(11, 8)).shape == (1, 3, 4, 1, 9)  # Triton has no kernel for it
+    sampled_attention(*INPUTS, backend="reference")  # what the code says comes first
+
+
+def test_the_variable_is_checked():
+    program = "import torch; from dgmn.ops import position_scores; position_scores(torch.zeros(1, 2, 2, 1, 4))"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "DGMN_BACKEND": "cuda"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "DGMN_BACKEND must be one of auto, reference, native, triton, got 'cuda'" in run.stderr

@@ -1,0 +1,39 @@
+"""`dgmn doctor`."""
+
+import re
+
+import pytest
+import torch
+
+import dgmn_cli
+from dgmn.ops import native
+
+
+def test_one_screen(capsys):
+    assert dgmn_cli.run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {torch.__version__.split('+')[0]}" in out
+    assert len(out.splitlines()) < 40
+    assert max(map(len, out.splitlines())) < 180
+    if native.LIBRARY is not None:
+        assert re.search(r"native +cpu +float32 +\d\.\de-\d\d", out)
+        with_kernels, without = (float(x) for x in re.findall(r"([\d.]+) images/s", out))
+        assert with_kernels > 0 < without
+    if not torch.cuda.is_available():
+        assert re.search("triton .*the tensors are on cpu, the Triton kernels run on CUDA devices", out)
+    assert "train   dgmn fit, validate, test, quickstart and validate-data: installed" in out
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")
+def test_a_wrong_kernel(monkeypatch, capsys):
+    right = native.aggregate_backward
+
+    def wrong(*arguments):
+        grad_value, *others = right(*arguments)
+        return 1.5 * grad_value, *others
+
+    monkeypatch.setattr(native, "aggregate_backward", wrong)
+    assert dgmn_cli.run(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED: its results are off by 5.0e-01" in out
+    assert "Failed its self-check: native on cpu in float32, native on cpu in bfloat16. DGMN_BACKEND=reference" in out
