@@ -111,12 +111,11 @@ def _backends() -> tuple[list[tuple[str, ...]], list[str]]:
 def _speeds() -> Iterator[tuple[str, float]]:
     network = timm.create_model("dgmn2_nano").eval()
     image = torch.randn(1, 3, 224, 224)
-    if native.LIBRARY is not None:
-        yield "with the kernels", _images_per_second(network, image)
-    for module in network.modules():
-        if isinstance(module, DGMN2Attention):
-            module.backend = "reference"
-    yield "without", _images_per_second(network, image)
+    for backend in ("native", "reference") if native.LIBRARY is not None else ("reference",):
+        for module in network.modules():
+            if isinstance(module, DGMN2Attention):
+                module.backend = backend
+        yield f"with the backend {backend}", _images_per_second(network, image)
 
 
 @torch.inference_mode()

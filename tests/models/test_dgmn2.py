@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from models.testers import TimmModelTester
 
@@ -199,3 +200,19 @@ def test_model_in_bfloat16():
 def test_pretrained_without_weights_is_an_error(name, hub_dir):
     with pytest.raises(RuntimeError, match=rf"no weights of {name} .*pretrained_cfg_overlay"):
         timm.create_model(name, pretrained=True)
+
+
+def test_dynamic_sizes_compile_once():
+    """One graph for all sizes, square ones too.
+
+    On smaller images than these, PyTorch's convolutions choose their kernels by size, and add graphs.
+    """
+    model = timm.create_model("dgmn2_nano", depths=(1, 1, 1, 1)).eval()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        # 224 is the size that the tables are made for.
+        for size in ((224, 320), (320, 224), (256, 416), (480, 224), (256, 256), (224, 224)):
+            image = torch.randn(1, 3, *size)
+            torch.testing.assert_close(compiled(image), model(image), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1

@@ -136,6 +136,10 @@ def test_packed_weights_follow_the_parameters(fused):
         for parameter in wanted.parameters():
             parameter.mul_(0.5)
         torch.testing.assert_close(fused(image), wanted(image))
+        for model in (fused, wanted):
+            for parameter in model.parameters():
+                parameter.data.mul_(1.5)  # PyTorch counts no change
+        torch.testing.assert_close(fused(image), copy.deepcopy(wanted)(image))
     with torch.no_grad():
         torch.testing.assert_close(fused.double()(image.double()).float(), wanted(image), rtol=1e-4, atol=1e-5)
 

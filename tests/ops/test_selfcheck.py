@@ -6,8 +6,11 @@ import sys
 import warnings
 
 import pytest
+import timm
 import torch
+from PIL import Image
 
+from dgmn.errors import InputError
 from dgmn.ops import functional, native, position_scores, sampled_attention, selfcheck
 
 CPU = torch.device("cpu")
@@ -70,20 +73,20 @@ def test_a_backend_is_forced(monkeypatch):
     assert chosen == []
     monkeypatch.setattr(functional, "_FORCED", "triton")
     if functional.unsupported("triton", INPUTS[0]) is not None:
-        message = r"backend 'triton' \(from the environment variable DGMN_BACKEND\) cannot run: "
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(InputError, match="variable DGMN_BACKEND is 'triton', which cannot run: "):
             sampled_attention(*INPUTS)
     assert position_scores(INPUTS[0], torch.randn(11, 8)).shape == (1, 3, 4, 1, 9)  # Triton has no kernel for it
     sampled_attention(*INPUTS, backend="reference")  # what the code says comes first
 
 
-def test_the_variable_is_checked():
-    program = "import torch; from dgmn.ops import position_scores; position_scores(torch.zeros(1, 2, 2, 1, 4))"
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "DGMN_BACKEND": "cuda"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "DGMN_BACKEND must be one of auto, reference, native, triton, got 'cuda'" in run.stderr
+@pytest.mark.parametrize("value", ["cuda", "triton"])
+def test_a_mistake_in_the_variable_is_one_line(value, tmp_path):
+    torch.save({"state_dict": timm.create_model("dgmn2_tiny").state_dict()}, tmp_path / "a.pth")
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    command = ["predict", str(tmp_path / "a.png"), "--ckpt_path", str(tmp_path / "a.pth"), "--model", "dgmn2_tiny"]
+    program = f"import dgmn_cli, sys; sys.exit(dgmn_cli.run({command!r}))"
+    environment = {**os.environ, "DGMN_BACKEND": value, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("dgmn: error: the environment variable DGMN_BACKEND ")
+    assert "Traceback" not in run.stderr

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import zipfile
 
 import pytest
@@ -125,6 +126,21 @@ def refusal(read, path):
         assert str(path) in line
         return line
     return None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("classes", ["\x1b[2J", *"bcdefghij"], r"classes: got .*x1b.*; accepted .* without control characters"),
+        ("model_args", {"features_only": True}, "model_args: got .*; accepted .* other outputs"),
+        ("model_args", {"drop_rate": float("nan")}, "model_args: got .*; accepted .* finite"),
+        ("image_size", 16384, r"image_size: got 16384; accepted a whole number in 1\.\.10000"),
+    ],
+)
+def test_what_a_network_or_a_terminal_cannot_take(name, value, message, file):
+    description = {**DESCRIPTIONS["classification"], "num_classes": 10, "classes": list("abcdefghij"), name: value}
+    line = refusal(read_checkpoint, file({"state_dict": {"weight": torch.ones(1)}, "dgmn": description}))
+    assert re.search(message, line)
 
 
 @pytest.mark.parametrize(("task", "place"), CASES)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dgmn.errors import check_number, check_share
 from dgmn.layers.packed import PackedLinear
 from dgmn.ops import position_scores, sampled_attention
-from dgmn.ops.linear import add_linear, perceptron
+from dgmn.ops.linear import add_linear, is_inference_on_cpu, is_watched, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
 from dgmn.ops.tracing import is_plain, opaque, surely_equal
@@ -189,8 +189,8 @@ class DGMN2Attention(nn.Module):
             backend=self.backend,
         )
         x = x.reshape(batch, height, width, dim)
-        calls = self.training or not is_plain(self.proj, *LINEAR) or not is_plain(self.proj_drop, nn.Dropout)
-        if residual is not None and not calls:
+        plain = is_plain(self.proj, *LINEAR) and is_plain(self.proj_drop, nn.Dropout) and not self.training
+        if residual is not None and plain and is_inference_on_cpu((residual, x, *self.proj.parameters())):
             return add_linear(residual, x, self.proj.weight, self.proj.bias)
         out: Tensor = self.proj_drop(self.proj(x))
         return out if residual is None else residual + out
@@ -204,9 +204,8 @@ class DGMN2Mlp(Mlp):
         """The output, added to `residual` if it is given."""
         dropped = self.training and (self.drop1.p > 0 or self.drop2.p > 0)
         plain = is_plain(self.act, nn.GELU) and all(is_plain(layer, *LINEAR) for layer in (self.fc1, self.fc2))
-        if isinstance(self.fc1, PackedLinear) and self.fc1.packs(x):
-            plain = False
-        if dropped or not plain or self.act.approximate != "none":
+        packed = isinstance(self.fc1, PackedLinear) and self.fc1.packs(x)
+        if dropped or packed or not plain or self.act.approximate != "none" or is_watched((x,)):
             out: Tensor = super().forward(x)
             return out if residual is None else residual + out
         return perceptron(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)

@@ -16,9 +16,12 @@ class PackedLinear(nn.Linear):
     That pays where the weights are larger than the map. On larger maps, with gradients, under autocast, in a traced
     graph and on other devices, it computes as `nn.Linear` does. The packed weights are no part of the state dict, of
     copies and of files.
+
+    PyTorch does not tell of changes through `weight.data`. They are seen if they change any of 64 numbers spread over
+    the weights, as merged adapters and averaged weights do; after a change of single numbers, fuse the network again.
     """
 
-    _packed: tuple[Any, Tensor] | None = None
+    _packed: tuple[Any, Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, layer: nn.Linear) -> "PackedLinear":
@@ -43,10 +46,13 @@ class PackedLinear(nn.Linear):
         # Tensors made in inference mode have no version.
         version = None if self.weight.is_inference() else self.weight._version
         key = (self.weight.data_ptr(), version)
+        weight = self.weight.detach()
+        # An odd distance, so that the numbers come from all columns.
+        some = weight.flatten()[:: max(weight.numel() // 64, 1) | 1]
         packed = self._packed
-        if packed is None or packed[0] != key:
-            packed = self._packed = (key, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()))
-        return packed[1]
+        if packed is None or packed[0] != key or not torch.equal(packed[1], some):
+            packed = self._packed = (key, some.clone(), torch.ops.mkldnn._reorder_linear_weight(weight))
+        return packed[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}

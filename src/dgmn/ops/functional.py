@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from dgmn.errors import InputError
 from dgmn.ops import library, native, reference
 from dgmn.ops.selfcheck import is_trusted
 from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed
@@ -233,17 +234,19 @@ def unsupported(
 def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: float = 0.0) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    source = ""
     if backend == "auto" and _FORCED:
         if _FORCED not in BACKENDS:
-            raise ValueError(
+            raise InputError(
                 f"the environment variable DGMN_BACKEND must be one of {', '.join(BACKENDS)}, got {_FORCED!r}"
             )
-        backend, source = _FORCED, " (from the environment variable DGMN_BACKEND)"
+        reason = unsupported(_FORCED, value, others, dropout_p) if _FORCED != "auto" else None
+        if reason is not None:
+            raise InputError(f"the environment variable DGMN_BACKEND is {_FORCED!r}, which cannot run: {reason}")
+        backend = _FORCED
     if backend != "auto":
         reason = unsupported(backend, value, others, dropout_p)
         if reason is not None:
-            raise RuntimeError(f"backend {backend!r}{source} cannot run: {reason}")
+            raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
     if is_exporting() and (torch.onnx.is_in_onnx_export() or is_jit_tracing()):
         return "reference"  # ONNX and TorchScript do not have our operators

@@ -26,20 +26,17 @@ _gelu_backward = torch.ops.aten.gelu_backward.grad_input
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`residual + linear(x)`, for inference on the CPU with one pass less over the map.
+    """`residual + linear(x)` with one pass less over the map, where `is_inference_on_cpu` holds.
 
     Args:
         residual: (..., D).
-        x: (..., C).
+        x: (..., C), in the same dtype, as are the others.
         weight: (D, C).
         bias: (D,).
 
     Returns:
-        (..., D), in the wider of the two dtypes.
+        (..., D).
     """
-    tensors = (residual, x, weight, bias)
-    if not is_inference_on_cpu(tensors):
-        return residual + F.linear(x, weight, bias)
     out = torch.add(residual, bias)
     rows = out.view(-1, out.shape[-1])
     torch.addmm(rows, x.reshape(-1, x.shape[-1]), weight.T, out=rows)
@@ -73,7 +70,7 @@ def perceptron(
             return out if residual is None else residual + out
     tensors = (x, *parameters) if residual is None else (x, *parameters, residual)
     learns = _learns(tensors)
-    if not (learns or x.device.type == "cpu") or _is_watched(tensors):
+    if not (learns or x.device.type == "cpu") or is_watched(tensors):
         out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
         return out if residual is None else residual + out
     shape = (*x.shape[:-1], len(weight2))
@@ -88,7 +85,7 @@ def perceptron(
 
 def is_inference_on_cpu(tensors: tuple[Tensor, ...]) -> bool:
     """Whether nothing but the numbers matters: no gradients, no autocast, and nothing that must see every step."""
-    if _is_watched(tensors) or any(x.device.type != "cpu" for x in tensors):
+    if is_watched(tensors) or any(x.device.type != "cpu" for x in tensors):
         return False
     return _autocast_dtype(tensors[0]) is None and not _learns(tensors)
 
@@ -103,7 +100,7 @@ def _learns(tensors: tuple[Tensor, ...]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _is_watched(tensors: tuple[Tensor, ...]) -> bool:
+def is_watched(tensors: tuple[Tensor, ...]) -> bool:
     """Whether a tracer, a compiler, torch.func or a subclass of tensors must see every step."""
     if torch.compiler.is_compiling() or is_exporting() or is_transformed():
         return True

@@ -1,7 +1,9 @@
 """Checks what a checkpoint says about its network, field by field: the file may be from anyone."""
 
+import math
 import re
 import reprlib
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 from dgmn.errors import InputError
 
 # timm's arguments and settings that fetch weights or read a file.
+# Arguments of timm that make something else than a classifier.
+_OUTPUTS = frozenset(["features_only", "feature_cls", "out_indices"])
 _SOURCES = frozenset(
     [
         "cache_dir",
@@ -111,6 +115,11 @@ def _is_text(value: Any) -> bool:
     return type(value) is str and len(value) <= _LONGEST
 
 
+def _is_name(value: Any) -> bool:
+    """Whether a text may be shown in a terminal, where control characters do things."""
+    return _is_text(value) and not any(unicodedata.category(letter) == "Cc" for letter in value)
+
+
 def _is_network(value: Any) -> bool:
     return _is_text(value) and re.fullmatch(r"\w[\w.-]*", value) is not None
 
@@ -137,24 +146,27 @@ def _plain(value: Any) -> bool:
     return True
 
 
-def _without_sources(value: Any) -> bool:
-    """Whether no argument fetches weights. The value is plain."""
+def _is_harmless(value: Any) -> bool:
+    """Whether no argument fetches weights, changes what a network gives, or is no number. The value is plain."""
+    if isinstance(value, float):
+        return math.isfinite(value)
     if isinstance(value, str):
         return ":" not in value and "/" not in value
     if isinstance(value, dict):
-        named = any(name in _SOURCES and inner not in (None, False) for name, inner in value.items())
-        return not named and all(map(_without_sources, value.values()))
-    return not isinstance(value, list | tuple) or all(map(_without_sources, value))
+        named = any(name in _SOURCES | _OUTPUTS and inner not in (None, False) for name, inner in value.items())
+        return not named and all(map(_is_harmless, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_is_harmless, value))
 
 
 _PLAIN_DICT: Field = ("a dict of plain values", lambda value: isinstance(value, dict) and _plain(value))
 _FLAG: Field = ("True or False", lambda value: type(value) is bool)
 _TEXT: Field = (f"a text of at most {_LONGEST} characters", _is_text)
-_SIDE = _whole(1, 16384)  # pixels
+_NAME: Field = (f"a text of at most {_LONGEST} characters without control characters", _is_name)
+_SIDE = _whole(1, 10_000)  # pixels; a square of it has as many as an image may have
 _COLOR = _some(_whole(0, 255), 3, 3)
 _ARGUMENTS: Field = (
-    "None, or a dict of plain values, none of which names weights, a file or an address",
-    lambda value: value is None or (isinstance(value, dict) and _plain(value) and _without_sources(value)),
+    "None, or a dict of plain, finite values, none of which names weights, a file, an address or other outputs",
+    lambda value: value is None or (isinstance(value, dict) and _plain(value) and _is_harmless(value)),
 )
 _NETWORK: Field = ("the name of a network, without a scheme such as hf-hub:", _is_network)
 
@@ -190,15 +202,15 @@ _INFERENCE = {
     },
 }
 _TASKS: dict[str, dict[str, Field]] = {
-    "classification": {"classes": _or_none(_some(_TEXT)), "image_size": _SIDE},
+    "classification": {"classes": _or_none(_some(_NAME)), "image_size": _SIDE},
     "detection": {
         "backbone": _NETWORK,
-        "classes": _some(_TEXT),
+        "classes": _some(_NAME),
         "category_ids": _some(_whole(-(2**63), 2**63 - 1)),
     },
     "segmentation": {
         "backbone": _NETWORK,
-        "classes": _some(_TEXT),
+        "classes": _some(_NAME),
         "colors": _some(_COLOR),
         "inference": _PLAIN_DICT,
     },
