@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import requires
 from typing import Any
 
 import timm
@@ -17,7 +17,7 @@ from dgmn.layers import DGMN2Attention
 from dgmn.layers.packed import can_pack
 from dgmn.ops import BACKENDS, functional, native
 from dgmn.ops.precision import computes_in_bfloat16
-from dgmn.ops.selfcheck import TOLERANCES, failure, largest_error
+from dgmn.ops.selfcheck import TOLERANCES, check, version_of
 from dgmn_base.terminal import format_table
 
 _PACKAGES = ("dgmn", "torch", "torchvision", "timm", "triton", "lightning", "transformers")
@@ -48,7 +48,7 @@ def doctor(_: argparse.Namespace) -> int:
 
 
 def _machine() -> Iterator[str]:
-    packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    packages = ", ".join(f"{name} {version_of(name)}" for name in _PACKAGES)
     yield f"packages   {packages}"
     yield f"system     Python {platform.python_version()}, {platform.platform()}"
     targets = ", ".join(native.targets()) or "none"
@@ -96,12 +96,11 @@ def _backends() -> tuple[list[tuple[str, ...]], list[str]]:
                     refusals.add(reason)
                     continue
                 name = str(dtype).removeprefix("torch.")
-                problem = failure(backend, device, dtype)
-                if problem is None:
-                    error = f"{largest_error(backend, device, dtype):.1e}"
-                    rows.append((backend, str(device), name, error, ""))
-                else:
-                    rows.append((backend, str(device), name, "-", f"FAILED: {problem}"))
+                error, problem = check(backend, device, dtype)
+                rows.append(
+                    (backend, str(device), name, f"{error:.1e}", "" if problem is None else f"FAILED: {problem}")
+                )
+                if problem is not None:
                     failed.append(f"{backend} on {device} in {name}")
         if not any(row[0] == backend for row in rows):
             rows.append((backend, "-", "-", "-", "; ".join(sorted(refusals))))
@@ -135,16 +134,8 @@ def _extras() -> Iterator[str]:
         for extra in _PURPOSES:
             of_extra = requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
             always = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            if of_extra and not always and _version(requirement.name) == "missing":
+            if of_extra and not always and version_of(requirement.name) == "missing":
                 missing[extra].append(requirement.name)
     for extra, purpose in _PURPOSES.items():
         lacks = f"missing: {', '.join(missing[extra])}; pip install 'dgmn[{extra}]'" if missing[extra] else "installed"
         yield f"  {extra:<8}{purpose}: {lacks}"
-
-
-def _version(package: str) -> str:
-    try:
-        distribution(package)
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"

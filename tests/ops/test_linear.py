@@ -101,6 +101,14 @@ def test_autocast():
         torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * float(want.abs().max()))
 
 
+def test_autocast_leaves_double_precision():
+    inputs = numbers()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = perceptron(*inputs)
+    assert out.dtype == torch.float64
+    torch.testing.assert_close(out, plain(*inputs))
+
+
 def test_checkpointing_and_retained_graphs(parts):
     inputs = numbers()
     expected = torch.autograd.grad(plain(*inputs).square().sum(), inputs)

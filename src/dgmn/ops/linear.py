@@ -93,7 +93,7 @@ def is_inference_on_cpu(tensors: tuple[Tensor, ...]) -> bool:
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if on else None
+    return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else None  # autocast leaves float64
 
 
 def _learns(tensors: tuple[Tensor, ...]) -> bool:

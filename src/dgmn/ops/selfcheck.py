@@ -1,6 +1,7 @@
 """Compares the kernels of a backend with the reference, on this machine: a few tiny shapes, forward and backward."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmn.ops import library, reference  # noqa: F401 - registers the operators
+from dgmn.ops import library, reference
 
 # Largest error that rounding explains, relative to the largest number. Kernels sum in float32 and round once.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -55,37 +56,37 @@ def _cases(backend: str, device: torch.device, dtype: torch.dtype) -> Iterator[t
         offset, weight = numbers(batch, height, width, walks, 9, 2), numbers(batch, height, width, heads, 9)
         yield (
             [*maps, offset, weight],
-            lambda *x: torch.ops.dgmn.sampled_attention(*x, 0.125, 3, 1, backend)[0],
+            lambda *x: library.sampled_attention(*x, 0.125, 3, 1, backend)[0],
             lambda q, k, v, o, w: reference.sampled_attention(q, k, v, o, w, 0.125, 3, 1, 0.0),
         )
         yield (
             [maps[0], offset, weight],
-            lambda *x: torch.ops.dgmn.sampled_aggregate(*x, 3, 2, backend),
+            lambda *x: library.sampled_aggregate(*x, 3, 2, backend),
             lambda v, o, w: reference.sampled_aggregate(v, o, w, 3, 2),
         )
 
 
-def failure(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot be trusted on this device, or None."""
+def check(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[float, str | None]:
+    """The largest error, infinite if the backend did not run, and why it cannot be trusted, or None."""
     try:
         error = largest_error(backend, device, dtype)
     except Exception as exception:  # a compiler or a driver may raise anything
         lines = str(exception).strip().splitlines()
-        return f"{type(exception).__name__}: {lines[0] if lines else 'no message'}"
+        return math.inf, f"{type(exception).__name__}: {lines[0] if lines else 'no message'}"
     tolerance = TOLERANCES[dtype]
-    return (
-        None if error <= tolerance else f"its results are off by {error:.1e}, more than {tolerance:.0e} of the largest"
-    )
+    if error <= tolerance:
+        return error, None
+    return error, f"its results are off by {error:.1e}, more than {tolerance:.0e} of the largest"
 
 
 @torch.compiler.assume_constant_result
 @functools.cache
 def is_trusted(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a backend computes on a device what the reference does. It is asked once; a failure is one warning."""
-    reason = failure(backend, device, dtype)
+    _, reason = check(backend, device, dtype)
     if reason is not None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-        versions = ", ".join(f"{package} {_version(package)}" for package in ("dgmn", "torch", "triton"))
+        versions = ", ".join(f"{package} {version_of(package)}" for package in ("dgmn", "torch", "triton"))
         warnings.warn(
             f"dgmn: the backend {backend!r} failed its self-check with {dtype} on {name} ({versions}): {reason}. The "
             "reference runs instead, which is slower. `dgmn doctor` says more",
@@ -94,8 +95,9 @@ def is_trusted(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     return reason is None
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of an installed package, or \"missing\"."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return "missing"
