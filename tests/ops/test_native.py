@@ -208,7 +208,7 @@ def test_position_scores_by_hand():
         ({"rows": torch.zeros(13, 4).long()}, TypeError, "rows must be of floating point, got torch.int64"),
         ({"nodes": 0}, ValueError, "nodes must be a whole number of at least 1, got 0"),
         ({"mirrored": True}, ValueError, "mirrored needs a square map, got 5 x 6"),
-        ({"backend": "triton"}, RuntimeError, "position_scores has the backends reference and native"),
+        ({"backend": "triton"}, RuntimeError, "the Triton kernels run on CUDA devices"),
         ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
     ],
 )
@@ -285,8 +285,8 @@ def operators(dtype=torch.float32):
         (ops.sampled_attention_backward, (grad_out, *maps, None, log_sum, *attention)),
         (ops.sampled_aggregate, (value, offset, bias, 3, 1, "native")),
         (ops.sampled_aggregate_backward, (grad_out, value.detach(), offset.detach(), scores, 3, 1, "native")),
-        (ops.position_scores, (query, rows, None, False, 9)),
-        (ops.position_scores_backward, (scores, query.detach(), None, torch.randn(4 + 8, 5), False)),
+        (ops.position_scores, (query, rows, None, False, 9, "native")),
+        (ops.position_scores_backward, (scores, query.detach(), None, torch.randn(4 + 8, 5), False, "native")),
     ]
 
 

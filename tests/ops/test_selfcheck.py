@@ -73,10 +73,18 @@ def test_a_backend_is_forced(monkeypatch):
     assert chosen == []
     monkeypatch.setattr(functional, "_FORCED", "triton")
     if functional.unsupported("triton", INPUTS[0]) is not None:
-        with pytest.raises(InputError, match="variable DGMN_BACKEND is 'triton', which cannot run: "):
-            sampled_attention(*INPUTS)
-    assert position_scores(INPUTS[0], torch.randn(11, 8)).shape == (1, 3, 4, 1, 9)  # Triton has no kernel for it
+        for function in (lambda: sampled_attention(*INPUTS), lambda: position_scores(INPUTS[0], torch.randn(11, 8))):
+            with pytest.raises(InputError, match="variable DGMN_BACKEND is 'triton', which cannot run: "):
+                function()
     sampled_attention(*INPUTS, backend="reference")  # what the code says comes first
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_where_nothing_is_differentiated(mode):
+    """The first use is often a prediction."""
+    with mode():
+        assert selfcheck.check("native", CPU, torch.float32)[1] is None
 
 
 @pytest.mark.parametrize("value", ["cuda", "triton"])

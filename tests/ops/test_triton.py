@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from dgmn.layers import DGMN
-from dgmn.ops import functional, reference, sampled_aggregate, sampled_attention, triton_kernels
+from dgmn.ops import (
+    functional,
+    position_scores,
+    reference,
+    sampled_aggregate,
+    sampled_attention,
+    triton_kernels,
+    triton_position,
+)
 
 pytest.importorskip("triton")
 
@@ -19,6 +27,13 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 @pytest.fixture
 def kernels():
     return triton_kernels
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions():
+    """Convolutions on a GPU round to TF32 unless they are told not to."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
 
 
 def make_offset(*shape, spread=1):
@@ -126,6 +141,35 @@ def test_half_precision(kernels, dtype, shared):
     inputs[3:] = [x.to(dtype) for x in inputs[3:]]
     check_attention(kernels, inputs)
     check_aggregate(kernels, *inputs[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("mirrored", "tables", "heads", "dim"),
+    [
+        (False, "both", 2, 16),
+        (True, "both", 2, 20),
+        (True, "rows", 1, 5),
+        (False, "rows", 3, 33),
+        (False, "columns", 1, 5),
+    ],
+)
+def test_position_scores(dtype, mirrored, tables, heads, dim):
+    """Queries are a slice of a projection, and gradients need not be contiguous."""
+    height, width, nodes = 4, 4 if mirrored else 6, 9
+    query = torch.randn(2, height, width, 3, heads, dim).to(DEVICE, dtype)[:, :, :, 1]
+    lengths = {"rows": height + nodes - 1, "columns": width + nodes - 1}
+    tables = [torch.randn(n, dim).to(DEVICE) if tables in (name, "both") else None for name, n in lengths.items()]
+    cotangent = torch.randn(2, nodes, heads, width, height, device=DEVICE).permute(0, 4, 3, 2, 1)
+    want, gradients = expected(reference.position_scores, (query, *tables), mirrored, nodes, cotangent=cotangent)
+    got = triton_position.position_forward(query, *tables, mirrored, nodes)
+    check(got, want)
+    got = triton_position.position_backward(cotangent, query, *tables, mirrored)
+    for gradient, wanted, x in zip(got, gradients, (query, *tables), strict=True):
+        if x is None:
+            assert gradient is None
+        else:
+            check(gradient, wanted, x.dtype)
 
 
 def test_walks_in_double_precision(kernels):
@@ -264,6 +308,13 @@ def test_deterministic_algorithms_are_refused(kernels):
             kernels.aggregate_backward(out, *inputs[2:], 2, 1)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_position_scores_of_many_nodes():
+    query, rows = torch.randn(1, 2, 3, 1, 4, device=DEVICE), torch.randn(2 + 99, 4, device=DEVICE)
+    with pytest.raises(RuntimeError, match="'triton' cannot run: it takes up to 64 nodes, got 100"):
+        position_scores(query, rows, nodes=100, backend="triton")
+    assert position_scores(query, rows, nodes=100).shape == (1, 2, 3, 1, 100)
 
 
 def test_through_the_public_functions():

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from dgmn.errors import check_number, check_share
 from dgmn.layers.packed import PackedLinear
 from dgmn.ops import position_scores, sampled_attention
-from dgmn.ops.linear import add_linear, is_inference_on_cpu, is_watched, perceptron
+from dgmn.ops.linear import add_linear, is_inference_on_cpu, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
-from dgmn.ops.tracing import is_plain, opaque, surely_equal
+from dgmn.ops.tracing import is_plain, is_watched, opaque, surely_equal
 
 LINEAR = (nn.Linear, PackedLinear)  # classes whose weights may be used without a call
 
@@ -79,7 +79,6 @@ class RelativePosition(nn.Module):
 
     def forward(self, query: Tensor, backend: str = "auto") -> Tensor:
         batch, height, width, heads, _ = query.shape
-        backend = "auto" if backend == "triton" else backend  # Triton has no kernel for this
         rows, columns = self._resized(self.rel_height, height), self._resized(self.rel_width, width)
         mirrored = self.rel_pos == "official"
         # A graph of any size takes the general path, where resizing to the same size changes nothing.

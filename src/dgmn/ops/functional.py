@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dgmn.errors import InputError
-from dgmn.ops import library, native, reference
+from dgmn.ops import direct, library, native, reference
+from dgmn.ops.direct import is_direct
 from dgmn.ops.selfcheck import is_trusted
 from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed
 
@@ -68,7 +69,10 @@ def sampled_aggregate(
     backend = _chosen(backend, value, offset, weight)
     if backend == "reference":
         return reference.sampled_aggregate(value, offset, weight, kernel_size, dilation)
-    out: Tensor = library.sampled_aggregate(value, offset, weight, kernel_size, dilation, backend)
+    arguments = (value, offset, weight, kernel_size, dilation, backend)
+    out: Tensor = (
+        direct.Aggregate.apply(*arguments) if is_direct(*arguments[:3]) else library.sampled_aggregate(*arguments)
+    )
     return out
 
 
@@ -136,8 +140,10 @@ def sampled_attention(
     backend = _chosen(backend, value, query, key, offset, bias, dropout_p=dropout_p)
     if backend == "reference":
         return reference.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, dropout_p)
-    out: Tensor
-    out, _ = library.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, backend)
+    arguments = (query, key, value, offset, bias, scale, kernel_size, dilation, backend)
+    out: Tensor = (
+        direct.Attention.apply(*arguments) if is_direct(*arguments[:5]) else library.sampled_attention(*arguments)[0]
+    )
     return out
 
 
@@ -161,7 +167,7 @@ def position_scores(
         columns: table of the width, (W + nodes - 1, D), or None to leave the term out.
         nodes: K, the number of scores per position.
         mirrored: take the height term at (y, x) from position (x, y). This needs a square map.
-        backend: "auto", "reference" or "native".
+        backend: one of [`BACKENDS`][dgmn.ops.BACKENDS].
 
     Returns:
         (B, H, W, heads, K) in float32, or float64 if `query` is.
@@ -182,14 +188,19 @@ def position_scores(
             _check_shape(name, table, (length + nodes - 1, dim), query)
     if mirrored and height != width:
         raise ValueError(f"mirrored needs a square map, got {height} x {width}")
-    if backend == "triton":
-        raise RuntimeError("backend 'triton' cannot run: position_scores has the backends reference and native")
-    if backend == "auto" and _FORCED == "triton":
-        backend = "reference"
-    backend = _chosen(backend, query, rows, columns)
-    if backend != "native":
+    chosen = _chosen(backend, query, rows, columns)
+    if chosen == "triton" and nodes > library.MAX_TRITON_NODES:
+        if backend == "triton":
+            raise RuntimeError(
+                f"backend 'triton' cannot run: it takes up to {library.MAX_TRITON_NODES} nodes, got {nodes}"
+            )
+        chosen = "reference"
+    if chosen == "reference":
         return reference.position_scores(query, rows, columns, mirrored, nodes)
-    scores: Tensor = library.position_scores(query, rows, columns, mirrored, nodes)
+    arguments = (query, rows, columns, mirrored, nodes, chosen)
+    scores: Tensor = (
+        direct.Position.apply(*arguments) if is_direct(*arguments[:3]) else library.position_scores(*arguments)
+    )
     return scores
 
 

@@ -18,6 +18,8 @@ from dgmn.ops import native
 # With both at their most, the nodes of a grid lie 2**30 pixels apart. The kernels' positions have 32 bits.
 MAX_KERNEL_SIZE = 2**10
 MAX_DILATION = 2**20
+# Position scores of more nodes do not fit the registers of a Triton program that adds up the gradients of a table.
+MAX_TRITON_NODES = 64
 
 
 def _check_number(name: str, number: int, most: int) -> None:
@@ -91,14 +93,22 @@ def _checked(
     return kernels
 
 
-def _check_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> None:
-    _kernels("native", "query", query)
+def _position_kernels(
+    backend: str, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int
+) -> ModuleType:
+    kernels = _kernels(backend, "query", query)
     _, height, width, _, dim = query.shape
     if mirrored and height != width:
         raise RuntimeError(f"dgmn: mirrored needs a square map, got a query of the shape {tuple(query.shape)}")
     for name, table, length in (("rows", rows, height), ("columns", columns, width)):
         if table is not None:
             _check_tensor(name, table, (length + nodes - 1, dim), query)
+    if kernels is native:
+        return kernels
+    from dgmn.ops import triton_position
+
+    _check_number("nodes", nodes, MAX_TRITON_NODES)
+    return triton_position
 
 
 def _check_devices(*arguments: Any) -> None:
@@ -232,35 +242,38 @@ sampled_aggregate_backward.register_autograd(_no_second_derivatives)
 sampled_aggregate.register_autograd(_aggregate_gradients, setup_context=_save_aggregate)
 
 
-@torch.library.custom_op("dgmn::position_scores", mutates_args=(), device_types="cpu")
-def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+@torch.library.custom_op("dgmn::position_scores", mutates_args=())
+def position_scores(
+    query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int, backend: str
+) -> Tensor:
     _check_number("nodes", nodes, MAX_KERNEL_SIZE**2)
-    _check_scores(query, rows, columns, mirrored, nodes)
-    return native.position_forward(query, rows, columns, mirrored, nodes)
+    kernels = _position_kernels(backend, query, rows, columns, mirrored, nodes)
+    scores: Tensor = kernels.position_forward(query, rows, columns, mirrored, nodes)
+    return scores
 
 
 @position_scores.register_fake
-def _(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int) -> Tensor:
+def _(query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, nodes: int, _: str) -> Tensor:
     _check_devices(query, rows, columns)
     return query.new_empty((*query.shape[:4], nodes), dtype=torch.float32)
 
 
-@torch.library.custom_op("dgmn::position_scores_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("dgmn::position_scores_backward", mutates_args=())
 def position_scores_backward(
-    grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
+    grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     nodes = grad_scores.shape[-1] if grad_scores.dim() else 0
     _check_number("the last size of grad_scores", nodes, MAX_KERNEL_SIZE**2)
-    _check_scores(query, rows, columns, mirrored, nodes)
+    kernels = _position_kernels(backend, query, rows, columns, mirrored, nodes)
     _check_tensor("grad_scores", grad_scores, (*query.shape[:4], nodes), query)
-    grad_query, *tables = native.position_backward(grad_scores, query, rows, columns, mirrored)
+    grad_query, *tables = kernels.position_backward(grad_scores, query, rows, columns, mirrored)
     grad_rows, grad_columns = (query.new_empty(0) if table is None else table for table in tables)
     return grad_query, grad_rows, grad_columns
 
 
 @position_scores_backward.register_fake
 def _(
-    grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
+    grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_devices(grad_scores, query, rows, columns)
     grad_rows, grad_columns = (query.new_empty(0) if x is None else x.new_empty(x.shape) for x in (rows, columns))
@@ -269,15 +282,15 @@ def _(
 
 def _save_position(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
-    ctx.mirrored = inputs[3]
+    _, _, _, ctx.mirrored, _, ctx.backend = inputs
 
 
 def _position_gradients(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
     query, rows, columns = ctx.saved_tensors
     grad_query, grad_rows, grad_columns = torch.ops.dgmn.position_scores_backward(
-        grad_scores, query, rows, columns, ctx.mirrored
+        grad_scores, query, rows, columns, ctx.mirrored, ctx.backend
     )
-    return grad_query, None if rows is None else grad_rows, None if columns is None else grad_columns, None, None
+    return grad_query, None if rows is None else grad_rows, None if columns is None else grad_columns, None, None, None
 
 
 position_scores_backward.register_autograd(_no_second_derivatives)

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
-from dgmn.ops.tracing import is_exporting, is_transformed
+from dgmn.ops.tracing import is_watched
 
 # How many hidden numbers a thread computes at a time: 2 MiB in float32, about a core's cache.
 _HIDDEN = 2**19
@@ -100,14 +99,6 @@ def _learns(tensors: tuple[Tensor, ...]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def is_watched(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether a tracer, a compiler, torch.func or a subclass of tensors must see every step."""
-    if torch.compiler.is_compiling() or is_exporting() or is_transformed():
-        return True
-    unpack: Any = forward_ad.unpack_dual
-    return any(type(x) not in (Tensor, nn.Parameter) or unpack(x).tangent is not None for x in tensors)
-
-
 def _step(x: Tensor, hidden: int) -> int:
     """Positions at a time. Others than CPUs take all at once. Half precision does too: it would round partial sums."""
     parts = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
@@ -166,26 +157,30 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs that need one."""
     x, weight1, bias1, weight2, _ = inputs
-    grads = [torch.zeros_like(tensor) if wanted else None for tensor, wanted in zip(inputs, needed, strict=True)]
+    new = torch.empty_like if len(x) else torch.zeros_like
+    grads = [new(tensor) if wanted else None for tensor, wanted in zip(inputs, needed, strict=True)]
     grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = grads
     step = _step(x, len(weight1))
-    room = x.new_empty(3, step, len(weight1))
+    active_room, slope_room, *before_room = x.new_empty(2 if hidden is not None else 3, step, len(weight1))
     for part in _parts(len(x), step):
-        before, active, slope = room[:, : part.stop - part.start]
+        kept = 0 if part.start == 0 else 1  # the first part overwrites the sums, the others add to them
+        count = part.stop - part.start
+        active, slope = active_room[:count], slope_room[:count]
+        before = before_room[0][:count] if hidden is None else hidden[part]
         if hidden is None:
             torch.addmm(bias1, x[part], weight1.T, out=before)
-        else:
-            before = hidden[part]
         if grad_weight2 is not None:
             _gelu(before, out=active)
-            grad_weight2.addmm_(grad[part].T, active)
+            grad_weight2.addmm_(grad[part].T, active, beta=kept)
         if any(needed[:3]):
             torch.mm(grad[part], weight2, out=active)
             _gelu_backward(active, before, grad_input=slope)
         if grad_weight1 is not None:
-            grad_weight1.addmm_(slope.T, x[part])
-        if grad_bias1 is not None:
+            grad_weight1.addmm_(slope.T, x[part], beta=kept)
+        if grad_bias1 is not None and kept:
             grad_bias1 += slope.sum(0)
+        elif grad_bias1 is not None:
+            torch.sum(slope, 0, out=grad_bias1)
         if grad_x is not None:
             torch.mm(slope, weight1, out=grad_x[part])
     if grad_bias2 is not None:

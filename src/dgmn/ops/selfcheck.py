@@ -28,17 +28,18 @@ def largest_error(backend: str, device: torch.device, dtype: torch.dtype) -> flo
         RuntimeError: the backend cannot run here; errors of compilers and drivers go through as they are.
     """
     worst = 0.0
-    for inputs, kernel, plain in _cases(backend, device, dtype):
-        given = [x.detach().requires_grad_() for x in inputs]
-        wide = [x.detach().float().requires_grad_() for x in inputs]
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    # The first use may be under inference_mode, whose tensors have no gradients.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        for inputs, kernel, plain in _cases(backend, device, dtype):
+            given = [x.detach().requires_grad_() for x in inputs]
+            wide = [x.detach().float().requires_grad_() for x in inputs]
             out, expected = kernel(*given), plain(*wide)
             grad = torch.linspace(-1, 1, expected.numel(), device=device).view_as(expected)
             grads = torch.autograd.grad(out, given, grad.to(out.dtype))
             wanted = torch.autograd.grad(expected, wide, grad)
-        for got, want in zip((out, *grads), (expected, *wanted), strict=True):
-            error = (got.detach().float() - want.detach()).abs().amax() / want.detach().abs().amax()
-            worst = max(worst, float(error.nan_to_num(nan=torch.inf)))
+            for got, want in zip((out, *grads), (expected, *wanted), strict=True):
+                error = (got.detach().float() - want.detach()).abs().amax() / want.detach().abs().amax()
+                worst = max(worst, float(error.nan_to_num(nan=torch.inf)))
     return worst
 
 
@@ -63,6 +64,11 @@ def _cases(backend: str, device: torch.device, dtype: torch.dtype) -> Iterator[t
             [maps[0], offset, weight],
             lambda *x: library.sampled_aggregate(*x, 3, 2, backend),
             lambda v, o, w: reference.sampled_aggregate(v, o, w, 3, 2),
+        )
+        yield (
+            [maps[0], numbers(height + 8, 64), numbers(width + 8, 64)],
+            lambda q, r, c: library.position_scores(q, r, c, False, 9, backend),
+            lambda q, r, c: reference.position_scores(q, r, c, False, 9),
         )
 
 

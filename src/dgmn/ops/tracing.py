@@ -5,6 +5,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -58,6 +59,14 @@ def _no_torchscript(module: nn.Module) -> NoReturn:
 def is_transformed() -> bool:
     """Whether torch.func transforms the code, for instance torch.func.vmap."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_watched(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether a tracer, a compiler, torch.func or a subclass of tensors must see every step."""
+    if torch.compiler.is_compiling() or is_exporting() or is_transformed():
+        return True
+    unpack: Any = forward_ad.unpack_dual
+    return any(type(x) not in (Tensor, nn.Parameter) or unpack(x).tangent is not None for x in tensors)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ logits, softmax and sums are in float32 whatever the dtype of the maps.
 # mypy: disable-error-code="no-untyped-def"
 # ruff: noqa: N803, N806
 
+import functools
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
 # From this many elements on, indices need 64 bits.
 LARGE = 2**31
+# The interpreter is fastest with the largest tiles.
+INTERPRETER_TILE = 2048
 
 
 def unsupported(value: Tensor) -> str | None:
@@ -31,7 +35,7 @@ def unsupported(value: Tensor) -> str | None:
     device = value.device
     if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
         return f"the tensors are on {device}, the Triton kernels run on CUDA devices"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+    if device.type == "cuda" and _capability(device) < (7, 0):
         return f"{torch.cuda.get_device_name(device)} is too old: Triton needs compute capability 7.0"
     if value.dtype not in DTYPES:
         accepted = ", ".join(str(dtype) for dtype in DTYPES)
@@ -41,11 +45,14 @@ def unsupported(value: Tensor) -> str | None:
     return None
 
 
+_capability = functools.cache(torch.cuda.get_device_capability)
+
+
 # ------------------------------------------------------------------------------------------------- what kernels share
 
 
 @triton.jit
-def _rows(positions, heads, height, width, TILE: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):
+def rows_of(positions, heads, height, width, TILE: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):
     """What this program works on: row numbers in (B, H, W, heads), which of them exist, and (batch, y, x, head)."""
     ROWS: tl.constexpr = TILE // BLOCK_D if TILE > BLOCK_D else 1
     program = tl.program_id(0)
@@ -59,46 +66,35 @@ def _rows(positions, heads, height, width, TILE: tl.constexpr, BLOCK_D: tl.const
 
 
 @triton.jit
-def _channels(CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The channels of a head as (CHUNKS, 1, BLOCK_D // CHUNKS), in tiles (CHUNKS, positions, BLOCK_D // CHUNKS).
-
-    A thread holds the same few channels of every chunk, so it computes one address for all its chunks. With one
-    chunk, more threads share a position, and each computes the same addresses.
-    """
-    WIDTH: tl.constexpr = BLOCK_D // CHUNKS
-    return (tl.arange(0, CHUNKS) * WIDTH)[:, None, None] + tl.arange(0, WIDTH)[None, None, :]
-
-
-@triton.jit
-def _spread(row):
-    """One number per position, as a tile that broadcasts over the channels."""
-    return row[None, :, None]
-
-
-@triton.jit
-def _sum(x):
-    """A tile summed over the channels."""
-    return tl.sum(tl.sum(x, axis=0), axis=1)
-
-
-@triton.jit
-def _start(strides, place):
+def start_of(strides, place):
     """Where the entry of (batch, y, x, head) begins."""
     return place[0] * strides[0] + place[1] * strides[1] + place[2] * strides[2] + place[3] * strides[3]
 
 
 @triton.jit
-def _load(pointer, mask):
+def load(pointer, mask):
     return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _cell(walks, strides, live, place, height, width, i, j, dilation, SIZE: tl.constexpr, WIDE: tl.constexpr):
-    """The four pixels around node SIZE * i + j: top row, left column, and how far the node is from them."""
-    walk = walks + (i * SIZE + j) * strides[4]
+def _walks(offset, row, heads, SIZE: tl.constexpr, SHARED: tl.constexpr):
+    """Where the walks of a row begin. All heads of a position may share them."""
+    return offset + (row // heads if SHARED else row) * (2 * SIZE * SIZE)
+
+
+@triton.jit
+def _map_of(batch, head, heads, height, width, D: tl.constexpr):
+    """Where the map of one head begins in a contiguous tensor, and the strides in it."""
+    return (batch * height * width * heads + head) * D, (0, width * heads * D, heads * D)
+
+
+@triton.jit
+def _cell(walks, live, place, height, width, node, dilation, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """The four pixels around a node: top row, left column, and how far the node is from them."""
+    walk = walks + node * 2
     pad = dilation * (SIZE - 1) // 2
-    y = (place[1] + (i * dilation - pad)).to(tl.float32) + _load(walk, live)
-    x = (place[2] + (j * dilation - pad)).to(tl.float32) + _load(walk + strides[5], live)
+    y = (place[1] + (node // SIZE * dilation - pad)).to(tl.float32) + load(walk, live)
+    x = (place[2] + (node % SIZE * dilation - pad)).to(tl.float32) + load(walk + 1, live)
     # Beyond these bounds a point has no pixel of the map around it, so the bounds change no result. Infinity and NaN
     # do not convert to an integer; minimum and maximum drop NaN.
     y = tl.minimum(tl.maximum(y, -2.0), height + 1.0)
@@ -126,7 +122,7 @@ def _corner(cell, strides, DOWN: tl.constexpr, RIGHT: tl.constexpr):
 def _pixel(pointer, strides, cell, columns, DOWN: tl.constexpr, RIGHT: tl.constexpr):
     index, inside, weight = _corner(cell, strides, DOWN, RIGHT)
     # Pixels outside are not read. A weight of zero is not enough: they may be NaN or not exist.
-    return _load(pointer + _spread(index), _spread(inside) & columns), _spread(weight)
+    return load(pointer + index[:, None], inside[:, None] & columns), weight[:, None]
 
 
 @triton.jit
@@ -149,8 +145,8 @@ def _sample_with_slopes(pointer, strides, cell, columns):
     p01, w01 = _pixel(pointer, strides, cell, columns, 0, 1)
     p10, w10 = _pixel(pointer, strides, cell, columns, 1, 0)
     p11, w11 = _pixel(pointer, strides, cell, columns, 1, 1)
-    down = _spread(cell[2])
-    right = _spread(cell[3])
+    down = cell[2][:, None]
+    right = cell[3][:, None]
     slope_y = (1 - right) * (p10 - p00) + right * (p11 - p01)
     slope_x = (1 - down) * (p01 - p00) + down * (p11 - p10)
     return w00 * p00 + w01 * p01 + w10 * p10 + w11 * p11, slope_y, slope_x
@@ -161,8 +157,8 @@ def _scatter_one(pointer, strides, cell, columns, gradient, DOWN: tl.constexpr, 
     index, inside, weight = _corner(cell, strides, DOWN, RIGHT)
     # Atomics take most of the backward's time. Training starts with walks of whole pixels, where only one corner in
     # four has a weight.
-    mask = _spread(inside & (weight != 0)) & columns
-    tl.atomic_add(pointer + _spread(index), _spread(weight) * gradient, mask=mask, sem="relaxed")
+    mask = (inside & (weight != 0))[:, None] & columns
+    tl.atomic_add(pointer + index[:, None], weight[:, None] * gradient, mask=mask, sem="relaxed")
 
 
 @triton.jit
@@ -174,48 +170,33 @@ def _scatter(pointer, strides, cell, columns, gradient):
     _scatter_one(pointer, strides, cell, columns, gradient, 1, 1)
 
 
-def _tuned(*choices: tuple[int, int, int]) -> Callable[[Any], Any]:
-    """Compiles a kernel. On its first call of a kind, Triton times the choices: program elements, chunks, warps."""
-    if INTERPRETED:
-        choices = ((2048, 2, 1),)  # one choice, because there is nothing to time
+# Kernel arguments that are not specialised: another size of the map must not compile another kernel.
+LOOSE = ("positions", "heads", "height", "width", "dilation", "programs")
 
-    def decorate(kernel: Any) -> Any:
-        # Not specialised: a new size of the map must not compile a new kernel.
-        jitted = triton.jit(kernel, do_not_specialize=["positions", "height", "width", "dilation", "size_class"])
-        return triton.autotune(
-            [
-                # One stage: loads at computed places gain nothing from being staged in shared memory.
-                triton.Config({"TILE": tile, "CHUNKS": chunks}, num_warps=warps, num_stages=1)
-                for tile, chunks, warps in choices
-            ],
-            key=["BLOCK_D", "size_class"],
-            # The trials add to these sums, so each has to start from zero.
-            reset_to_zero=[name for name in ("grad_key", "grad_value") if name in jitted.arg_names],
-        )(jitted)
 
-    return decorate
+def compiled(kernel: Any) -> Any:
+    return triton.jit(kernel, do_not_specialize=[name for name in LOOSE if name in kernel.__code__.co_varnames])
 
 
 # ---------------------------------------------------------------------------------------------------------- attention
 
 
-@_tuned((1024, 1, 4), (1024, 2, 2), (1024, 4, 1), (512, 2, 2), (512, 4, 1))
+@compiled
 def _attention_forward_kernel(
     query, key, value, offset, bias, out, lse, strides,
-    positions, heads, height, width, scale, dilation, size_class,
-    SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, CHUNKS: tl.constexpr,
+    positions, heads, height, width, scale, dilation,
+    SIZE: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    query_strides, key_strides, value_strides, offset_strides, bias_strides = strides
-    row, live, place = _rows(positions, heads, height, width, TILE, BLOCK_D, WIDE)
-    channel = _channels(CHUNKS, BLOCK_D)
+    row, live, place = rows_of(positions, heads, height, width, TILE, BLOCK_D, WIDE)
+    channel = tl.arange(0, BLOCK_D)[None, :]
     columns = channel < D
-    q = scale * _load(query + _spread(_start(query_strides, place)) + channel, _spread(live) & columns)
+    q = scale * load(query + start_of(strides, place)[:, None] + channel, live[:, None] & columns)
     # The map of this batch element and head, which nodes are read from.
     origin = (place[0], 0, 0, place[3])
-    keys = key + _spread(_start(key_strides, origin)) + channel
-    values = value + _spread(_start(value_strides, origin)) + channel
-    walks = offset + _start(offset_strides, place)
+    keys = key + start_of(strides, origin)[:, None] + channel
+    values = value + start_of(strides, origin)[:, None] + channel
+    walks = _walks(offset, row, heads, SIZE, SHARED)
 
     # Online softmax: the sums are relative to the highest logit so far. That starts at a finite number, because a
     # bias may be -inf and the difference of two infinities is NaN.
@@ -223,83 +204,78 @@ def _attention_forward_kernel(
     total = tl.zeros(row.shape, tl.float32)
     zeros = tl.zeros(q.shape, tl.float32)
     sums = zeros
-    for i in range(SIZE):
-        for j in tl.static_range(SIZE):
-            node = i * SIZE + j
-            cell = _cell(walks, offset_strides, live, place, height, width, i, j, dilation, SIZE, WIDE)
-            logit = _sum(q * _add_sample(zeros, 1.0, keys, key_strides, cell, columns))
-            if bias is not None:
-                logit += _load(bias + _start(bias_strides, place) + node * bias_strides[4], live)
-            higher = tl.maximum(highest, logit)
-            rescale = tl.exp(highest - higher)
-            weight = tl.exp(logit - higher)
-            highest = higher
-            total = total * rescale + weight
-            sums *= _spread(rescale)
-            sums = _add_sample(sums, _spread(weight), values, value_strides, cell, columns)
-    tl.store(out + _spread(row) * D + channel, sums / _spread(total), mask=_spread(live) & columns)
+    for node in range(SIZE * SIZE):
+        cell = _cell(walks, live, place, height, width, node, dilation, SIZE, WIDE)
+        logit = tl.sum(q * _add_sample(zeros, 1.0, keys, strides, cell, columns), axis=1)
+        if bias is not None:
+            logit += load(bias + row * (SIZE * SIZE) + node, live)
+        higher = tl.maximum(highest, logit)
+        rescale = tl.exp(highest - higher)
+        weight = tl.exp(logit - higher)
+        highest = higher
+        total = total * rescale + weight
+        sums *= rescale[:, None]
+        sums = _add_sample(sums, weight[:, None], values, strides, cell, columns)
+    tl.store(out + row[:, None] * D + channel, sums / total[:, None], mask=live[:, None] & columns)
     tl.store(lse + row, highest + tl.log(total), mask=live)
 
 
-@_tuned((128, 1, 1), (256, 2, 1), (512, 1, 4), (1024, 2, 4))
+@compiled
 def _attention_backward_kernel(
     grad_out, query, key, value, offset, bias, lse, grad_query, grad_key, grad_value, grad_offset, grad_bias,
     strides,
-    positions, heads, height, width, scale, dilation, size_class,
-    SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, CHUNKS: tl.constexpr,
+    positions, heads, height, width, scale, dilation,
+    SIZE: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    grad_out_strides, query_strides, key_strides, value_strides, offset_strides, bias_strides, map_strides = strides
-    row, live, place = _rows(positions, heads, height, width, TILE, BLOCK_D, WIDE)
-    channel = _channels(CHUNKS, BLOCK_D)
+    row, live, place = rows_of(positions, heads, height, width, TILE, BLOCK_D, WIDE)
+    channel = tl.arange(0, BLOCK_D)[None, :]
     columns = channel < D
-    mask = _spread(live) & columns
-    q = scale * _load(query + _spread(_start(query_strides, place)) + channel, mask)
-    g = _load(grad_out + _spread(_start(grad_out_strides, place)) + channel, mask)
-    log_total = _load(lse + row, live)
+    mask = live[:, None] & columns
+    q = scale * load(query + start_of(strides, place)[:, None] + channel, mask)
+    g = load(grad_out + row[:, None] * D + channel, mask)
+    log_total = load(lse + row, live)
     origin = (place[0], 0, 0, place[3])
-    keys = key + _spread(_start(key_strides, origin)) + channel
-    values = value + _spread(_start(value_strides, origin)) + channel
-    walks = offset + _start(offset_strides, place)
+    keys = key + start_of(strides, origin)[:, None] + channel
+    values = value + start_of(strides, origin)[:, None] + channel
+    walks = _walks(offset, row, heads, SIZE, SHARED)
 
-    # The gradient of a logit is weight * (gradient of the weight - weighted mean of these gradients). First the mean.
+    # The gradient of a logit is weight * (gradient of the weight - weighted mean of these gradients). First the mean:
+    # to sample twice takes no longer, because the atomics below take most of the time.
     mean = tl.zeros(row.shape, tl.float32)
     zeros = tl.zeros(q.shape, tl.float32)
-    for i in range(SIZE):
-        for j in tl.static_range(SIZE):
-            node = i * SIZE + j
-            cell = _cell(walks, offset_strides, live, place, height, width, i, j, dilation, SIZE, WIDE)
-            logit = _sum(q * _add_sample(zeros, 1.0, keys, key_strides, cell, columns))
-            if bias is not None:
-                logit += _load(bias + _start(bias_strides, place) + node * bias_strides[4], live)
-            sampled = _add_sample(zeros, 1.0, values, value_strides, cell, columns)
-            mean += tl.exp(logit - log_total) * _sum(g * sampled)
+    for node in range(SIZE * SIZE):
+        cell = _cell(walks, live, place, height, width, node, dilation, SIZE, WIDE)
+        logit = tl.sum(q * _add_sample(zeros, 1.0, keys, strides, cell, columns), axis=1)
+        if bias is not None:
+            logit += load(bias + row * (SIZE * SIZE) + node, live)
+        sampled = _add_sample(zeros, 1.0, values, strides, cell, columns)
+        mean += tl.exp(logit - log_total) * tl.sum(g * sampled, axis=1)
 
-    grad_keys = grad_key + _spread(_start(map_strides, origin)) + channel
-    grad_values = grad_value + _spread(_start(map_strides, origin)) + channel
+    start, map_strides = _map_of(place[0], place[3], heads, height, width, D)
+    grad_keys = grad_key + start[:, None] + channel
+    grad_values = grad_value + start[:, None] + channel
     grad_q = zeros
-    for i in range(SIZE):
-        for j in tl.static_range(SIZE):
-            node = i * SIZE + j
-            cell = _cell(walks, offset_strides, live, place, height, width, i, j, dilation, SIZE, WIDE)
-            k, k_slope_y, k_slope_x = _sample_with_slopes(keys, key_strides, cell, columns)
-            v, v_slope_y, v_slope_x = _sample_with_slopes(values, value_strides, cell, columns)
-            logit = _sum(q * k)
-            if bias is not None:
-                logit += _load(bias + _start(bias_strides, place) + node * bias_strides[4], live)
-            weight = tl.exp(logit - log_total)
-            grad_logit = weight * (_sum(g * v) - mean)
-            if grad_bias is not None:
-                tl.store(grad_bias + row * (SIZE * SIZE) + node, grad_logit, mask=live)
-            grad_q += _spread(grad_logit) * k
-            grad_k = _spread(grad_logit) * q
-            grad_v = _spread(weight) * g
-            grad_walk = grad_offset + (row * (SIZE * SIZE) + node) * 2
-            tl.store(grad_walk, _sum(grad_k * k_slope_y + grad_v * v_slope_y), mask=live)
-            tl.store(grad_walk + 1, _sum(grad_k * k_slope_x + grad_v * v_slope_x), mask=live)
-            _scatter(grad_keys, map_strides, cell, columns, grad_k)
-            _scatter(grad_values, map_strides, cell, columns, grad_v)
-    tl.store(grad_query + _spread(row) * D + channel, scale * grad_q, mask=mask)
+    for node in range(SIZE * SIZE):
+        cell = _cell(walks, live, place, height, width, node, dilation, SIZE, WIDE)
+        k, k_slope_y, k_slope_x = _sample_with_slopes(keys, strides, cell, columns)
+        v, v_slope_y, v_slope_x = _sample_with_slopes(values, strides, cell, columns)
+        logit = tl.sum(q * k, axis=1)
+        if bias is not None:
+            logit += load(bias + row * (SIZE * SIZE) + node, live)
+        weight = tl.exp(logit - log_total)
+        grad_logit = weight * (tl.sum(g * v, axis=1) - mean)
+        if grad_bias is not None:
+            tl.store(grad_bias + row * (SIZE * SIZE) + node, grad_logit, mask=live)
+        grad_q += grad_logit[:, None] * k
+        grad_k = grad_logit[:, None] * q
+        grad_v = weight[:, None] * g
+        grad_walk = grad_offset + (row * (SIZE * SIZE) + node) * 2
+        tl.store(grad_walk, tl.sum(grad_k * k_slope_y + grad_v * v_slope_y, axis=1), mask=live)
+        tl.store(grad_walk + 1, tl.sum(grad_k * k_slope_x + grad_v * v_slope_x, axis=1), mask=live)
+        _scatter(grad_keys, map_strides, cell, columns, grad_k)
+        _scatter(grad_values, map_strides, cell, columns, grad_v)
+    tl.store(grad_query + row[:, None] * D + channel, scale * grad_q, mask=mask)
 
 
 def attention_forward(
@@ -313,12 +289,11 @@ def attention_forward(
     dilation: int,
 ) -> tuple[Tensor, Tensor]:
     """The messages, contiguous, in the dtype of `value`, and the log of the softmax's sum (B, H, W, heads)."""
-    query, key, value = _channels_last(query), _channels_last(key), _channels_last(value)
+    maps = alike(query, key, value)
     out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     lse = torch.empty(value.shape[:4], dtype=torch.float32, device=value.device)
-    maps = (query, key, value)
-    strides = (*(x.stride() for x in maps), _walk_strides(offset, value), () if bias is None else bias.stride())
-    _launch(_attention_forward_kernel, (*maps, offset, bias, out, lse), strides, value, kernel_size, dilation, scale)
+    tensors = (*maps, offset.contiguous(), None if bias is None else bias.contiguous(), out, lse)
+    _launch(_attention_forward_kernel, tensors, maps[0], offset, kernel_size, dilation, scale, **forward_tile(value))
     return out, lse
 
 
@@ -335,15 +310,14 @@ def attention_backward(
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of query, key, value, offset and bias, each in the dtype and shape of its input."""
-    _alert_not_deterministic("sampled_attention")
-    maps = tuple(_channels_last(x) for x in (grad_out, query, key, value))
+    alert_not_deterministic("sampled_attention")
+    maps = alike(query, key, value)
     grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     grad_key, grad_value, grad_offset = _sum_like(key), _sum_like(value), _per_head(offset, value)
     grad_bias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
-    strides = (*(x.stride() for x in maps), _walk_strides(offset, value), () if bias is None else bias.stride())
-    tensors = (*maps, offset, bias, lse.contiguous(), grad_query, grad_key, grad_value, grad_offset, grad_bias)
-    strides = (*strides, grad_key.stride())
-    _launch(_attention_backward_kernel, tensors, strides, value, kernel_size, dilation, scale)
+    inputs = (x if x is None else x.contiguous() for x in (offset, bias, lse))
+    tensors = (grad_out.contiguous(), *maps, *inputs, grad_query, grad_key, grad_value, grad_offset, grad_bias)
+    _launch(_attention_backward_kernel, tensors, maps[0], offset, kernel_size, dilation, scale, **_backward_tile())
     return (
         grad_query,
         grad_key.to(key.dtype),
@@ -356,67 +330,62 @@ def attention_backward(
 # ---------------------------------------------------------------------------------------------------------- aggregate
 
 
-@_tuned((1024, 1, 4), (1024, 2, 2), (1024, 4, 1), (512, 2, 2), (512, 4, 1))
+@compiled
 def _aggregate_forward_kernel(
     value, offset, weight, out, strides,
-    positions, heads, height, width, dilation, size_class,
-    SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, CHUNKS: tl.constexpr,
+    positions, heads, height, width, dilation,
+    SIZE: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    value_strides, offset_strides, weight_strides = strides
-    row, live, place = _rows(positions, heads, height, width, TILE, BLOCK_D, WIDE)
-    channel = _channels(CHUNKS, BLOCK_D)
+    row, live, place = rows_of(positions, heads, height, width, TILE, BLOCK_D, WIDE)
+    channel = tl.arange(0, BLOCK_D)[None, :]
     columns = channel < D
-    values = value + _spread(_start(value_strides, (place[0], 0, 0, place[3]))) + channel
-    walks = offset + _start(offset_strides, place)
-    weights = weight + _start(weight_strides, place)
-    sums = tl.zeros((CHUNKS, row.shape[0], BLOCK_D // CHUNKS), tl.float32)
-    for i in range(SIZE):
-        for j in tl.static_range(SIZE):
-            node = i * SIZE + j
-            cell = _cell(walks, offset_strides, live, place, height, width, i, j, dilation, SIZE, WIDE)
-            factor = _load(weights + node * weight_strides[4], live)
-            sums = _add_sample(sums, _spread(factor), values, value_strides, cell, columns)
-    tl.store(out + _spread(row) * D + channel, sums, mask=_spread(live) & columns)
+    values = value + start_of(strides, (place[0], 0, 0, place[3]))[:, None] + channel
+    walks = _walks(offset, row, heads, SIZE, SHARED)
+    weights = weight + row * (SIZE * SIZE)
+    sums = tl.zeros((row.shape[0], BLOCK_D), tl.float32)
+    for node in range(SIZE * SIZE):
+        cell = _cell(walks, live, place, height, width, node, dilation, SIZE, WIDE)
+        factor = load(weights + node, live)
+        sums = _add_sample(sums, factor[:, None], values, strides, cell, columns)
+    tl.store(out + row[:, None] * D + channel, sums, mask=live[:, None] & columns)
 
 
-@_tuned((128, 1, 1), (256, 2, 1), (512, 1, 4), (1024, 2, 4))
+@compiled
 def _aggregate_backward_kernel(
     grad_out, value, offset, weight, grad_value, grad_offset, grad_weight, strides,
-    positions, heads, height, width, dilation, size_class,
-    SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, CHUNKS: tl.constexpr,
+    positions, heads, height, width, dilation,
+    SIZE: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    grad_out_strides, value_strides, offset_strides, weight_strides, map_strides = strides
-    row, live, place = _rows(positions, heads, height, width, TILE, BLOCK_D, WIDE)
-    channel = _channels(CHUNKS, BLOCK_D)
+    row, live, place = rows_of(positions, heads, height, width, TILE, BLOCK_D, WIDE)
+    channel = tl.arange(0, BLOCK_D)[None, :]
     columns = channel < D
     origin = (place[0], 0, 0, place[3])
-    g = _load(grad_out + _spread(_start(grad_out_strides, place)) + channel, _spread(live) & columns)
-    values = value + _spread(_start(value_strides, origin)) + channel
-    grad_values = grad_value + _spread(_start(map_strides, origin)) + channel
-    walks = offset + _start(offset_strides, place)
-    weights = weight + _start(weight_strides, place)
-    for i in range(SIZE):
-        for j in tl.static_range(SIZE):
-            node = i * SIZE + j
-            cell = _cell(walks, offset_strides, live, place, height, width, i, j, dilation, SIZE, WIDE)
-            v, slope_y, slope_x = _sample_with_slopes(values, value_strides, cell, columns)
-            factor = _load(weights + node * weight_strides[4], live)
-            grad_v = _spread(factor) * g
-            entry = row * (SIZE * SIZE) + node
-            tl.store(grad_weight + entry, _sum(g * v), mask=live)
-            tl.store(grad_offset + entry * 2, _sum(grad_v * slope_y), mask=live)
-            tl.store(grad_offset + entry * 2 + 1, _sum(grad_v * slope_x), mask=live)
-            _scatter(grad_values, map_strides, cell, columns, grad_v)
+    g = load(grad_out + row[:, None] * D + channel, live[:, None] & columns)
+    values = value + start_of(strides, origin)[:, None] + channel
+    start, map_strides = _map_of(place[0], place[3], heads, height, width, D)
+    grad_values = grad_value + start[:, None] + channel
+    walks = _walks(offset, row, heads, SIZE, SHARED)
+    weights = weight + row * (SIZE * SIZE)
+    for node in range(SIZE * SIZE):
+        cell = _cell(walks, live, place, height, width, node, dilation, SIZE, WIDE)
+        v, slope_y, slope_x = _sample_with_slopes(values, strides, cell, columns)
+        factor = load(weights + node, live)
+        grad_v = factor[:, None] * g
+        entry = row * (SIZE * SIZE) + node
+        tl.store(grad_weight + entry, tl.sum(g * v, axis=1), mask=live)
+        tl.store(grad_offset + entry * 2, tl.sum(grad_v * slope_y, axis=1), mask=live)
+        tl.store(grad_offset + entry * 2 + 1, tl.sum(grad_v * slope_x, axis=1), mask=live)
+        _scatter(grad_values, map_strides, cell, columns, grad_v)
 
 
 def aggregate_forward(value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int) -> Tensor:
     """The weighted sums, contiguous, in the dtype of `value`."""
-    value = _channels_last(value)
+    (value,) = alike(value)
     out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    strides = (value.stride(), _walk_strides(offset, value), weight.stride())
-    _launch(_aggregate_forward_kernel, (value, offset, weight, out), strides, value, kernel_size, dilation)
+    tensors = (value, offset.contiguous(), weight.contiguous(), out)
+    _launch(_aggregate_forward_kernel, tensors, value, offset, kernel_size, dilation, **forward_tile(value))
     return out
 
 
@@ -424,26 +393,25 @@ def aggregate_backward(
     grad_out: Tensor, value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, offset and weight, each in the dtype and shape of its input."""
-    _alert_not_deterministic("sampled_aggregate")
-    grad_out, value = _channels_last(grad_out), _channels_last(value)
+    alert_not_deterministic("sampled_aggregate")
+    (value,) = alike(value)
     grad_value, grad_offset = _sum_like(value), _per_head(offset, value)
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    tensors = (grad_out, value, offset, weight, grad_value, grad_offset, grad_weight)
-    strides = (grad_out.stride(), value.stride(), _walk_strides(offset, value), weight.stride(), grad_value.stride())
-    _launch(_aggregate_backward_kernel, tensors, strides, value, kernel_size, dilation)
+    inputs = (grad_out.contiguous(), value, offset.contiguous(), weight.contiguous())
+    tensors = (*inputs, grad_value, grad_offset, grad_weight)
+    _launch(_aggregate_backward_kernel, tensors, value, offset, kernel_size, dilation, **_backward_tile())
     return grad_value.to(value.dtype), _over_heads(grad_offset, offset), grad_weight
 
 
 # -------------------------------------------------------------------------------------------------------- on the host
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _walk_strides(offset: Tensor, value: Tensor) -> tuple[int, ...]:
-    """The strides of `offset` expanded to all heads: heads that share walks read the same memory."""
-    return offset.expand(*value.shape[:4], *offset.shape[4:]).stride()
+def alike(*maps: Tensor) -> tuple[Tensor, ...]:
+    """The maps with equal strides and adjacent channels: as they are if they have them, otherwise copies."""
+    strides = maps[0].stride()
+    if strides[-1] == 1 and all(x.stride() == strides for x in maps):
+        return maps
+    return tuple(x.contiguous() for x in maps)
 
 
 def _sum_like(x: Tensor) -> Tensor:
@@ -463,45 +431,60 @@ def _over_heads(grad_offset: Tensor, offset: Tensor) -> Tensor:
     return grad_offset if grad_offset.shape == offset.shape else grad_offset.sum(3, keepdim=True).to(offset.dtype)
 
 
-def _is_large(tensor: Tensor) -> bool:
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) >= LARGE
+def is_wide(x: Tensor, numbers: int) -> bool:
+    """Whether indices into the map `x`, or into contiguous tensors of so many numbers a row, need 64 bits."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return max(last + 1, math.prod(x.shape[:4]) * max(numbers, x.shape[4])) >= LARGE
+
+
+def forward_tile(value: Tensor) -> dict[str, int]:
+    """The shape of a program whose loads take most of the time: a thread holds 16 bytes of a position."""
+    return {"tile": INTERPRETER_TILE if INTERPRETED else 4 * 32 * 16 // value.element_size(), "warps": 4}
+
+
+def _backward_tile() -> dict[str, int]:
+    """The shape of a program whose atomics take most of the time."""
+    return {"tile": INTERPRETER_TILE if INTERPRETED else 128, "warps": 1}
 
 
 def _launch(
     kernel: Any,
     tensors: Sequence[Tensor | None],
-    strides: Sequence[tuple[int, ...]],
     value: Tensor,
+    offset: Tensor,
     kernel_size: int,
     dilation: int,
     *scale: float,
+    tile: int,
+    warps: int,
 ) -> None:
     batch, height, width, heads, dim = value.shape
     positions = batch * height * width
     if positions == 0:
         return
     block = max(16, triton.next_power_of_2(dim))
-    # Tuned separately for maps that do not fill a GPU, maps that fill it, and larger ones.
-    size_class = (positions >= 2**13) + (positions >= 2**17)
     with torch.cuda.device_of(value):  # type: ignore[no-untyped-call]
-        kernel[lambda meta: (triton.cdiv(positions, max(1, meta["TILE"] // block)) * heads,)](
+        kernel[(triton.cdiv(positions, max(1, tile // block)) * heads,)](
             *tensors,
-            tuple(strides),
+            value.stride()[:4],
             positions,
             heads,
             height,
             width,
             *scale,
             dilation,
-            size_class,
             SIZE=kernel_size,
+            SHARED=offset.shape[3] != heads,
             D=dim,
             BLOCK_D=block,
-            WIDE=any(_is_large(tensor) for tensor in tensors if tensor is not None),
+            WIDE=is_wide(value, 2 * kernel_size**2),
+            TILE=tile,
+            num_warps=warps,
+            num_stages=1,  # loads at computed places gain nothing from being staged in shared memory
         )
 
 
-def _alert_not_deterministic(name: str) -> None:
+def alert_not_deterministic(name: str) -> None:
     if not torch.are_deterministic_algorithms_enabled():
         return
     message = (
