@@ -66,7 +66,7 @@ def make_inputs(batch: int, size: int, heads: int, dim: int, dtype: torch.dtype,
 
 
 def check_errors() -> None:
-    from dgmn.ops import reference, triton_kernels
+    from dgmn.ops import reference, triton_kernels, triton_position
 
     for size, heads, dim, shared in ((56, 1, 64, False), (14, 5, 64, False), (9, 3, 20, True), (5, 2, 256, False)):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -91,6 +91,16 @@ def check_errors() -> None:
             got = triton_kernels.aggregate_backward(cotangent, *inputs[2:], 3, 1)
             names = ("out", "grad_value", "grad_offset", "grad_weight")
             report_errors("aggregate", case, names, (out, *got), (want, *wanted), limit)
+
+            tables = [torch.randn(size + 8, dim, device="cuda") for _ in range(2)]
+            query, grad = inputs[0], torch.randn_like(inputs[4])
+            wide = [x.double().requires_grad_() for x in (query, *tables)]
+            want = reference.position_scores(*wide, True, 9)
+            wanted = torch.autograd.grad(want, wide, grad.double())
+            out = triton_position.position_forward(query, *tables, True, 9)
+            got = triton_position.position_backward(grad, query, *tables, True)
+            names = ("out", "grad_query", "grad_rows", "grad_columns")
+            report_errors("position", case, names, (out, *got), (want, *wanted), limit)
 
 
 def report_errors(part: str, case: str, names: tuple, got: tuple, want: tuple, limit: float) -> None:
@@ -172,20 +182,25 @@ def check_layer() -> None:
 
 
 def check_module() -> None:
-    """Checks DGMN with walks against its reference in float64, both on the GPU: output and gradient."""
+    """Checks DGMN with walks against its reference, both on the GPU: output and gradient.
+
+    The reference is in float32, too. In float64 a few walks would end on the other side of a pixel, where the gradient
+    jumps.
+    """
     from dgmn.layers import DGMN
 
     for options in ({}, {"groups": 0}, {"groups": 0, "dynamic_affinity": False}, {"fusion": "concat"}):
         module = DGMN(512, (1, 6, 12), **options).cuda()
         for message in module.messages:
             torch.nn.init.normal_(message.walks.weight, std=0.01)
-        wide = copy.deepcopy(module).double()
-        for message in wide.messages:
+        plain = copy.deepcopy(module)
+        for message in plain.messages:
             message.backend = "reference"
         x = torch.randn(1, 512, 49, 49, device="cuda", requires_grad=True)
-        twin = x.detach().double().requires_grad_()
-        got, want = module(x), wide(twin)
-        gradients = (torch.autograd.grad(out.square().mean(), leaf)[0] for out, leaf in ((got, x), (want, twin)))
+        twin = x.detach().requires_grad_()
+        with torch.backends.cudnn.flags(allow_tf32=False):  # TF32 keeps ten bits of a number
+            got, want = module(x), plain(twin)
+            gradients = [torch.autograd.grad(out.square().mean(), leaf)[0] for out, leaf in ((got, x), (want, twin))]
         case = ", ".join(f"{key} {value}" for key, value in options.items()) or "all dynamic"
         # Convolutions of 4,608 products come first, so this limit is looser than the kernel's own.
         report_errors("module", case, ("out", "gradient"), *zip((got, want), gradients, strict=True), 1e-4)
@@ -236,11 +251,21 @@ def time_training(batch: int, rounds: int = 7, steps: int = 8) -> None:
     report("training", f"{names[0]} over {names[1][:10]}", "ratio", ratio, ratio >= 1)
 
 
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "errors": lambda _: check_errors(),
+    "times": lambda arguments: time_operation(arguments.batch),
+    "layer": lambda _: check_layer(),
+    "module": lambda _: check_module(),
+    "training": lambda arguments: time_training(arguments.train_batch),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="CSV file for the results")
     parser.add_argument("--batch", type=int, default=64, help="batch size for the timings of the operation")
     parser.add_argument("--train-batch", type=int, default=128)
+    parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=[*PARTS], help="what to run; all by default")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs a CUDA device, and there is none.")
@@ -248,15 +273,9 @@ def main() -> None:
 
     report("machine", torch.cuda.get_device_name(), "torch, triton", f"{torch.__version__}, {triton.__version__}")
     start = time.perf_counter()
-    for part in (
-        check_errors,
-        lambda: time_operation(arguments.batch),
-        check_layer,
-        check_module,
-        lambda: time_training(arguments.train_batch),
-    ):
+    for part in arguments.parts:
         try:
-            part()
+            PARTS[part](arguments)
         except Exception as error:  # the other parts still tell something
             traceback.print_exc()
             report(

@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def forget():
-    selfcheck.is_trusted.cache_clear()
+    selfcheck._is_trusted.cache_clear()
     yield
-    selfcheck.is_trusted.cache_clear()
+    selfcheck._is_trusted.cache_clear()
 
 
 @pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")
@@ -77,6 +77,17 @@ def test_a_backend_is_forced(monkeypatch):
             with pytest.raises(InputError, match="variable DGMN_BACKEND is 'triton', which cannot run: "):
                 function()
     sampled_attention(*INPUTS, backend="reference")  # what the code says comes first
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")
+def test_a_compiler_does_not_look_into_it():
+    def function(x):
+        return x + 1 if selfcheck.is_trusted("native", x.device, x.dtype) else x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(function, fullgraph=True, backend="eager")
+        assert compiled(torch.zeros(1)) == 1
 
 
 @pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")

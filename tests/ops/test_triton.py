@@ -64,7 +64,10 @@ def expected(function, inputs, *numbers, cotangent=None):
 def check(got, want, dtype=torch.float32, tolerance=1e-5):
     assert got.dtype == dtype
     assert got.shape == want.shape
-    error = (got.double() - want).norm() / want.norm().clamp_min(1e-30)
+    if not want.any():  # one node has a weight of one, whatever its logit; a GPU rounds
+        assert got.abs().max() <= 1e-6
+        return
+    error = (got.double() - want).norm() / want.norm()
     assert error <= max(tolerance, torch.finfo(dtype).eps), f"relative error {error:.2e}"
 
 

@@ -85,10 +85,14 @@ def check(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[float
     return error, f"its results are off by {error:.1e}, more than {tolerance:.0e} of the largest"
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+@torch.compiler.assume_constant_result  # a compiler runs it; it must not look into the cache and compile the check
 def is_trusted(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a backend computes on a device what the reference does. It is asked once; a failure is one warning."""
+    return _is_trusted(backend, device, dtype)
+
+
+@functools.cache
+def _is_trusted(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     _, reason = check(backend, device, dtype)
     if reason is not None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
@@ -96,7 +100,7 @@ def is_trusted(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
         warnings.warn(
             f"dgmn: the backend {backend!r} failed its self-check with {dtype} on {name} ({versions}): {reason}. The "
             "reference runs instead, which is slower. `dgmn doctor` says more",
-            stacklevel=2,
+            stacklevel=3,
         )
     return reason is None
 

@@ -32,16 +32,24 @@ INTERPRETER_TILE = 2048
 
 def unsupported(value: Tensor) -> str | None:
     """Why these kernels cannot run on a map (B, H, W, heads, D), or None if they can."""
-    device = value.device
-    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
-        return f"the tensors are on {device}, the Triton kernels run on CUDA devices"
-    if device.type == "cuda" and _capability(device) < (7, 0):
-        return f"{torch.cuda.get_device_name(device)} is too old: Triton needs compute capability 7.0"
+    reason: str | None = _refusal(value.device)
+    if reason is not None:
+        return reason
     if value.dtype not in DTYPES:
         accepted = ", ".join(str(dtype) for dtype in DTYPES)
         return f"the tensors have dtype {value.dtype}, the Triton kernels accept {accepted}"
     if value.shape[-1] > MAX_DIM:
         return f"the heads have D = {value.shape[-1]} channels, the Triton kernels accept up to {MAX_DIM}"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _refusal(device: torch.device) -> str | None:
+    """Why these kernels cannot run on a device, or None if they can."""
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        return f"the tensors are on {device}, the Triton kernels run on CUDA devices"
+    if device.type == "cuda" and _capability(device) < (7, 0):
+        return f"{torch.cuda.get_device_name(device)} is too old: Triton needs compute capability 7.0"
     return None
 
 
