@@ -2,11 +2,15 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dgmn.errors import InputError
 from dgmn.predictor import Predictor
@@ -80,12 +84,40 @@ def _described(
             "Python model=), or the recipe that it was trained with (-c, in Python recipe=)"
         )
     try:
-        return _predictor(description["task"]).from_description(description, device)
+        with _no_larger_than(checkpoint):
+            return _predictor(description["task"]).from_description(description, device)
     except InputError as error:
         raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
     except Exception as error:  # arguments of the right form can still be wrong for a network, in any way
         reason = textwrap.shorten(str(error), 200) or type(error).__name__
         raise InputError(f"checkpoint {checkpoint.path}: its network cannot be built: {reason}") from error
+
+
+@contextmanager
+def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
+    """Stops to build a network that cannot be the one whose weights these are: it may fill the memory, or take hours.
+
+    Raises:
+        InputError: the network has more than twice as many parameters as the file has tensors, or more than twice as
+            many numbers, beside a few.
+    """
+    tensors = 2 * len(checkpoint.state_dict) + 1000
+    numbers = 2 * sum(tensor.numel() for tensor in checkpoint.state_dict.values()) + 2**24
+    thread, count = threading.get_ident(), [0, 0]
+
+    def check(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or threading.get_ident() != thread:
+            return
+        count[0] += 1
+        count[1] += parameter.numel()
+        if count[0] > tensors or count[1] > numbers:
+            raise InputError("it describes a network that is far larger than its weights")
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _predictor(task: str) -> type[Predictor]:

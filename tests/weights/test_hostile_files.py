@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import zipfile
 
 import pytest
@@ -216,6 +217,22 @@ def test_arguments_never_fetch_weights(arguments, file):
 def test_descriptions_of_no_network(task, more, message, file):
     path = file({"state_dict": {"weight": torch.ones(1)}, "dgmn": {**DESCRIPTIONS[task], **more}})
     assert message in refusal(lambda path: dgmn.load(path, device="cpu"), path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model": "eva_giant_patch14_224"},  # a billion numbers
+        {"model_args": {"embed_dims": (4096, 64, 64, 64)}},
+        {"model_args": {"depths": (10**6, 1, 1, 1), "embed_dims": (16, 16, 16, 16), "num_heads": (1, 1, 1, 1)}},
+    ],
+)
+def test_a_network_far_larger_than_its_weights_is_not_built(more, file):
+    weights = timm.create_model("dgmn2_nano", num_classes=2).state_dict()
+    path = file({"state_dict": weights, "dgmn": {**DESCRIPTIONS["classification"], **more}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "describes a network that is far larger than its weights" in refusal(lambda path: dgmn.load(path), path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # a gigabyte
 
 
 def test_a_description_of_every_task_is_loaded(file):

@@ -10,9 +10,9 @@ from typing import Any
 
 from dgmn.errors import InputError
 
-# timm's arguments and settings that fetch weights or read a file.
 # Arguments of timm that make something else than a classifier.
 _OUTPUTS = frozenset(["features_only", "feature_cls", "out_indices"])
+# timm's arguments and settings that fetch weights or read a file.
 _SOURCES = frozenset(
     [
         "cache_dir",
