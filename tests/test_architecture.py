@@ -35,7 +35,7 @@ ONLY_IN = {
     "transformers": ("dgmn/detection/deformable_detr.py",),
     "supervision": ("dgmn/detection/predictor.py",),
     "ctypes": ("dgmn/ops/native.py", "dgmn/bench/measure.py"),
-    "triton": ("dgmn/ops/triton_kernels.py",),
+    "triton": ("dgmn/ops/triton_kernels.py", "dgmn/ops/triton_position.py"),
     "matplotlib": ("dgmn/bench/charts.py", "dgmn/bench/report.py"),
     "gradio": (),
     "onnx": (),
@@ -119,7 +119,7 @@ def test_tasks_do_not_import_each_other():
 @pytest.mark.parametrize("path", sorted((SRC / "dgmn/ops").rglob("*.py")), ids=identify)
 def test_ops_import_torch_only(path):
     allowed = {"torch", "dgmn", *sys.stdlib_module_names}
-    if path.name == "triton_kernels.py":
+    if path.name.startswith("triton_"):
         allowed |= {"triton"}
     assert {name.split(".")[0] for name in imports(path)} <= allowed
     assert {part(file) for file in files_imported(path)} <= {"ops", "errors"}
@@ -172,7 +172,7 @@ def added():
 def test_importing_the_package_brings_nothing_slow_that_timm_does_not(added):
     """timm imports torchvision, which imports torch._dynamo and its own detectors. We add no more of the kind."""
     slow = ("torchvision.", "torch._dynamo", "torch._inductor", "PIL.", "numpy.", "dgmn.bench", "dgmn.loading")
-    assert [name for name in added["dgmn"] if name.startswith((*slow, "dgmn.ops.triton_kernels"))] == []
+    assert [name for name in added["dgmn"] if name.startswith((*slow, "dgmn.ops.triton_"))] == []
 
 
 @pytest.mark.parametrize("step", STEPS[1:])

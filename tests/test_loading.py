@@ -56,7 +56,11 @@ def content(result):
 # ---------------------------------------------------------------------------------------------------- what comes out
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# The others differ from these only in what other tests compare: their networks.
+USUAL = ("classifier", "mask_rcnn", "deformable_detr", "setr_pup")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k not in USUAL)) for k in KINDS])
 def test_every_kind_of_network(kind, load, small_run, photo):
     model = load(kind)
     assert isinstance(model, Predictor)

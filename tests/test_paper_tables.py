@@ -53,7 +53,10 @@ def test_table_2(capsys):
 
 @pytest.mark.parametrize(
     ("backbone", "module", "at", "millions"),
-    [("dgmn_resnet50", "dgmn", "c4_c5", 51.1), ("dgmn_resnet101", "none", "c5", 63.1)],
+    [
+        pytest.param("dgmn_resnet50", "dgmn", "c4_c5", 51.1, marks=pytest.mark.slow),
+        ("dgmn_resnet101", "none", "c5", 63.1),
+    ],
 )
 def test_trained_parameters_of_section_5_3(backbone, module, at, millions):
     """The numbers agree to the last digit with stem, first stage and norms frozen, as is usual on COCO."""

@@ -387,7 +387,7 @@ def test_images_of_a_test_server(trained, coco_scenes, tmp_path):
     assert metrics(tmp_path)["test/box_AP"] == -1
 
 
-@pytest.mark.parametrize("model", ["deformable_detr", "sparse_rcnn"])
+@pytest.mark.parametrize("model", ["deformable_detr", pytest.param("sparse_rcnn", marks=pytest.mark.slow)])
 def test_detectors_that_predict_sets(model, few_coco_scenes, tmp_path, capsys):
     """A run of two steps, its evaluation and its prediction work as for the other detectors."""
     options = ["--data.epoch_steps", "2", "--trainer.max_epochs", "1"]

@@ -75,7 +75,9 @@ def test_deformable_detr_costs_the_same_on_every_device():
     assert count(deformable_detr("dgmn2_nano", **options), (64, 96)) == meta
 
 
-@pytest.mark.parametrize(("backbone", "gmacs"), [("dgmn2_small", 114.86), ("resnet50", 112.82)])
+@pytest.mark.parametrize(
+    ("backbone", "gmacs"), [pytest.param("dgmn2_small", 114.86, marks=pytest.mark.slow), ("resnet50", 112.82)]
+)
 def test_sparse_rcnn_costs_what_the_paper_says(backbone, gmacs):
     """The paper does not give its image size. 600 x 1000, padded, fits both of its rows."""
     with torch.device("meta"):

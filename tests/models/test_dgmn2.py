@@ -202,6 +202,7 @@ def test_pretrained_without_weights_is_an_error(name, hub_dir):
         timm.create_model(name, pretrained=True)
 
 
+@pytest.mark.slow
 def test_dynamic_sizes_compile_once():
     """One graph for all sizes, square ones too.
 

@@ -308,7 +308,7 @@ def test_saved_for_backward_are_the_inputs_and_one_number_a_node():
 
 
 @needs_library
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles_to_one_graph_with_gradients(dynamic):
     torch._dynamo.reset()
     attention = torch.compile(sampled_attention, fullgraph=True, backend="aot_eager", dynamic=dynamic)

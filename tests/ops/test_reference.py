@@ -270,7 +270,10 @@ def test_equals_the_plain_loops(sizes, kernel_size, dilation, shared, with_bias,
 # ------------------------------------------------------------------------------------------------------ gradients
 
 
-@pytest.mark.parametrize(("kernel_size", "dilation", "offset_heads"), [(3, 1, 2), (3, 2, 1), (2, 1, 2), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("kernel_size", "dilation", "offset_heads"),
+    [pytest.param(3, 1, 2, marks=pytest.mark.slow), (3, 2, 1), (2, 1, 2), (1, 1, 1)],
+)
 def test_gradcheck(kernel_size, dilation, offset_heads):
     query, key, value, offset, bias = make_inputs(1, 3, 3, 2, 2, kernel_size)
     inputs = [tensor.requires_grad_() for tensor in (query, key, value, offset[:, :, :, :offset_heads], bias)]

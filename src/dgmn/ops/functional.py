@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dgmn.errors import InputError
-from dgmn.ops import direct, library, native, reference
+from dgmn.ops import direct, exported, library, native, reference
 from dgmn.ops.direct import is_direct
 from dgmn.ops.selfcheck import is_trusted
 from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed
@@ -68,7 +69,8 @@ def sampled_aggregate(
     (value,) = _autocast(value)
     backend = _chosen(backend, value, offset, weight)
     if backend == "reference":
-        return reference.sampled_aggregate(value, offset, weight, kernel_size, dilation)
+        sums: Tensor = _plain().sampled_aggregate(value, offset, weight, kernel_size, dilation)
+        return sums
     arguments = (value, offset, weight, kernel_size, dilation, backend)
     out: Tensor = (
         direct.Aggregate.apply(*arguments) if is_direct(*arguments[:3]) else library.sampled_aggregate(*arguments)
@@ -138,6 +140,8 @@ def sampled_attention(
     elif not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale!r}")
     backend = _chosen(backend, value, query, key, offset, bias, dropout_p=dropout_p)
+    if backend == "reference" and _plain() is exported and dropout_p == 0:
+        return exported.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation)
     if backend == "reference":
         return reference.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, dropout_p)
     arguments = (query, key, value, offset, bias, scale, kernel_size, dilation, backend)
@@ -196,7 +200,8 @@ def position_scores(
             )
         chosen = "reference"
     if chosen == "reference":
-        return reference.position_scores(query, rows, columns, mirrored, nodes)
+        products: Tensor = _plain().position_scores(query, rows, columns, mirrored, nodes)
+        return products
     arguments = (query, rows, columns, mirrored, nodes, chosen)
     scores: Tensor = (
         direct.Position.apply(*arguments) if is_direct(*arguments[:3]) else library.position_scores(*arguments)
@@ -242,6 +247,11 @@ def unsupported(
     return triton_kernels.unsupported(value)
 
 
+def _plain() -> ModuleType:
+    """The primitives in plain PyTorch, which ONNX and TorchScript get in a form of its own."""
+    return exported if is_jit_tracing() or (is_exporting() and torch.onnx.is_in_onnx_export()) else reference
+
+
 def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: float = 0.0) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -259,8 +269,8 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
-    if is_exporting() and (torch.onnx.is_in_onnx_export() or is_jit_tracing()):
-        return "reference"  # ONNX and TorchScript do not have our operators
+    if _plain() is exported:
+        return "reference"
     if value.device.type == "cpu":
         if native.LIBRARY is None and not torch.compiler.is_compiling():
             warnings.warn(

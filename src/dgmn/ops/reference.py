@@ -149,14 +149,14 @@ def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, 
     with without_autocast(query):
         query = query.to(dtype)
         if columns is not None:
-            scores = scores + torch.einsum("byxhd,xkd->byxhk", query, _windows(columns.to(dtype), nodes))
+            scores = scores + torch.einsum("byxhd,xkd->byxhk", query, windows(columns.to(dtype), nodes))
         if rows is not None:
-            along_rows = torch.einsum("byxhd,ykd->byxhk", query, _windows(rows.to(dtype), nodes))
+            along_rows = torch.einsum("byxhd,ykd->byxhk", query, windows(rows.to(dtype), nodes))
             scores = scores + (along_rows.transpose(1, 2) if mirrored else along_rows)
     return scores
 
 
-def _windows(table: Tensor, nodes: int) -> Tensor:
+def windows(table: Tensor, nodes: int) -> Tensor:
     """The table rows for every position along an axis, (length, nodes, dim)."""
     tap = torch.arange(nodes, device=table.device)
     last = torch.arange(table.shape[0] - nodes, -1, -1, device=table.device)
