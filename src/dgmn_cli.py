@@ -22,6 +22,7 @@ dgmn: dynamic graph message passing networks for classification, detection and s
   dgmn validate -c RECIPE [options]     evaluate on the validation set
   dgmn test     -c RECIPE [options]     evaluate on the test set
   dgmn predict  IMAGES --ckpt_path CKPT find the class, the objects or the class of every pixel in images
+  dgmn export   CKPT --out FILE.onnx    write a network for onnxruntime, and compare it with PyTorch
   dgmn validate-data -c RECIPE          find mistakes in a dataset before you train on it
   dgmn zoo      [download NAME]         list or fetch the published models
   dgmn complexity [MODEL ...]           count parameters and multiply-adds, beside the paper's
@@ -269,6 +270,52 @@ def _check_predict(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} {folder}: this is a file, give a folder")
 
 
+def _export(arguments: list[str]) -> int:
+    parser = Parser(
+        "dgmn export",
+        usage="dgmn export SOURCE --out FILE.onnx [options]",
+        description="Writes a classifier or segmenter as a file that onnxruntime runs without PyTorch, and compares "
+        "the two before it keeps the file.",
+        epilog="Example: dgmn export runs/finetune --out model.onnx",
+    )
+    parser.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="checkpoint of a run, a run's folder, or a published model's name"
+    )
+    parser.add_argument("--model", metavar="NAME", help="the published model that SOURCE, official weights, is of")
+    parser.add_argument("--out", type=place, required=True, metavar="FILE", help="the file to write, ending with .onnx")
+    parser.add_argument("-c", "--config", metavar="RECIPE", help="recipe of the network, as for dgmn predict")
+    _add_trust(parser)
+    parser.add_argument(
+        "--size",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help="side of the example, or its height and width (default: what the network predicts at)",
+    )
+    parser.add_argument("--fixed", action="store_true", help="take images of the example's size only")
+    parser.add_argument(
+        "--no-grid-sample",
+        dest="grid_sample",
+        action="store_false",
+        help="sample nodes by gathering pixels, for runtimes without GridSample",
+    )
+    parser.add_argument("--image", metavar="FILE", help="a photograph for the comparison (default: noise like one)")
+    options = parser.parse_args(arguments)
+    if not (options.source or options.model):
+        raise InputError("give SOURCE, a checkpoint or a run's folder, or --model NAME, a published model")
+    if len(options.size or ()) > 2:
+        parser.error("--size takes one number or two")
+    if Path(options.out).suffix != ".onnx":
+        raise InputError(f"--out {options.out}: accepted a file that ends with .onnx")
+    if options.config:
+        from dgmn_base.recipes import find_recipe
+
+        options.config = find_recipe(options.config)
+    from dgmn.export.command import run_export
+
+    return run_export(options)
+
+
 def _validate_data(arguments: list[str]) -> int:
     parser = Parser(
         "dgmn validate-data",
@@ -487,6 +534,7 @@ _SYNONYMS = {
 }
 _COMMANDS = {
     "predict": _predict,
+    "export": _export,
     "validate-data": _validate_data,
     "zoo": _zoo,
     "complexity": _complexity,

@@ -39,7 +39,10 @@ def test_every_network_of_ours_speaks(kind):
     assert isinstance(network.about(), About)
 
 
-@pytest.mark.parametrize("kind", [*OURS, *OTHERS])
+FEW = ("dgmn2_nano", "mask_rcnn", "semantic_fpn", "resnet18")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k not in FEW)) for k in (*OURS, *OTHERS)])
 def test_the_classifier_is_what_depends_on_the_number_of_classes(kind):
     with torch.device("meta"):
         one, other = build(kind, 3), build(kind, 4)

@@ -24,6 +24,7 @@ FLOORS = {
     **dict.fromkeys(
         ("bench", "cli", "complexity", "doctor", "loading", "paper_tables", "predict", "quickstart", "validate_data"), 6
     ),
+    **dict.fromkeys(("export", "onnx_network"), 6),
     "dgmn_cli": 7,
 }
 TASKS = {"classification", "detection", "segmentation"}
@@ -38,7 +39,7 @@ ONLY_IN = {
     "triton": ("dgmn/ops/triton_kernels.py", "dgmn/ops/triton_position.py"),
     "matplotlib": ("dgmn/bench/charts.py", "dgmn/bench/report.py"),
     "gradio": (),
-    "onnx": (),
+    "onnx": ("dgmn/export/onnx_graph.py", "dgmn/onnx_network.py"),
 }
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "onnxruntime": "onnx"}
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dgmn.errors import InputError
+from dgmn.ops.tracing import is_exporting
 
 
 def check_weights(weights: Mapping[str, Tensor], whose: str) -> None:
@@ -30,5 +31,5 @@ def check_scores(*scores: Tensor) -> None:
     Raises:
         InputError (a ValueError): there are such scores.
     """
-    if any(bool(x.isnan().any()) for x in scores):
+    if not is_exporting() and any(bool(x.isnan().any()) for x in scores):
         raise InputError("the network gives scores that are not finite; try another precision or weights")

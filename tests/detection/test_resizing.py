@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from dgmn.detection import deformable_detr, mask_rcnn, retinanet, sparse_rcnn
-from dgmn.detection.resizing import Resize, resized_sides
+from dgmn.detection.resizing import Resize, averaged, resized_sides
 from dgmn.errors import InputError
 
 DETECTORS = [retinanet, mask_rcnn, sparse_rcnn, deformable_detr]
@@ -91,3 +91,12 @@ def test_scores_that_are_nan_are_refused(build):
     next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)).running_var[0] = torch.nan
     with pytest.raises(InputError, match="scores that are not finite"):
         model([torch.rand(3, 64, 96)])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((96, 144), (64, 96)), ((5, 7), (9, 7)), ((33, 1), (10, 3)), ((8, 8), (8, 8))]
+)
+def test_the_exported_form_of_resizing(before, after):
+    image = torch.rand(3, *before)
+    want = torch.nn.functional.interpolate(image[None], after, mode="bilinear", align_corners=False, antialias=True)[0]
+    torch.testing.assert_close(averaged(image, after), want, rtol=1e-5, atol=1e-6)

@@ -28,8 +28,14 @@ def check(got, want, tolerance=1e-5):
     dilation=st.integers(1, 4),
     shared=st.booleans(),
     biased=st.booleans(),
+    gathers=st.booleans(),
 )
-def test_sampling(sizes, kernel_size, dilation, shared, biased):
+def test_sampling(sizes, kernel_size, dilation, shared, biased, gathers):
+    with exported.without_grid_sample(gathers):
+        check_sampling(sizes, kernel_size, dilation, shared, biased)
+
+
+def check_sampling(sizes, kernel_size, dilation, shared, biased):
     query, key, value, offset, bias = make_inputs(*sizes, kernel_size, shared)
     numbers = (kernel_size, dilation)
     check(
@@ -67,9 +73,11 @@ def test_half_precision(dtype):
     check(got, reference.sampled_attention(*inputs, 0.3, 3, 1, 0.0), torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("gathers", [False, True])
 @pytest.mark.parametrize("walk", [1e4, -1e30, float("inf"), -float("inf")])
-def test_far_walks_read_nothing(walk):
+def test_far_walks_read_nothing(walk, gathers):
     query, key, value, offset, bias = make_inputs(1, 3, 4, 1, 2, 2, False)
     offset[..., 0, 0] = walk
-    got = exported.sampled_attention(query, key, value, offset, bias, 0.3, 2, 1)
+    with exported.without_grid_sample(gathers):
+        got = exported.sampled_attention(query, key, value, offset, bias, 0.3, 2, 1)
     check(got, reference.sampled_attention(query, key, value, offset, bias, 0.3, 2, 1, 0.0))

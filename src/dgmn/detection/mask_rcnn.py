@@ -137,9 +137,9 @@ class Heads(RoIHeads):
         boxes, found, labels = self.postprocess_detections(scores, deltas, proposals, image_shapes)
         results = [{"boxes": b, "labels": n, "scores": s} for b, n, s in zip(boxes, labels, found, strict=True)]
         masks = self.mask_logits(features, boxes, image_shapes)
-        counts = [len(b) for b in boxes]
+        counts = [b.shape[0] for b in boxes]  # len() would be a constant of an exported graph
         for result, logits in zip(results, torch.split(masks, counts), strict=True):
-            chosen = logits[torch.arange(len(logits), device=logits.device), result["labels"] - 1]
+            chosen = logits[torch.arange(logits.shape[0], device=logits.device), result["labels"] - 1]
             result["masks"] = chosen.sigmoid()[:, None]
         return results, {}
 
@@ -189,8 +189,8 @@ class Heads(RoIHeads):
         image_shapes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         check_scores(class_logits)
-        counts = [len(p) for p in proposals]
-        decoded = self.box_coder.decode_single(box_regression, torch.cat(proposals)).view(sum(counts), -1, 4)
+        counts = [p.shape[0] for p in proposals]
+        decoded = self.box_coder.decode_single(box_regression, torch.cat(proposals)).view(-1, class_logits.shape[1], 4)
         results: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         scored = torch.split(class_logits.softmax(-1), counts)
         images = zip(torch.split(decoded, counts), scored, image_shapes, strict=True)

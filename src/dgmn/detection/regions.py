@@ -25,13 +25,14 @@ class AlignedRoIs(MultiScaleRoIAlign):
         rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
         levels = self.levels(rois[:, 1:])
         first = x[self.featmap_names[0]]
-        out = first.new_zeros((len(rois), first.shape[1], *self.output_size))
+        # len() would be a constant of an exported graph.
+        out = first.new_zeros((rois.shape[0], first.shape[1], *self.output_size))
         for level, name in enumerate(self.featmap_names):
             here = torch.where(levels == level)[0]
             # In the boxes' precision: in the half precision of autocast's maps, the boxes would move by whole pixels.
             values, scale = x[name].to(rois.dtype), 1 / _STRIDES[level]
             pooled = roi_align(values, rois[here], self.output_size, scale, self.sampling_ratio, aligned=True)
-            out = out.index_copy(0, here, pooled.to(out.dtype))
+            out = out.index_put((here,), pooled.to(out.dtype))
         return out
 
     @staticmethod

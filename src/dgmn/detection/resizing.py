@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from dgmn.errors import check_number
+from dgmn.ops.tracing import is_exporting
 
 
 class Resize(GeneralizedRCNNTransform):
@@ -52,8 +54,13 @@ class Resize(GeneralizedRCNNTransform):
         before = (image.shape[-2], image.shape[-1])
         short: int = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
         after = resized_sides(before, short, self.max_size)
-        resized = F.interpolate(image[None], after, mode="bilinear", align_corners=False, antialias=self.antialias)
-        image = super().normalize(resized[0].flip(-3) if self.bgr else resized[0])
+        if self.antialias and is_exporting():
+            resized = averaged(image, after)
+        else:
+            resized = F.interpolate(image[None], after, mode="bilinear", align_corners=False, antialias=self.antialias)[
+                0
+            ]
+        image = super().normalize(resized.flip(-3) if self.bgr else resized)
         if target is None:
             return image, None
         step = self.size_divisible
@@ -75,3 +82,23 @@ def resized_sides(size: Sequence[int], short: int, longest: int) -> tuple[int, i
     scale = min(short / min(size), longest / max(size))
     height, width = (max(1, int(side * scale + 0.5)) for side in size)
     return height, width
+
+
+def averaged(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """`F.interpolate` with `antialias`, as products with constants: ONNX's own form is less exact in onnxruntime.
+
+    Args:
+        image: (..., H, W).
+        size: height and width of the result.
+    """
+    down, across = (_shares(int(side), after) for side, after in zip(image.shape[-2:], size, strict=True))
+    out: Tensor = down.to(image) @ image @ across.to(image).T
+    return out
+
+
+def _shares(side: int, after: int) -> Tensor:
+    """The share of every pixel in every pixel of the result, (after, side): a triangle around its centre."""
+    scale = side / after
+    centers = (np.arange(after) + 0.5)[:, None] * scale
+    shares = np.maximum(1 - np.abs(np.arange(side) + 0.5 - centers) / max(scale, 1), 0)
+    return torch.from_numpy((shares / shares.sum(1, keepdims=True)).astype(np.float32))

@@ -4,12 +4,28 @@ The results are those of `reference.py`. Nodes come before positions in memory, 
 rows, and no step needs Einsum, which runtimes take apart into transpositions.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dgmn.ops.precision import compute_dtype, without_autocast
 from dgmn.ops.reference import node_coordinates, windows
+
+_gathers = ContextVar("gathers", default=False)
+
+
+@contextmanager
+def without_grid_sample(gathers: bool = True) -> Iterator[None]:
+    """Whether nodes are sampled by gathering pixels, for runtimes without GridSample."""
+    token = _gathers.set(gathers)
+    try:
+        yield
+    finally:
+        _gathers.reset(token)
 
 
 def _channels_first(x: Tensor) -> Tensor:
@@ -31,9 +47,32 @@ def _sampling_grid(offset: Tensor, heads: int, kernel_size: int, dilation: int) 
 def _sampled(x: Tensor, grid: Tensor, nodes: int) -> Tensor:
     """The nodes of a map (B, H, W, heads, D), as (B, heads, D, K, H * W)."""
     batch, height, width, heads, dim = x.shape
+    if _gathers.get():
+        return _gathered(x, grid, nodes)
     maps = x.permute(0, 3, 4, 1, 2).reshape(batch * heads, dim, height, width)
     sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.reshape(batch, heads, dim, nodes, height * width)
+
+
+def _gathered(x: Tensor, grid: Tensor, nodes: int) -> Tensor:
+    """What `_sampled` gives, from whole pixels that are read by their numbers in the map with a border of zeros."""
+    batch, height, width, heads, dim = x.shape
+    bordered = F.pad(x.permute(0, 3, 1, 2, 4), (0, 0, 1, 1, 1, 1)).reshape(-1, dim)
+    column = ((grid[..., 0] + 1) * width - 1) / 2
+    row = ((grid[..., 1] + 1) * height - 1) / 2
+    left, top = column.floor(), row.floor()
+    right_share, bottom_share = column - left, row - top
+    tall, wide = height + 2, width + 2
+    maps = torch.arange(batch * heads, device=x.device).view(-1, 1, 1) * (tall * wide)
+    parts = []
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        # The border is at 0 and at the end. Whatever lies beyond it reads it, too.
+        y = (top + (1 + down)).clamp(min=0).minimum(torch.as_tensor(tall - 1, dtype=top.dtype)).long()
+        z = (left + (1 + right)).clamp(min=0).minimum(torch.as_tensor(wide - 1, dtype=top.dtype)).long()
+        share = (bottom_share if down else 1 - bottom_share) * (right_share if right else 1 - right_share)
+        pixels = bordered.index_select(0, (maps + y * wide + z).reshape(-1))
+        parts.append(pixels * share.reshape(-1, 1))
+    return sum(parts[1:], parts[0]).reshape(batch, heads, nodes, height * width, dim).permute(0, 1, 4, 2, 3)
 
 
 def sampled_aggregate(value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int) -> Tensor:

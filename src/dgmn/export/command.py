@@ -1,0 +1,42 @@
+"""The command `dgmn export`."""
+
+import argparse
+
+from dgmn.export.onnx_graph import export
+from dgmn.loading import load
+from dgmn_base.terminal import format_table
+
+
+def run_export(options: argparse.Namespace) -> int:
+    source = options.source or options.model
+    predictor = load(
+        source,
+        model=options.model if options.source else None,
+        recipe=options.config,
+        trust_code=options.trust_code or (),
+        device="cpu",
+    )
+    size = options.size and (options.size * 2 if len(options.size) == 1 else options.size)
+    done = export(
+        predictor,
+        options.out,
+        size=size,
+        dynamic=not options.fixed,
+        grid_sample=options.grid_sample,
+        image=options.image,
+    )
+    megabytes = done.path.stat().st_size / 1e6
+    (_, height, width), *_ = done.sizes
+    sizes = "any size" if done.fixed is None else f"{height} x {width} only: {done.fixed}"
+    print(f"{done.path}: {megabytes:.1f} MB, images of {sizes}, in batches of any number\n")
+    print(f"checked on images of {', '.join(' x '.join(map(str, size)) for size in done.sizes)}")
+    rows = [
+        ("largest error", f"{done.error:.1e} of the largest logit"),
+        (
+            f"one image of {height} x {width}",
+            f"{done.milliseconds:.1f} ms in onnxruntime, {done.pytorch:.1f} in PyTorch",
+        ),
+    ]
+    print(format_table(("", ""), rows))
+    print(f"\nuse it: dgmn predict IMAGE --ckpt_path {done.path}")
+    return 0

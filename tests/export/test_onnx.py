@@ -1,0 +1,206 @@
+"""`dgmn export`: ONNX files predict what the networks do, in onnxruntime and with nothing but standard operators."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import dgmn
+from dgmn.classification.builders import classifier
+from dgmn.classification.predictor import ClassificationPredictor
+from dgmn.errors import InputError
+from dgmn.export import Exported, export, onnx_graph
+from dgmn.onnx_network import OnnxNetwork
+from dgmn_cli import run
+
+SEGMENTERS = ("semantic_fpn", "setr_naive", "setr_pup", "setr_mla", "dilated_fcn")
+USUAL = ("classifier", "semantic_fpn", "dilated_fcn")
+KINDS = [pytest.param(k, marks=[pytest.mark.slow] * (k not in USUAL)) for k in ("classifier", *SEGMENTERS)]
+
+
+@pytest.fixture(scope="module")
+def load(small_run):
+    """`load("setr_pup")`: a small trained network of this kind, whose nodes walk."""
+
+    def of(kind):
+        model = dgmn.load(small_run(kind), device="cpu")
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.network.named_parameters():
+                if "offset." in name or "walks." in name:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        return model
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def photos(few_coco_scenes):
+    return sorted((few_coco_scenes / "val").iterdir())[:2]
+
+
+def operators(path):
+    return [(node.domain, node.op_type) for node in onnx.load(path).graph.node]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_predicts_what_its_network_does(kind, load, photos, tmp_path):
+    model = load(kind)
+    done = export(model, tmp_path / "model.onnx", size=(96, 128))
+    assert done.error < 1e-4
+    assert done.fixed is None
+    assert done.sizes[0] == (1, 96, 128)
+    assert done.sizes[1][1:] not in ((96, 128), (128, 96))
+    assert {domain for domain, _ in operators(done.path)} <= {"", "ai.onnx"}
+    assert "Einsum" not in {name for _, name in operators(done.path)}
+    again = dgmn.load(done.path)
+    assert isinstance(again.network, OnnxNetwork)
+    assert again.names == model.names
+    for photo in photos:
+        if kind == "classifier":
+            got, want = (dict(each.predict(photo).top) for each in (again, model))
+            assert got == pytest.approx(want, abs=1e-5)
+        else:
+            got, want = (each.predict(photo, probabilities=True).probabilities for each in (again, model))
+            np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_without_grid_sample(load, tmp_path):
+    model = load("classifier")
+    done = export(model, tmp_path / "a.onnx", grid_sample=False)
+    assert done.error < 1e-5
+    names = {name for _, name in operators(done.path)}
+    assert "GridSample" not in names
+    assert "Gather" in names
+
+
+def test_other_runtimes_find_what_they_need(load, tmp_path):
+    path = export(load("classifier"), tmp_path / "a.onnx").path
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["license"] == "Apache-2.0"
+    assert facts["dgmn_version"] == dgmn.__version__
+    said = json.loads(facts["dgmn"])
+    assert said["task"] == "classification"
+    assert len(said["classes"]) == 3
+    assert set(said["preprocessing"]) >= {"mean", "std", "interpolation", "crop_pct"}
+    size = said["image_size"]
+    (logits,) = session.run(None, {"images": np.zeros((2, 3, size, size), np.float32)})
+    assert logits.shape == (2, 3)
+
+
+def test_a_network_of_one_size(tmp_path):
+    """timm's plain Transformers add one vector to each patch of an image of their own size."""
+    model = ClassificationPredictor(classifier("test_vit", 3), ("a", "b", "c"), image_size=160)
+    done = export(model, tmp_path / "a.onnx")
+    assert done.fixed is not None
+    assert done.sizes == ((1, 160, 160),)
+    assert dgmn.load(done.path).network(torch.zeros(2, 3, 160, 160)).shape == (2, 3)
+
+
+def test_the_command(small_run, photos, tmp_path, capsys):
+    model = tmp_path / "model.onnx"
+    assert run(["export", str(small_run("classifier")), "--out", str(model), "--image", str(photos[0])]) == 0
+    told = capsys.readouterr().out
+    for words in ("any size", "largest error", "ms in onnxruntime", f"--ckpt_path {model}"):
+        assert words in told
+    results = []
+    for checkpoint in (model, small_run("classifier")):
+        file = tmp_path / "result.json"
+        command = ["predict", *map(str, photos), "--json", str(file), "--pictures", str(tmp_path / "pictures")]
+        assert run([*command, "--ckpt_path", str(checkpoint), "--device", "cpu"]) == 0
+        results.append(json.loads(file.read_text()))
+        assert len(list((tmp_path / "pictures").iterdir())) == 2
+        shutil.rmtree(tmp_path / "pictures")
+    for got, want in zip(*results, strict=True):
+        assert got["image"] == want["image"]
+        assert [x["class"] for x in got["top"]] == [x["class"] for x in want["top"]]
+
+
+def test_a_file_that_differs_is_not_kept(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "LIMIT", 0.0)
+    with pytest.raises(InputError, match=r"is not written: onnxruntime's logits differ by .* more than 0e"):
+        export(load("classifier"), tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.pt", {}, "out: got .*a.pt; accepted a file that ends with .onnx"),
+        ("a.onnx", {"size": (0, 5)}, r"size: got \[0, 5\]; accepted a height and a width in 1..10000"),
+        ("a.onnx", {"size": (5,)}, r"size: got \[5\]; accepted a height and a width"),
+    ],
+)
+def test_wrong_arguments(name, options, message, load, tmp_path):
+    with pytest.raises(InputError, match=message):
+        export(load("classifier"), tmp_path / name, **options)
+
+
+def test_what_cannot_be_exported(load, tmp_path):
+    with pytest.raises(InputError, match="model: detectors cannot be exported yet"):
+        export(load("retinanet"), tmp_path / "a.onnx")
+    done = export(load("classifier"), tmp_path / "a.onnx")
+    with pytest.raises(InputError, match="accepted a predictor of a network in PyTorch"):
+        export(dgmn.load(done.path), tmp_path / "b.onnx")
+    with pytest.raises(InputError, match="accepted a predictor of a network in PyTorch"):
+        export(load("classifier").network, tmp_path / "b.onnx")
+    with pytest.raises(InputError, match="samples no nodes"):
+        dgmn.load(done.path).nodes(np.zeros((64, 64, 3), np.uint8))
+    assert isinstance(done, Exported)
+
+
+def changed(path, change):
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+
+
+def say(text):
+    return lambda model: onnx.helper.set_model_props(model, {} if text is None else {"dgmn": text})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (say(None), "not a file of dgmn export"),
+        (say("{"), "is no JSON"),
+        (say("[" * 100_000), "is no JSON"),
+        (say("[]"), r"dgmn: got \[\]; accepted a dict"),
+        (say('{"task": "x"}'), "dgmn.task: got x; accepted one of"),
+        (say('{"task": "classification"}'), "is missing"),
+        (lambda model: model.graph.node[0].ClearField("op_type"), "onnxruntime cannot read this file"),
+    ],
+)
+def test_files_from_anyone(change, message, load, tmp_path):
+    path = export(load("classifier"), tmp_path / "a.onnx").path
+    changed(path, change)
+    with pytest.raises(InputError, match=message) as told:
+        dgmn.load(path)
+    assert "\n" not in str(told.value)
+    path.write_bytes(b"not ONNX")
+    with pytest.raises(InputError, match="onnxruntime cannot read this file"):
+        dgmn.load(path)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn"])
+def test_the_example_needs_no_torch(kind, load, photos, tmp_path):
+    """The same classes, and nearly the same numbers: the example resizes with Pillow alone."""
+    model = load(kind)
+    path = export(model, tmp_path / "model.onnx").path
+    photo = shutil.copy(photos[0], tmp_path)
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, "examples/onnx_predict.py", str(path), photo]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    result = model.predict(photo)
+    names = [name for name, _ in result.top] if kind == "classifier" else list(result.shares)
+    assert told[1::2][: len(names)] == names[:5]
