@@ -24,7 +24,7 @@ dgmn: dynamic graph message passing networks for classification, detection and s
   dgmn predict  IMAGES --ckpt_path CKPT find the class, the objects or the class of every pixel in images
   dgmn export   CKPT --out FILE.onnx    write a network for onnxruntime, and compare it with PyTorch
   dgmn validate-data -c RECIPE          find mistakes in a dataset before you train on it
-  dgmn zoo      [download NAME]         list or fetch the published models
+  dgmn zoo      [download NAME|verify]  list, fetch or check the published models
   dgmn complexity [MODEL ...]           count parameters and multiply-adds, beside the paper's
   dgmn doctor                           show what this machine is and what runs on it, for reports about problems
   dgmn bench ops|models [options]       measure time and memory of operators, or of networks beside timm's
@@ -343,31 +343,41 @@ def _validate_data(arguments: list[str]) -> int:
 
 
 def _zoo(arguments: list[str]) -> int:
-    parser = Parser("dgmn zoo", description="Lists the published models, or fetches one: dgmn zoo download dgmn2_tiny")
+    parser = Parser(
+        "dgmn zoo",
+        description="Lists the published models, fetches one (dgmn zoo download dgmn2_tiny), or checks those that were "
+        "fetched (dgmn zoo verify). dgmn predict --model NAME and pretrained=True fetch what is missing by themselves.",
+        epilog="Fetched weights are kept in the folder DGMN_HOME, else in XDG_CACHE_HOME/dgmn, else in ~/.cache/dgmn.",
+    )
     parser.add_argument("--task", choices=("classification", "detection", "segmentation"), help="only for this task")
-    commands = parser.add_subparsers(dest="command", metavar="download")
+    commands = parser.add_subparsers(dest="command", metavar="download, verify")
     fetch = commands.add_parser("download", description="Fetches, verifies and converts a published model.")
     fetch.add_argument("name", metavar="NAME", help="name that dgmn zoo lists")
     fetch.add_argument("--file", help="convert this file instead of downloading one")
+    check = commands.add_parser(
+        "verify",
+        description="Checks that the fetched models can be read, are as they were written, and fill their networks. "
+        "Exit code 1 if one is bad.",
+    )
+    check.add_argument("names", nargs="*", metavar="NAME", help="name that dgmn zoo lists (default: all fetched ones)")
     options = parser.parse_args(arguments)
-    if options.command != "download":
-        from dgmn_base.zoo import print_zoo
+    from dgmn_base.zoo import find, print_zoo
 
+    if options.command == "verify":
+        for name in options.names:
+            find(name)
+        from dgmn.zoo import verify
+
+        return verify(options.names)
+    if options.command != "download":
         print_zoo(options.task)
         return 0
-    from dgmn_base.zoo import find
-
     find(options.name)
     if options.file and not Path(options.file).is_file():
         raise InputError(f"--file {options.file}: no such file")
-    from dgmn.weights import download
+    from dgmn.zoo import fetch_model
 
-    try:
-        path = download(options.name, options.file)
-    except ImportError as error:
-        raise InputError(str(error)) from error
-    print(f"verified and converted: {path}")
-    return 0
+    return fetch_model(options.name, options.file)
 
 
 def _complexity(arguments: list[str]) -> int:

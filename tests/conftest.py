@@ -20,6 +20,7 @@ import dgmn  # noqa: F401 - registers the networks with timm
 from coco_scenes import coco_scenes, few_coco_scenes  # noqa: F401 - fixtures
 from digits import all_digits, few_digits  # noqa: F401 - fixtures
 from golden_vectors import Vectors, fill, load_keys
+from google_drive import CLOSED, GoogleDrive, reroute
 from scenes import few_scenes, scenes  # noqa: F401 - fixtures
 from small_runs import small_run  # noqa: F401 - a fixture
 
@@ -57,12 +58,22 @@ def golden():
 
 
 @pytest.fixture
-def hub_dir(tmp_path):
-    """An empty torch.hub folder for one test; dgmn keeps its downloads there."""
+def cache_dir(tmp_path, monkeypatch):
+    """The empty folder of fetched weights, beside an empty one of torch.hub. Google cannot be reached."""
+    monkeypatch.setenv("DGMN_HOME", str(tmp_path / "cache"))
     before = torch.hub.get_dir()
     torch.hub.set_dir(tmp_path / "hub")
-    yield tmp_path / "hub"
+    reroute(CLOSED, monkeypatch)
+    yield tmp_path / "cache"
     torch.hub.set_dir(before)
+
+
+@pytest.fixture
+def google_drive(cache_dir, monkeypatch):
+    """A local server in the place of Google Drive; see google_drive.py."""
+    with GoogleDrive() as drive:
+        reroute(drive.port, monkeypatch)
+        yield drive
 
 
 def _resident():

@@ -22,7 +22,11 @@ FLOORS = {
     "training": 4,
     **dict.fromkeys(("classification", "detection", "pictures", "predictor", "segmentation"), 5),
     **dict.fromkeys(
-        ("bench", "cli", "complexity", "doctor", "loading", "paper_tables", "predict", "quickstart", "validate_data"), 6
+        (
+            *("bench", "cli", "complexity", "doctor", "loading", "paper_tables", "predict", "quickstart", "sharing"),
+            *("validate_data", "zoo"),
+        ),
+        6,
     ),
     **dict.fromkeys(("export", "onnx_network"), 6),
     "dgmn_cli": 7,

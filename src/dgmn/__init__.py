@@ -1,7 +1,7 @@
 """Dynamic graph message passing networks: ops, layers, models, training, prediction.
 
 `import dgmn` registers the networks with timm: `timm.create_model("dgmn2_tiny")`. `dgmn.load(checkpoint)` gives a
-trained network, ready to predict.
+trained network, ready to predict; `dgmn.save` and `dgmn.push_to_hub` share it.
 """
 
 from importlib.metadata import version
@@ -14,9 +14,22 @@ from dgmn_base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dgmn.loading import load
+    from dgmn.sharing import push_to_hub, save
 
 __version__ = version("dgmn")
-__all__ = ["LoadReport", "__version__", "fuse", "layers", "load", "load_checkpoint", "models", "ops", "weights"]
+__all__ = [
+    "LoadReport",
+    "__version__",
+    "fuse",
+    "layers",
+    "load",
+    "load_checkpoint",
+    "models",
+    "ops",
+    "push_to_hub",
+    "save",
+    "weights",
+]
 
-# `load` is imported on first use: the networks alone need neither pictures nor results.
-__getattr__ = lazy_names(__name__, {"load": "loading"})
+# These are imported on first use: the networks alone need neither pictures nor results.
+__getattr__ = lazy_names(__name__, {"load": "loading", "save": "sharing", "push_to_hub": "sharing"})

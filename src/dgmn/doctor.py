@@ -23,7 +23,6 @@ from dgmn_base.terminal import format_table
 _PACKAGES = ("dgmn", "torch", "torchvision", "timm", "triton", "lightning", "transformers")
 _PURPOSES = {
     "train": "dgmn fit, validate, test, quickstart and validate-data",
-    "zoo": "dgmn zoo download",
     "detr": "Deformable DETR and Sparse R-CNN",
     "export": "ONNX",
     "bench": "charts of dgmn bench",

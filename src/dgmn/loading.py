@@ -14,7 +14,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dgmn.errors import InputError
 from dgmn.predictor import Predictor
-from dgmn.weights import Checkpoint, downloaded_file, find, load_checkpoint, read_checkpoint
+from dgmn.weights import Checkpoint, fetch, find, load_checkpoint, read_checkpoint
+from dgmn.weights.shared import is_shared, read_shared
 
 PREDICTORS = {
     "classification": "ClassificationPredictor",
@@ -39,8 +40,9 @@ def load(
         result.draw().save("out.jpg")
 
     Args:
-        source: a checkpoint of a run, a run's folder (its best checkpoint is taken), or the name of a published model
-            that was downloaded, for instance "mask_rcnn_dgmn2_tiny"; see `dgmn zoo`.
+        source: a checkpoint of a run, a run's folder (its best checkpoint is taken), a folder that
+            [`dgmn.save`][dgmn.sharing.save] wrote, or the name of a published model, for instance
+            "mask_rcnn_dgmn2_tiny", which is fetched at its first use; see `dgmn zoo`.
         device: "cpu", "cuda" and so on; "auto": the fastest one available.
         model: name of the published model whose weights the file `source` holds; published files do not name their
             model.
@@ -55,18 +57,23 @@ def load(
     Raises:
         InputError (a ValueError): nothing has this name, the file has no weights or does not describe its network, or
             the device is not available; the message says what is accepted.
+        ConnectionError: a published model is not on this machine and cannot be fetched.
     """
     chosen = checked_device(device)
     path = _file(source)
     if model is not None or path is None:
         row = find(os.fspath(source) if model is None else model)
-        checkpoint = read_checkpoint(path or downloaded_file(row))
-        predictor = _predictor(row.task).published(row.builder, row.backbone, chosen)
+        predictor = predictor_of(row.task).published(row.builder, row.backbone, chosen)
+        checkpoint = _read(path or fetch(row.name, predictor.network))
     else:
-        checkpoint = read_checkpoint(path)
+        checkpoint = _read(path)
         predictor = _described(checkpoint, recipe, trust_code, chosen)
     load_checkpoint(predictor.network, checkpoint)
     return predictor
+
+
+def _read(path: Path) -> Checkpoint:
+    return read_shared(path) if path.is_dir() else read_checkpoint(path)
 
 
 def _described(
@@ -85,7 +92,7 @@ def _described(
         )
     try:
         with _no_larger_than(checkpoint):
-            return _predictor(description["task"]).from_description(description, device)
+            return predictor_of(description["task"]).from_description(description, device)
     except InputError as error:
         raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
     except Exception as error:  # arguments of the right form can still be wrong for a network, in any way
@@ -120,20 +127,26 @@ def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
         handle.remove()
 
 
-def _predictor(task: str) -> type[Predictor]:
+def predictor_of(task: str) -> type[Predictor]:
+    """The predictor of a task."""
     found: type[Predictor] = getattr(import_module(f"dgmn.{task}.predictor"), PREDICTORS[task])
     return found
 
 
 def _file(source: str | os.PathLike[str]) -> Path | None:
-    """The file that `source` means; None if it is the name of a published model."""
+    """The file, or folder to share, that `source` means; None if it is the name of a published model."""
     path = Path(source)
     if path.is_dir():
+        if is_shared(path):
+            return path
         for place in (path / "checkpoints", path):
             for name in ("best.ckpt", "last.ckpt"):
                 if (place / name).is_file():
                     return place / name
-        raise InputError(f"{path}: not a run's folder: it has neither checkpoints/best.ckpt nor checkpoints/last.ckpt")
+        raise InputError(
+            f"{path}: not a run's folder: it has neither checkpoints/best.ckpt nor checkpoints/last.ckpt; nor a folder "
+            "of dgmn.save: it has no model.safetensors with config.json"
+        )
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:

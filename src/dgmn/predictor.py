@@ -138,6 +138,10 @@ class Predictor(ABC):
         """Builds the predictor of a published model, named as in the zoo; the weights are not loaded yet."""
 
     @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What prediction needs beside the network, as plain values, by their names in a run's checkpoint."""
+
+    @abstractmethod
     def predict(
         self,
         images: Any,
@@ -198,6 +202,11 @@ class Predictor(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {type(self.network).__name__}, {len(self.names)} classes, on {self.device}>"
+
+
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from JSON, which knows no tuples, for the fields of a frozen dataclass."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 Predict = Callable[[Sequence[tuple[AnyImage, Image.Image]], Progress], Sequence[Result]]

@@ -103,4 +103,4 @@ def print_zoo(only: str | None = None) -> None:
         "The metrics are those of the original repository, not measured here. The paper has the same, except for a box"
     )
     print("AP of 40.1 for mask_rcnn_dgmn2_tiny.")
-    print("Fetch one: dgmn zoo download NAME")
+    print("Fetch one: dgmn zoo download NAME. Check those that were fetched: dgmn zoo verify")

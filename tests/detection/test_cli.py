@@ -165,13 +165,13 @@ def test_captions_do_not_cover_each_other():
 
 
 @pytest.mark.slow
-def test_published_models(official_weights, hub_dir, tmp_path, capsys):
+def test_published_models(official_weights, cache_dir, tmp_path, capsys):
     torch.save({"state_dict": official_weights("e_retinanet_tiny")}, tmp_path / "official.pth")
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(photo)
     name = "retinanet_dgmn2_tiny"
     assert run(["predict", str(photo), "--model", name]) == 2
-    assert f"is not downloaded yet: dgmn zoo download {name}" in capsys.readouterr().err
+    assert f"then: dgmn zoo download {name} --file FILE" in capsys.readouterr().err
     assert run(["predict", str(photo), "--model", name, "--ckpt_path", str(tmp_path / "official.pth")]) == 0
     assert run(["zoo", "download", name, "--file", str(tmp_path / "official.pth")]) == 0
     predictor = dgmn.load(name, device="cpu")
@@ -404,8 +404,8 @@ def test_detectors_that_predict_sets(model, few_coco_scenes, tmp_path, capsys):
     assert all(entry["bbox"][2] >= 0 for entry in content["annotations"])
 
 
-def test_the_name_of_a_network_alone(few_coco_scenes, hub_dir, capsys):
+def test_the_name_of_a_network_alone(few_coco_scenes, cache_dir, capsys):
     image = str(few_coco_scenes / "val/000001.png")
     for name, model in {"sparse_rcnn": "sparse_rcnn_dgmn2_small", "retinanet": "retinanet_dgmn2_tiny"}.items():
         assert run(["predict", image, "--model", name]) == 2
-        assert f"{model} is not downloaded yet" in capsys.readouterr().err
+        assert f"{model} could not be downloaded" in capsys.readouterr().err

@@ -139,14 +139,14 @@ def test_large_images_are_predicted_by_windows(trained, tmp_path):
     assert len(told) > 4
 
 
-def test_published_models_and_the_test_server(official_weights, hub_dir, tmp_path, capsys):
+def test_published_models_and_the_test_server(official_weights, cache_dir, tmp_path, capsys):
     torch.save({"state_dict": official_weights("d_seg_fpn_tiny")}, tmp_path / "official.pth")
     photo = tmp_path / "berlin_000000_000019_leftImg8bit.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)).save(photo)
     name = "semantic_fpn_dgmn2_tiny"
     arguments = ["predict", str(photo), "--model", name, "--submission", str(tmp_path / "results")]
     assert run(arguments) == 2
-    assert f"is not downloaded yet: dgmn zoo download {name}" in capsys.readouterr().err
+    assert f"then: dgmn zoo download {name} --file FILE" in capsys.readouterr().err
     assert run(["zoo", "download", name, "--file", str(tmp_path / "official.pth")]) == 0
     assert run(arguments) == 0
     with Image.open(tmp_path / "results/berlin_000000_000019_pred_labelIds.png") as result:

@@ -73,6 +73,7 @@ class ClassificationPredictor(Predictor):
     ) -> None:
         super().__init__(network, names, device)
         self.image_size = image_size
+        self.preprocessing = preprocessing
         self.transform = eval_transform(image_size, preprocessing)
 
     @classmethod
@@ -94,6 +95,14 @@ class ClassificationPredictor(Predictor):
         info = ImageNetInfo()
         names = [info.index_to_description(i).split(",")[0] for i in range(info.num_classes())]
         return cls(classifier(backbone, len(names)), names, device=device)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.names),
+            "image_size": self.image_size,
+            "preprocessing": self.preprocessing.to_values(),
+        }
 
     @override
     def predict(  # type: ignore[override] # accepts this task's options only

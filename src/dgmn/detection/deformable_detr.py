@@ -20,6 +20,7 @@ from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError, check_number
+from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
 
 _MAPS = 3  # levels that come from the backbone, if there are several
@@ -240,6 +241,7 @@ def _transformer(config: Any, channels: Sequence[int]) -> Any:
     return model
 
 
+@noted
 def deformable_detr(
     backbone: str = "dgmn2_tiny",
     num_classes: int = 80,

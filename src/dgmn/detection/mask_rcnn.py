@@ -22,6 +22,7 @@ from dgmn.detection.resizing import Resize
 from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError, check_number
 from dgmn.finite import check_scores
+from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
 
 _STRIDES = (4, 8, 16, 32, 64)
@@ -252,6 +253,7 @@ class MaskRCNN(GeneralizedRCNN):
         return out
 
 
+@noted
 def mask_rcnn(
     backbone: str = "dgmn2_tiny",
     num_classes: int = 80,

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,7 +28,7 @@ from dgmn.images import AnyImage
 from dgmn.models.build import build_named
 from dgmn.nodes import Point, SampledNodes, sampled_nodes
 from dgmn.pictures import boxed, distinct_colors
-from dgmn.predictor import OnError, Predictor, Progress, Result, run
+from dgmn.predictor import OnError, Predictor, Progress, Result, run, with_tuples
 from dgmn.writers import JsonWriter
 
 Found = dict[str, Tensor]
@@ -156,7 +157,7 @@ class DetectionPredictor(Predictor):
         preprocessing = Preprocessing.from_values(description.get("preprocessing") or {})
         network = build_named(BUILDERS, **arguments, preprocessing=preprocessing)
         try:
-            inference = Inference(**(description.get("inference") or {}))
+            inference = Inference(**with_tuples(description.get("inference") or {}))
         except TypeError as error:
             raise InputError(f"inference in the checkpoint: {error}") from error
         return cls(network, description["classes"], description["category_ids"], device, inference)
@@ -166,6 +167,14 @@ class DetectionPredictor(Predictor):
     def published(cls, builder: str, backbone: str, device: str | torch.device = "cpu") -> Self:
         network = build_named(BUILDERS, builder, backbone, len(CATEGORIES))
         return cls(network, tuple(CATEGORIES.values()), tuple(CATEGORIES), device)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.names),
+            "category_ids": list(self.category_ids),
+            "inference": asdict(self.inference),
+        }
 
     @override
     def predict(  # type: ignore[override] # takes only this task's options, by name

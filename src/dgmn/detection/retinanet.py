@@ -16,6 +16,7 @@ from dgmn.detection.resizing import Resize
 from dgmn.detection.targets import check_labels
 from dgmn.errors import check_number
 from dgmn.finite import check_scores
+from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
 
 _STRIDES = (8, 16, 32, 64, 128)
@@ -98,6 +99,7 @@ class RetinaNet(TorchvisionRetinaNet):
         return detections
 
 
+@noted
 def retinanet(
     backbone: str = "dgmn2_tiny",
     num_classes: int = 80,

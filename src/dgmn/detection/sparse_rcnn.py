@@ -20,6 +20,7 @@ from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError, check_number
+from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
 
 _BINS = 7  # bins along a side of a region
@@ -267,6 +268,7 @@ class SparseRCNN(GeneralizedRCNN):
             proposals, _, boxes = stage(proposals, regions, boxes)
 
 
+@noted
 def sparse_rcnn(
     backbone: str = "dgmn2_small",
     num_classes: int = 80,

@@ -1,14 +1,55 @@
-"""Builds a task's networks by the names that recipes and checkpoints use."""
+"""Builds a task's networks by the names that recipes and checkpoints use, and notes how a network was built."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
 from dgmn.about import Preprocessing
 from dgmn.errors import InputError, did_you_mean
+from dgmn.weights.description import without_sources
 
 Network = TypeVar("Network", bound=nn.Module)
+Arguments = ParamSpec("Arguments")
+
+
+def noted(builder: Callable[Arguments, Network]) -> Callable[Arguments, Network]:
+    """Makes a builder of a task note its arguments in the network, for [`built_as`][dgmn.models.build.built_as]."""
+    signature = inspect.signature(builder)
+
+    @wraps(builder)
+    def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Network:
+        network = builder(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        named = {name: given.pop(name, signature.parameters[name].default) for name in ("backbone", "num_classes")}
+        vars(network)["built_as"] = {"model": builder.__name__, **named, "model_args": _without_preprocessing(given)}
+        return network
+
+    return build
+
+
+def built_as(network: nn.Module) -> dict[str, Any] | None:
+    """The arguments from which a network can be built again, by their names in checkpoints; None if they are unknown.
+
+    A detector or segmenter has noted them itself. Of a classifier, timm knows them.
+    """
+    noted = getattr(network, "built_as", None)
+    if noted is not None:
+        return dict(noted)
+    cfg = getattr(network, "pretrained_cfg", None) or {}
+    if not (cfg.get("architecture") and getattr(network, "num_classes", 0)):
+        return None
+    args = {name: value for name, value in getattr(network, "_model_args", {}).items() if name != "num_classes"}
+    return {"model": cfg["architecture"], "num_classes": network.num_classes, "model_args": without_sources(args)}
+
+
+def _without_preprocessing(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a builder without the preprocessing, which the network says itself."""
+    kept: dict[str, Any] = without_sources(args)
+    inner = {key: x for key, x in (kept.pop("backbone_args", None) or {}).items() if key != "pretrained_cfg_overlay"}
+    return {**kept, **({"backbone_args": inner} if inner else {})}
 
 
 def build_named(

@@ -20,7 +20,7 @@ from dgmn.errors import check_number, check_share
 from dgmn.layers import DGMN2Block
 from dgmn.models.official import official_dgmn2
 from dgmn.ops.tracing import channels_last
-from dgmn.weights import ZOO, cached_file, match_keys, read_checkpoint
+from dgmn.weights import ZOO, fetch, match_keys, read_checkpoint
 
 __all__ = ["DGMN2"]
 
@@ -300,13 +300,11 @@ def _with_weights(variant: str, overlay: dict[str, Any], pretrained_cfg: Any) ->
         given = {**(pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}), **overlay}
         if any(given.get(source) for source in ("state_dict", "file", "url", "hf_hub_id", "source")):
             return overlay
-        file = cached_file(variant)
-    if file is None:
-        published = any(model.name == variant for model in ZOO)
-        how = f"fetch them with `dgmn zoo download {variant}`" if published else "train your own (none are published)"
-        raise RuntimeError(
-            f"no weights of {variant} on this machine: {how}, or give pretrained_cfg_overlay=dict(file=...)"
-        )
+        if all(model.name != variant for model in ZOO):
+            raise RuntimeError(
+                f"no weights of {variant} are published: train your own, or give pretrained_cfg_overlay=dict(file=...)"
+            )
+        file = fetch(variant)
     return {**overlay, "file": None, "state_dict": read_checkpoint(file).state_dict}
 
 

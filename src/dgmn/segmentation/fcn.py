@@ -8,6 +8,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from dgmn.errors import InputError
 from dgmn.layers import context_module
+from dgmn.models.build import noted
 from dgmn.models.dgmn_resnet import set_multi_grid
 from dgmn.models.features import feature_maps
 from dgmn.segmentation.segmenter import Segmenter, checked_classes
@@ -47,6 +48,7 @@ class FCNHead(nn.Module):
         return logits
 
 
+@noted
 def dilated_fcn(
     backbone: str = "resnet101",
     num_classes: int = 19,

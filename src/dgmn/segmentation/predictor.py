@@ -1,7 +1,7 @@
 """Prediction with a trained or published segmenter. Needs no lightning."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,7 @@ from dgmn.images import AnyImage, stacked
 from dgmn.models.build import build_named
 from dgmn.nodes import Point, SampledNodes, sampled_nodes
 from dgmn.pictures import legend, overlay
-from dgmn.predictor import OnError, Predictor, Progress, Result, run
+from dgmn.predictor import OnError, Predictor, Progress, Result, run, with_tuples
 from dgmn.segmentation.builders import BUILDERS
 from dgmn.segmentation.cityscapes import CITYSCAPES
 from dgmn.segmentation.inference import (
@@ -120,6 +120,7 @@ class SegmentationPredictor(Predictor):
         super().__init__(network, names, device)
         self.colors = tuple(colors)
         self.inference = inference
+        self.preprocessing = preprocessing
         self._normalise = normalise(preprocessing)
 
     @classmethod
@@ -129,7 +130,7 @@ class SegmentationPredictor(Predictor):
         preprocessing = Preprocessing.from_values(description.get("preprocessing") or {})
         network = build_named(BUILDERS, **arguments, preprocessing=preprocessing)
         colors = [(r, g, b) for r, g, b in description["colors"]]
-        inference = Inference(**description["inference"])
+        inference = Inference(**with_tuples(description["inference"]))
         return cls(network, description["classes"], colors, inference, preprocessing, device)
 
     @classmethod
@@ -137,6 +138,15 @@ class SegmentationPredictor(Predictor):
     def published(cls, builder: str, backbone: str, device: str | torch.device = "cpu") -> Self:
         network = build_named(BUILDERS, builder, backbone, len(CITYSCAPES.names))
         return cls(network, CITYSCAPES.names, CITYSCAPES.colors, Inference("slide"), device=device)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.names),
+            "colors": [list(color) for color in self.colors],
+            "inference": asdict(self.inference),
+            "preprocessing": self.preprocessing.to_values(),
+        }
 
     @override
     def predict(  # type: ignore[override] # accepts this task's options only

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
+from dgmn.models.build import noted
 from dgmn.models.features import feature_maps
 from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize, start_classifier
 
@@ -62,6 +63,7 @@ class SemanticFPNHead(nn.Module):
         return logits
 
 
+@noted
 def semantic_fpn(
     backbone: str = "dgmn2_tiny",
     num_classes: int = 19,

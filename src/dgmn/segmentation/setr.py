@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from dgmn.errors import InputError
+from dgmn.models.build import noted
 from dgmn.models.features import feature_maps
 from dgmn.segmentation.segmenter import Segmenter, checked_classes, resize, start_classifier
 
@@ -129,6 +130,7 @@ class SETRMLAHead(_SquareHead):
         return self._squared(logits, self.image_size)
 
 
+@noted
 def setr_naive(
     backbone: str = "dgmn2_tiny",
     num_classes: int = 19,
@@ -168,6 +170,7 @@ def setr_naive(
     )
 
 
+@noted
 def setr_pup(
     backbone: str = "dgmn2_tiny",
     num_classes: int = 19,
@@ -203,6 +206,7 @@ def setr_pup(
     )
 
 
+@noted
 def setr_mla(
     backbone: str = "dgmn2_tiny",
     num_classes: int = 19,

@@ -2,7 +2,7 @@
 
 from dgmn.weights.keys import OtherClassesError, match_keys
 from dgmn.weights.load import Checkpoint, LoadReport, load_checkpoint, read_checkpoint
-from dgmn.weights.zoo import cached_file, download, downloaded_file
+from dgmn.weights.zoo import cached_file, download, fetch
 from dgmn_base.zoo import ZOO, ZooModel, find
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "ZooModel",
     "cached_file",
     "download",
-    "downloaded_file",
+    "fetch",
     "find",
     "load_checkpoint",
     "match_keys",

@@ -49,22 +49,32 @@ def check_description(description: Any, path: Path) -> None:
     Raises:
         InputError: a field is missing, or has another type, length or range than a training run writes.
     """
-    whose = f"checkpoint {path}: "
     if not isinstance(description, dict):
-        raise InputError(f"{whose}dgmn: got {_shown(description)}; accepted a dict, as a training run writes it")
+        raise InputError(
+            f"checkpoint {path}: dgmn: got {_shown(description)}; accepted a dict, as a training run writes it"
+        )
+    check_fields(description, f"checkpoint {path}: dgmn.")
+
+
+def check_fields(description: Mapping[str, Any], whose: str) -> None:
+    """Checks the fields of a description; `whose` is what messages put before the name of a field.
+
+    Raises:
+        InputError: as for `check_description`.
+    """
     task = description.get("task")
     if type(task) is not str or task not in _TASKS:
-        raise InputError(f"{whose}dgmn.task: got {_shown(task)}; accepted one of {', '.join(_TASKS)}")
+        raise InputError(f"{whose}task: got {_shown(task)}; accepted one of {', '.join(_TASKS)}")
     for name, fields in (("preprocessing", _PREPROCESSING), ("inference", _INFERENCE.get(task, {}))):
         inner = description.get(name)
-        _check_fields(inner if isinstance(inner, dict) else {}, fields, f"{whose}dgmn.{name}.")
-    _check_fields(description, {**_COMMON, **_TASKS[task]}, whose + "dgmn.", complete=True)
-    _check_fields(description, _OPTIONAL, whose + "dgmn.")
+        _check_fields(inner if isinstance(inner, dict) else {}, fields, f"{whose}{name}.")
+    _check_fields(description, {**_COMMON, **_TASKS[task]}, whose, complete=True)
+    _check_fields(description, _OPTIONAL, whose)
     classes = description["num_classes"]
     for name in ("classes", "category_ids", "colors"):
         values = description.get(name)
         if values is not None and len(values) != classes:
-            raise InputError(f"{whose}dgmn.{name}: got {len(values)} values; accepted {classes}, one for every class")
+            raise InputError(f"{whose}{name}: got {len(values)} values; accepted {classes}, one for every class")
 
 
 def _check_fields(values: Mapping[str, Any], fields: Mapping[str, Field], whose: str, complete: bool = False) -> None:

@@ -1,0 +1,76 @@
+"""Folders of a network to share: `model.safetensors` with its weights, `config.json` with what it is.
+
+A classifier's folder has timm's layout, so timm and transformers read it, too. For other tasks, `config.json` has the
+entry `dgmn`, with the description that a run's checkpoint has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from dgmn.about import Preprocessing
+from dgmn.errors import InputError
+from dgmn.weights.description import check_description
+from dgmn.weights.load import Checkpoint, read_checkpoint
+from dgmn_base.files import read_json
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_LARGEST = 2**24  # bytes of a config.json
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether a folder holds a network that was saved to be shared."""
+    return all((folder / name).is_file() for name in (WEIGHTS, CONFIG))
+
+
+def read_shared(folder: Path) -> Checkpoint:
+    """Reads a folder to share: the weights, and what it says about its network, which is checked field by field.
+
+    Raises:
+        InputError (a ValueError): a file is damaged, or says of itself what no network is.
+    """
+    path = folder / CONFIG
+    if path.stat().st_size > _LARGEST:
+        raise InputError(f"{path}: has {path.stat().st_size:,} bytes; at most {_LARGEST:,} are read")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: must be a dict in JSON, got a {type(config).__name__}")
+    description = config["dgmn"] if "dgmn" in config else _of_timm(config, path)
+    check_description(description, path)
+    weights = read_checkpoint(folder / WEIGHTS)
+    return Checkpoint(weights.path, weights.state_dict, weights.entry, description, weights.others)
+
+
+def _of_timm(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The description of a classifier from timm's `config.json`, not checked yet."""
+    images = config.get("pretrained_cfg")
+    size = images.get("input_size") if isinstance(images, dict) else None
+    if "architecture" not in config or not isinstance(images, dict) or not isinstance(size, list) or len(size) != 3:
+        raise InputError(
+            f"{path}: does not describe a network; accepted the entry dgmn, or timm's architecture, num_classes and "
+            "pretrained_cfg with input_size, as dgmn.save writes them"
+        )
+    args = config.get("model_args")
+    if isinstance(args, dict):  # timm writes the number of classes here, too
+        args = {name: value for name, value in args.items() if name != "num_classes"}
+    return {
+        "task": "classification",
+        "model": config["architecture"],
+        "num_classes": config.get("num_classes"),
+        "model_args": args,
+        "classes": config.get("label_names"),
+        "image_size": size[-1],
+        "preprocessing": {name: images[name] for name in asdict(Preprocessing()) if images.get(name) is not None},
+    }
+
+
+def to_safetensors(weights: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> bytes:
+    """The content of a `.safetensors` file; `facts` are written into its header."""
+    # Some networks have one tensor under several names, which safetensors refuses.
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
+    content: bytes = save(plain, {"format": "pt", **(facts or {})})  # transformers asks for the format
+    return content
