@@ -311,7 +311,7 @@ def _export(arguments: list[str]) -> int:
         from dgmn_base.recipes import find_recipe
 
         options.config = find_recipe(options.config)
-    from dgmn.export.command import run_export
+    from dgmn.exporting.command import run_export
 
     return run_export(options)
 

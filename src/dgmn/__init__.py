@@ -1,7 +1,7 @@
 """Dynamic graph message passing networks: ops, layers, models, training, prediction.
 
 `import dgmn` registers the networks with timm: `timm.create_model("dgmn2_tiny")`. `dgmn.load(checkpoint)` gives a
-trained network, ready to predict; `dgmn.save` and `dgmn.push_to_hub` share it.
+trained network, ready to predict; `dgmn.save` and `dgmn.push_to_hub` share it; `dgmn.export` writes it as ONNX.
 """
 
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from dgmn.weights import LoadReport, load_checkpoint
 from dgmn_base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from dgmn.exporting import export
     from dgmn.loading import load
     from dgmn.sharing import push_to_hub, save
 
@@ -20,6 +21,7 @@ __version__ = version("dgmn")
 __all__ = [
     "LoadReport",
     "__version__",
+    "export",
     "fuse",
     "layers",
     "load",
@@ -32,4 +34,6 @@ __all__ = [
 ]
 
 # These are imported on first use: the networks alone need neither pictures nor results.
-__getattr__ = lazy_names(__name__, {"load": "loading", "save": "sharing", "push_to_hub": "sharing"})
+__getattr__ = lazy_names(
+    __name__, {"export": "exporting", "load": "loading", "save": "sharing", "push_to_hub": "sharing"}
+)

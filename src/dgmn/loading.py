@@ -41,9 +41,10 @@ def load(
 
     Args:
         source: a checkpoint of a run, a run's folder (its best checkpoint is taken), a folder that
-            [`dgmn.save`][dgmn.sharing.save] wrote, or the name of a published model, for instance
-            "mask_rcnn_dgmn2_tiny", which is fetched at its first use; see `dgmn zoo`.
-        device: "cpu", "cuda" and so on; "auto": the fastest one available.
+            [`dgmn.save`][dgmn.sharing.save] wrote, a file that [`dgmn.export`][dgmn.exporting.export] wrote, or the name
+            of a published model, for instance "mask_rcnn_dgmn2_tiny", which is fetched at its first use; see
+            `dgmn zoo`.
+        device: "cpu", "cuda" and so on; "auto": the fastest one available. An ONNX file runs on the CPU.
         model: name of the published model whose weights the file `source` holds; published files do not name their
             model.
         recipe: recipe that the file was trained with, for a file that does not describe its network.
@@ -61,6 +62,13 @@ def load(
     """
     chosen = checked_device(device)
     path = _file(source)
+    if path is not None and path.suffix.lower() == ".onnx":
+        if model is not None or recipe is not None:
+            raise InputError(f"{path}: an ONNX file says itself what it is: give no model and no recipe")
+        from dgmn.onnx_network import read_onnx
+
+        network, description = read_onnx(path)
+        return predictor_of(description["task"]).from_description(description, "cpu", network)
     if model is not None or path is None:
         row = find(os.fspath(source) if model is None else model)
         predictor = predictor_of(row.task).published(row.builder, row.backbone, chosen)

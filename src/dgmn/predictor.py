@@ -129,8 +129,16 @@ class Predictor(ABC):
 
     @classmethod
     @abstractmethod
-    def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
-        """Builds the predictor that a run's checkpoint describes; the weights are not loaded yet."""
+    def from_description(
+        cls, description: Mapping[str, Any], device: str | torch.device = "cpu", network: nn.Module | None = None
+    ) -> Self:
+        """Builds the predictor that a run's checkpoint describes; the weights are not loaded yet.
+
+        Args:
+            description: what the checkpoint says.
+            device: the device to compute on.
+            network: what computes in the place of the described network.
+        """
 
     @classmethod
     @abstractmethod

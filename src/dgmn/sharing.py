@@ -75,7 +75,7 @@ def save(
         "inference": inference,
     }
     network = model.network if isinstance(model, Predictor) else model
-    description = _description(network, model.describe() if isinstance(model, Predictor) else {}, given)
+    description = description_of(model, given)
     check_weights(network.state_dict(), f"model: {type(network).__name__}")
     again = _built_again(description)
     weights = _weights(network, again)
@@ -135,14 +135,18 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
-def _description(network: nn.Module, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def description_of(model: Predictor | nn.Module, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The description that a run's checkpoint would have, checked.
 
     Args:
-        network: the network.
-        known: what its predictor knows.
-        given: what the user gave, which counts more; None for what was not given.
+        model: a predictor, or a network.
+        given: what the user gave, which counts more than what a predictor knows; None for what was not given.
+
+    Raises:
+        InputError: it is not known how the network was built, or an argument is wrong or missing.
     """
+    network = model.network if isinstance(model, Predictor) else model
+    known = model.describe() if isinstance(model, Predictor) else {}
     built = built_as(network) if isinstance(network, nn.Module) else None
     if built is None:
         raise InputError(
@@ -157,7 +161,7 @@ def _description(network: nn.Module, known: Mapping[str, Any], given: Mapping[st
         "segmentation": {"colors": distinct_colors(count), "inference": {}},
     }[task]
     description = {"task": task, **built, "preprocessing": word.preprocessing.to_values(), **own, **known}
-    for name, value in given.items():
+    for name, value in (given or {}).items():
         if value is not None:
             if name not in ("classes", *own):
                 raise InputError(f"{name}: got {value!r}; this is a network for {task}, which accepts no {name}")

@@ -78,12 +78,14 @@ class ClassificationPredictor(Predictor):
 
     @classmethod
     @override
-    def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
+    def from_description(
+        cls, description: Mapping[str, Any], device: str | torch.device = "cpu", network: nn.Module | None = None
+    ) -> Self:
         # Older checkpoints hold `crop_pct` instead of the whole preprocessing.
         stored = description.get("preprocessing") or {"crop_pct": description.get("crop_pct")}
         preprocessing = Preprocessing.from_values(stored)
         arguments = {key: description[key] for key in ("model", "num_classes", "model_args")}
-        network = classifier(**arguments, preprocessing=preprocessing)
+        network = network or classifier(**arguments, preprocessing=preprocessing)
         names = description["classes"] or [str(i) for i in range(description["num_classes"])]
         return cls(network, names, description["image_size"], preprocessing, device)
 

@@ -152,10 +152,12 @@ class DetectionPredictor(Predictor):
 
     @classmethod
     @override
-    def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
+    def from_description(
+        cls, description: Mapping[str, Any], device: str | torch.device = "cpu", network: nn.Module | None = None
+    ) -> Self:
         arguments = {key: description[key] for key in ("model", "backbone", "num_classes", "model_args")}
         preprocessing = Preprocessing.from_values(description.get("preprocessing") or {})
-        network = build_named(BUILDERS, **arguments, preprocessing=preprocessing)
+        network = network or build_named(BUILDERS, **arguments, preprocessing=preprocessing)
         try:
             inference = Inference(**with_tuples(description.get("inference") or {}))
         except TypeError as error:

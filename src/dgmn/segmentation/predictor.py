@@ -125,10 +125,12 @@ class SegmentationPredictor(Predictor):
 
     @classmethod
     @override
-    def from_description(cls, description: Mapping[str, Any], device: str | torch.device = "cpu") -> Self:
+    def from_description(
+        cls, description: Mapping[str, Any], device: str | torch.device = "cpu", network: nn.Module | None = None
+    ) -> Self:
         arguments = {key: description[key] for key in ("model", "backbone", "num_classes", "model_args")}
         preprocessing = Preprocessing.from_values(description.get("preprocessing") or {})
-        network = build_named(BUILDERS, **arguments, preprocessing=preprocessing)
+        network = network or build_named(BUILDERS, **arguments, preprocessing=preprocessing)
         colors = [(r, g, b) for r, g, b in description["colors"]]
         inference = Inference(**with_tuples(description["inference"]))
         return cls(network, description["classes"], colors, inference, preprocessing, device)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dgmn.about import About
 from dgmn.errors import InputError
+from dgmn.ops.tracing import surely_equal
 from dgmn.segmentation.official import official_segmenter
 
 
@@ -50,6 +51,6 @@ def start_classifier(classifier: nn.Conv2d) -> None:
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[-2:]) == tuple(size):
+    if all(surely_equal(*sides) for sides in zip(x.shape[-2:], size, strict=True)):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dgmn.export.onnx_graph import export
+from dgmn.exporting.onnx_graph import export
 from dgmn.loading import load
 from dgmn_base.terminal import format_table
 

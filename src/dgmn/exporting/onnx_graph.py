@@ -75,7 +75,7 @@ def export(
     normalised, and gives `logits`: of the classes, or of the classes at every pixel. A detector's takes an `image`
     (3, H, W) in 0..1 of one size, and gives `boxes` (N, 4) in its pixels, `scores`, `labels`, and `masks`
     (N, 1, 28, 28), each for its box. The metadata hold the names of the classes, the normalisation and all that
-    prediction needs, as JSON under "dgmn". Before the file is kept, onnxruntime runs it on images of two sizes; a
+    prediction needs, as JSON under "dgmn". Before the file is kept, onnxruntime runs it on images of three sizes; a
     detector's on two images of its own size.
 
     Args:
@@ -190,12 +190,14 @@ def _pictures(height: int, width: int, image: AnyImage | None) -> list[Tensor]:
         pixels = torch.from_numpy(np.array(to_image(image).resize((width, height)))).permute(2, 0, 1)[None] / 255
         first = (pixels - pixels.mean()) / pixels.std()
     other = (32 * max(1, height * 3 // 4 // 32), 32 * max(1, width * 5 // 4 // 32))
-    return [first, like_a_photograph(2, *other), like_a_photograph(1, height, width)]
+    odd = (height * 5 // 4 + 3, width * 3 // 4 + 2)  # sides that no stride divides
+    return [first, like_a_photograph(2, *other), like_a_photograph(1, *odd)]
 
 
 def _scenes(height: int, width: int, image: AnyImage | None) -> list[Tensor]:
     """Images (3, H, W) in 0..1, as detectors take them."""
-    return [(pictures[0] / 4 + 0.5).clamp(0, 1) for pictures in _pictures(height, width, image)[::2]]
+    first = _pictures(height, width, image)[0][0]
+    return [(picture / 4 + 0.5).clamp(0, 1) for picture in (first, first.flip(-1))]
 
 
 def _converted(network: nn.Module, example: Tensor, description: dict[str, Any], dynamic: bool) -> bytes:
@@ -210,7 +212,7 @@ def _converted(network: nn.Module, example: Tensor, description: dict[str, Any],
     every = axes if description["task"] == "segmentation" else {0: "batch"}
     buffer = BytesIO()
     if detects:
-        torch.onnx.register_custom_op_symbolic("aten::linspace", _linspace, OPSET)
+        torch.onnx.register_custom_op_symbolic("aten::linspace", _linspace, OPSET)  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():
             # PyTorch's tracer warns of every Python number, and that another exporter exists. That one takes minutes.
@@ -232,7 +234,7 @@ def _converted(network: nn.Module, example: Tensor, description: dict[str, Any],
         raise InputError(f"model: {type(network).__name__} has no form in ONNX: {reason}") from error
     finally:
         if detects:
-            torch.onnx.unregister_custom_op_symbolic("aten::linspace", OPSET)
+            torch.onnx.unregister_custom_op_symbolic("aten::linspace", OPSET)  # type: ignore[attr-defined]
     model = onnx.load_from_string(buffer.getvalue())
     facts = {METADATA: json.dumps(description), "dgmn_version": version("dgmn"), "license": "Apache-2.0"}
     onnx.helper.set_model_props(model, facts)

@@ -15,7 +15,7 @@ import dgmn
 from dgmn.classification.builders import classifier
 from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.errors import InputError
-from dgmn.export import Exported, export, onnx_graph
+from dgmn.exporting import Exported, export, onnx_graph
 from dgmn.onnx_network import OnnxNetwork
 from dgmn_cli import run
 
