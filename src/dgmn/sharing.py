@@ -116,8 +116,7 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        InputError (a ValueError): as for `save`; nothing is uploaded then.
-        OSError: the hub cannot be reached or refuses; huggingface_hub's message says why.
+        InputError (a ValueError): as for `save`; nothing is uploaded then. Errors of the hub are huggingface_hub's own.
     """
     from huggingface_hub import HfApi
 

@@ -44,6 +44,8 @@ PLAIN: dict[str, tuple[str, str]] = {
     "zoo-no-such-model": ("zoo download dgmn2_tny", "did you mean dgmn2_tiny"),
     "zoo-no-such-file": ("zoo download dgmn2_tiny --file x.pth", r"--file x\.pth: no such file"),
     "zoo-file-a-folder": ("zoo download dgmn2_tiny --file .", r"--file \.: no such file"),
+    "zoo-verify-no-such-model": ("zoo verify dgmn2_tny", "did you mean dgmn2_tiny"),
+    "zoo-verify-of-a-path": ("zoo verify ../../etc/passwd", "no published model"),
     "zoo-name-of-a-path": ("zoo download ../../etc/passwd", "no published model"),
     "complexity-model": ("complexity dgmn2_tny", "dgmn2_tny"),
     "complexity-size": ("complexity dgmn2_nano --size 0", WHOLE),

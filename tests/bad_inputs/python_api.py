@@ -17,7 +17,7 @@ from dgmn.layers import DGMN, CrissCross, DeformableConv2d, DGMN2Attention, DGMN
 from dgmn.ops import position_scores, sampled_aggregate, sampled_attention
 from dgmn.predictor import Predictor
 from dgmn.segmentation import dilated_fcn, semantic_fpn, setr_mla, setr_naive, setr_pup
-from dgmn.weights import find, read_checkpoint
+from dgmn.weights import fetch, find, read_checkpoint
 
 NAN = float("nan")
 Calls = dict[str, tuple[Callable[[World], Any], str]]
@@ -300,6 +300,15 @@ PREDICTION: Calls = {
         lambda world: dgmn.load_checkpoint(torch.nn.Linear(2, 2), world.checkpoint("classifier")),
         r"last\.ckpt: ",
     ),
+    "save-none": (lambda world: dgmn.save(None, world.here / "x"), "model: got a NoneType; accepted a predictor"),
+    "save-a-class": (lambda world: dgmn.save(torch.nn.Linear, world.here / "x"), "model: got a type; accepted"),
+    "save-nowhere": (lambda world: dgmn.save(nano(), None), "str, bytes or os.PathLike"),
+    "save-over-a-file": (lambda world: dgmn.save(nano(), world.checkpoint("classifier")), "cannot be written"),
+    "save-classes-number": (lambda world: dgmn.save(nano(), world.here / "x", classes=3), "classes: got 3; accepted"),
+    "save-size-nan": (lambda world: dgmn.save(nano(), world.here / "x", image_size=NAN), "image_size: got nan; acc"),
+    "push-classes-number": (lambda world: dgmn.push_to_hub(nano(), "me/x", classes=3), "classes: got 3; accepted"),
+    "push-argument": (lambda world: dgmn.push_to_hub(nano(), "me/x", labels=["a"]), "labels"),
+    "fetch-unknown": (lambda world: fetch("dgmn2_tny"), "did you mean dgmn2_tiny"),
     "find-unknown": (lambda world: find("dgmn2_tny"), "did you mean dgmn2_tiny"),
     "find-none": (lambda world: find(None), "name|no published model"),
     "classifier-none": (lambda world: classifier(None, 2), "model"),
