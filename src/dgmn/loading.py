@@ -41,9 +41,8 @@ def load(
 
     Args:
         source: a checkpoint of a run, a run's folder (its best checkpoint is taken), a folder that
-            [`dgmn.save`][dgmn.sharing.save] wrote, a file that [`dgmn.export`][dgmn.exporting.export] wrote, or the name
-            of a published model, for instance "mask_rcnn_dgmn2_tiny", which is fetched at its first use; see
-            `dgmn zoo`.
+            [`dgmn.save`][dgmn.sharing.save] wrote, a file of [`dgmn.export`][dgmn.exporting.export], or the name of a
+            published model, for instance "mask_rcnn_dgmn2_tiny", which is fetched at its first use; see `dgmn zoo`.
         device: "cpu", "cuda" and so on; "auto": the fastest one available. An ONNX file runs on the CPU.
         model: name of the published model whose weights the file `source` holds; published files do not name their
             model.

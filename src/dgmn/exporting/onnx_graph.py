@@ -107,7 +107,7 @@ def export(
     pictures = _pictures(height, width, image)
     if model.task == "detection":
         network, dynamic, fixed = (
-            _Detector(network),
+            _Detector(network).eval(),
             False,
             "the size to which a detector resizes is a part of its graph",
         )
