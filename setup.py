@@ -3,6 +3,7 @@
 The kernels are optional: without a C++ compiler the build warns, and the package runs on plain PyTorch.
 """
 
+import os
 import sys
 
 from setuptools import Extension, setup
@@ -30,6 +31,15 @@ class BuildLibrary(build_ext):
 
 
 class Wheel(bdist_wheel):
+    """Tags the wheel by what it holds: it serves every Python and, without the kernels, every platform."""
+
+    def run(self):
+        self.run_command("build")
+        if not all(map(os.path.exists, self.get_finalized_command("build_ext").get_outputs())):
+            self.distribution.ext_modules = []
+            self.root_is_pure = True
+        super().run()
+
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]
 

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,8 @@ def pytest_runtest_teardown(item, nextitem):
     last = nextitem is None or nextitem.path != item.path
     if last or _resident() > _kept + 100e6:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
         _kept = _resident()
 
 

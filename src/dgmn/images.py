@@ -152,7 +152,7 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     """
     Image.init()
     form = Image.EXTENSION.get(path.suffix.lower())
-    if form not in Image.SAVE:
+    if not path.suffix or form not in Image.SAVE:  # one of Pillow's writers registers the names without an extension
         raise InputError(f"{path}: the extension must be that of an image, such as .jpg or .png")
     encoded = BytesIO()  # Pillow's errors for a full disk do not say that it is full
     image.save(encoded, form, **options)

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from dgmn.errors import InputError
 from dgmn.ops import direct, exported, library, native, reference
 from dgmn.ops.direct import is_direct
+from dgmn.ops.precision import has_autocast
 from dgmn.ops.selfcheck import is_trusted
 from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed
 
@@ -212,7 +213,7 @@ def position_scores(
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Casts maps to the dtype of autocast where it is on, as scaled_dot_product_attention does."""
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not has_autocast(tensors[0]) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgmn.ops.precision import has_autocast
 from dgmn.ops.tracing import is_watched
 
 # How many hidden numbers a thread computes at a time: 2 MiB in float32, about a core's cache.
@@ -91,7 +92,7 @@ def is_inference_on_cpu(tensors: tuple[Tensor, ...]) -> bool:
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    on = has_autocast(x) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else None  # autocast leaves float64
 
 

@@ -18,12 +18,18 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def has_autocast(x: Tensor) -> bool:
+    """Whether the device of `x` has autocast. Others, such as meta, raise where it is asked for."""
+    device = x.device.type
+    # The compiler of PyTorch 2.11 cannot look into the question itself.
+    return device != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Switches autocast off, so that the code sets the dtypes. Also works on devices without autocast, such as meta."""
     if is_symbolic(x):  # the modules that need it switch it off themselves when the graph runs
         return nullcontext()
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if has_autocast(x) else nullcontext()
 
 
 @opaque
