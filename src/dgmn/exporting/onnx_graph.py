@@ -105,24 +105,22 @@ def export(
     network = copy.deepcopy(model.network).cpu().float().eval()
     fixed = None if dynamic else "as asked"
     pictures = _pictures(height, width, image)
+    of_one_size = pictures[:1]
     if model.task == "detection":
-        network, dynamic, fixed = (
-            _Detector(network).eval(),
-            False,
-            "the size to which a detector resizes is a part of its graph",
-        )
-        pictures = _scenes(height, width, image)
+        network, dynamic = _Detector(network).eval(), False
+        fixed = "the size to which a detector resizes is a part of its graph"
+        of_one_size = _scenes(pictures[0][0])
     with without_grid_sample(not grid_sample), torch.no_grad():
         try:
-            content = _converted(network, pictures[0], description, dynamic)
-            compared = _compare(network, content, pictures if dynamic else pictures[:1])
+            content = _converted(network, (pictures if dynamic else of_one_size)[0], description, dynamic)
+            compared = _compare(network, content, pictures if dynamic else of_one_size)
         except _DifferenceError as difference:
             if not dynamic:
                 raise InputError(f"{path}: is not written: {difference}") from difference
             fixed = f"at other sizes than its own, {difference}"
             content = _converted(network, pictures[0], description, dynamic=False)
             try:
-                compared = _compare(network, content, pictures[:1])
+                compared = _compare(network, content, of_one_size)
             except _DifferenceError as other:
                 raise InputError(f"{path}: is not written: {other}") from other
     with writing(path) as file:
@@ -194,10 +192,9 @@ def _pictures(height: int, width: int, image: AnyImage | None) -> list[Tensor]:
     return [first, like_a_photograph(2, *other), like_a_photograph(1, *odd)]
 
 
-def _scenes(height: int, width: int, image: AnyImage | None) -> list[Tensor]:
-    """Images (3, H, W) in 0..1, as detectors take them."""
-    first = _pictures(height, width, image)[0][0]
-    return [(picture / 4 + 0.5).clamp(0, 1) for picture in (first, first.flip(-1))]
+def _scenes(picture: Tensor) -> list[Tensor]:
+    """Two images (3, H, W) in 0..1, as detectors take them."""
+    return [(each / 4 + 0.5).clamp(0, 1) for each in (picture, picture.flip(-1))]
 
 
 def _converted(network: nn.Module, example: Tensor, description: dict[str, Any], dynamic: bool) -> bytes:
@@ -269,7 +266,10 @@ def _compare(
         raise _DifferenceError(f"onnxruntime does not run it: {str(error).strip().splitlines()[0][:200]}") from error
     worst = 0.0
     for images, result in zip(pictures, results, strict=True):
-        wanted = network(images)
+        try:
+            wanted = network(images)
+        except Exception as error:  # whatever a network says about a size that it does not take
+            raise _DifferenceError(f"PyTorch does not run it: {str(error).strip().splitlines()[0][:200]}") from error
         got = [torch.from_numpy(values) for values in result]
         if isinstance(wanted, tuple):
             distance = _distance(got, wanted, images.shape[-2:])
