@@ -1,0 +1,92 @@
+"""Times networks in PyTorch, onnxruntime and, if it is there, OpenVINO: `python benchmarks/runtimes.py`.
+
+The networks take turns, so that a slower clock affects all. Prints medians in milliseconds for one image of 224 x 224.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import timm
+import torch
+
+import dgmn
+from dgmn.exporting.onnx_graph import OPSET
+
+NETWORKS = ("dgmn2_small", "swin_tiny_patch4_window7_224", "resnet50")
+Run = Callable[[np.ndarray], object]
+
+
+def exported(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network, image = timm.create_model(name).eval(), torch.randn(1, 3, 224, 224)
+        torch.onnx.export(network, (image,), path, dynamo=False, opset_version=OPSET, input_names=["images"])
+    return path
+
+
+def in_onnxruntime(path: Path, threads: int) -> Run:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would disturb the others
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"images": image})
+
+
+def in_pytorch(path: Path, threads: int) -> Run:
+    torch.set_num_threads(threads)
+    network = dgmn.fuse(timm.create_model(path.stem).eval())
+
+    @torch.inference_mode()
+    def run(image: np.ndarray) -> object:
+        return network(torch.from_numpy(image))
+
+    return run
+
+
+def in_openvino(path: Path, threads: int) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": threads})
+    return lambda image: model([image])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
+    runtimes = {"PyTorch, eager": in_pytorch, f"onnxruntime {onnxruntime.__version__}": in_onnxruntime}
+    try:
+        import openvino
+
+        runtimes[f"OpenVINO {openvino.__version__.split('-')[0]}"] = in_openvino
+    except ImportError:
+        print("OpenVINO is not installed, so it is left out")
+    print(f"dgmn {dgmn.__version__}, torch {torch.__version__}, {arguments.threads} threads")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: exported(name, Path(folder)) for name in NETWORKS}
+        for runtime, opened in runtimes.items():
+            runs = {name: opened(path, arguments.threads) for name, path in paths.items()}
+            times: dict[str, list[float]] = {name: [] for name in runs}
+            for _ in range(arguments.rounds):
+                for name, run in runs.items():
+                    start = time.perf_counter()
+                    run(image)
+                    times[name].append(1e3 * (time.perf_counter() - start))
+            medians = {name: statistics.median(times[name][2:]) for name in runs}
+            for name, median in medians.items():
+                print(f"{runtime:20} {name:30} {median:6.1f} ms, {median / medians[NETWORKS[1]]:.2f} of Swin-T's")
+
+
+if __name__ == "__main__":
+    main()
