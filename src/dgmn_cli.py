@@ -274,8 +274,8 @@ def _export(arguments: list[str]) -> int:
     parser = Parser(
         "dgmn export",
         usage="dgmn export SOURCE --out FILE.onnx [options]",
-        description="Writes a classifier or segmenter as a file that onnxruntime runs without PyTorch, and compares "
-        "the two before it keeps the file.",
+        description="Writes a trained network as a file that onnxruntime runs without PyTorch, and compares the two "
+        "before it keeps the file.",
         epilog="Example: dgmn export runs/finetune --out model.onnx",
     )
     parser.add_argument(

@@ -159,6 +159,18 @@ def test_the_command(small_run, photos, tmp_path, capsys):
         assert [x["class"] for x in got["top"]] == [x["class"] for x in want["top"]]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--size", "96", "144"], ["--size", "64"]])
+def test_the_command_with_a_detector(options, small_run, photos, tmp_path, capsys):
+    model = tmp_path / "model.onnx"
+    assert run(["export", str(small_run("retinanet")), "--out", str(model), *options]) == 0
+    told = capsys.readouterr().out
+    height, width = (options[1:] * 2)[:2]
+    for words in (f"{height} x {width} only: the size to which a detector resizes", "largest error"):
+        assert words in told
+    assert run(["predict", str(photos[0]), "--ckpt_path", str(model), "--score", "0"]) == 0
+
+
 def test_a_file_that_differs_is_not_kept(load, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "LIMIT", 0.0)
     with pytest.raises(InputError, match=r"is not written: onnxruntime's results differ by .* more than 0e"):

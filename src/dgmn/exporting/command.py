@@ -25,17 +25,14 @@ def run_export(options: argparse.Namespace) -> int:
         grid_sample=options.grid_sample,
         image=options.image,
     )
+    height, width = done.sizes[0][-2:]
     megabytes = done.path.stat().st_size / 1e6
-    (_, height, width), *_ = done.sizes
     sizes = "any size" if done.fixed is None else f"{height} x {width} only: {done.fixed}"
-    print(f"{done.path}: {megabytes:.1f} MB, images of {sizes}, in batches of any number\n")
+    print(f"{done.path}: {megabytes:.1f} MB, images of {sizes}\n")
     print(f"checked on images of {', '.join(' x '.join(map(str, size)) for size in done.sizes)}")
     rows = [
-        ("largest error", f"{done.error:.1e} of the largest logit"),
-        (
-            f"one image of {height} x {width}",
-            f"{done.milliseconds:.1f} ms in onnxruntime, {done.pytorch:.1f} in PyTorch",
-        ),
+        ("largest error", f"{done.error:.1e} of the largest result"),
+        (f"{height} x {width}", f"{done.milliseconds:.1f} ms in onnxruntime, {done.pytorch:.1f} in PyTorch"),
     ]
     print(format_table(("", ""), rows))
     print(f"\nuse it: dgmn predict IMAGE --ckpt_path {done.path}")
