@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgmn.ops import sampled_aggregate
-from dgmn.ops.tracing import is_exporting
 
 Shape = tuple[int, int]
 
@@ -107,8 +106,7 @@ class FusedMultiScaleAttention(nn.Module):
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        # PyTorch's exporter loses some of the values that are written into a sheet.
-        if self.fused and not is_exporting() and sampling_locations.shape[1] == value.shape[1]:
+        if self.fused and sampling_locations.shape[1] == value.shape[1]:
             shapes = [(int(height), int(width)) for height, width in value_spatial_shapes_list]
             return multi_scale_aggregate(value, shapes, sampling_locations, attention_weights)
         out: Tensor = self.fallback(

@@ -55,12 +55,10 @@ class Resize(GeneralizedRCNNTransform):
         short: int = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
         after = resized_sides(before, short, self.max_size)
         if self.antialias and is_exporting():
-            resized = averaged(image, after)
+            resized = averaged(image[None], after)
         else:
-            resized = F.interpolate(image[None], after, mode="bilinear", align_corners=False, antialias=self.antialias)[
-                0
-            ]
-        image = super().normalize(resized.flip(-3) if self.bgr else resized)
+            resized = F.interpolate(image[None], after, mode="bilinear", align_corners=False, antialias=self.antialias)
+        image = super().normalize(resized[0].flip(-3) if self.bgr else resized[0])
         if target is None:
             return image, None
         step = self.size_divisible

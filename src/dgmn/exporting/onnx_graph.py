@@ -209,7 +209,7 @@ def _converted(network: nn.Module, example: Tensor, description: dict[str, Any],
     every = axes if description["task"] == "segmentation" else {0: "batch"}
     buffer = BytesIO()
     if detects:
-        torch.onnx.register_custom_op_symbolic("aten::linspace", _linspace, OPSET)  # type: ignore[attr-defined]
+        torch.onnx.register_custom_op_symbolic("aten::linspace", _linspace, OPSET)  # type: ignore[attr-defined] # public, not listed
     try:
         with warnings.catch_warnings():
             # PyTorch's tracer warns of every Python number, and that another exporter exists. That one takes minutes.
@@ -231,7 +231,7 @@ def _converted(network: nn.Module, example: Tensor, description: dict[str, Any],
         raise InputError(f"model: {type(network).__name__} has no form in ONNX: {reason}") from error
     finally:
         if detects:
-            torch.onnx.unregister_custom_op_symbolic("aten::linspace", OPSET)  # type: ignore[attr-defined]
+            torch.onnx.unregister_custom_op_symbolic("aten::linspace", OPSET)  # type: ignore[attr-defined] # public, not listed
     model = onnx.load_from_string(buffer.getvalue())
     facts = {METADATA: json.dumps(description), "dgmn_version": version("dgmn"), "license": "Apache-2.0"}
     onnx.helper.set_model_props(model, facts)
