@@ -158,30 +158,26 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs that need one."""
     x, weight1, bias1, weight2, _ = inputs
-    new = torch.empty_like if len(x) else torch.zeros_like
-    grads = [new(tensor) if wanted else None for tensor, wanted in zip(inputs, needed, strict=True)]
+    grads = [torch.zeros_like(tensor) if wanted else None for tensor, wanted in zip(inputs, needed, strict=True)]
     grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = grads
     step = _step(x, len(weight1))
-    active_room, slope_room, *before_room = x.new_empty(2 if hidden is not None else 3, step, len(weight1))
+    room = x.new_empty(3, step, len(weight1))
     for part in _parts(len(x), step):
-        kept = 0 if part.start == 0 else 1  # the first part overwrites the sums, the others add to them
-        count = part.stop - part.start
-        active, slope = active_room[:count], slope_room[:count]
-        before = before_room[0][:count] if hidden is None else hidden[part]
+        before, active, slope = room[:, : part.stop - part.start]
         if hidden is None:
             torch.addmm(bias1, x[part], weight1.T, out=before)
+        else:
+            before = hidden[part]
         if grad_weight2 is not None:
             _gelu(before, out=active)
-            grad_weight2.addmm_(grad[part].T, active, beta=kept)
+            grad_weight2.addmm_(grad[part].T, active)
         if any(needed[:3]):
             torch.mm(grad[part], weight2, out=active)
             _gelu_backward(active, before, grad_input=slope)
         if grad_weight1 is not None:
-            grad_weight1.addmm_(slope.T, x[part], beta=kept)
-        if grad_bias1 is not None and kept:
+            grad_weight1.addmm_(slope.T, x[part])
+        if grad_bias1 is not None:
             grad_bias1 += slope.sum(0)
-        elif grad_bias1 is not None:
-            torch.sum(slope, 0, out=grad_bias1)
         if grad_x is not None:
             torch.mm(slope, weight1, out=grad_x[part])
     if grad_bias2 is not None:
