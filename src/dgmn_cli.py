@@ -244,7 +244,7 @@ def _check_predict(options: argparse.Namespace) -> None:
     Raises:
         InputError: an option or image is wrong; the message names it.
     """
-    from dgmn_base.files import find_images
+    from dgmn_base.files import check_folder, find_images
     from dgmn_base.options import check_task
     from dgmn_base.recipes import find_recipe
     from dgmn_base.zoo import find
@@ -260,14 +260,16 @@ def _check_predict(options: argparse.Namespace) -> None:
         options.config = find_recipe(options.config)
     if options.json and Path(options.json).is_dir():
         raise InputError(f"--json {options.json}: this is a folder, give a file")
+    if options.json:
+        check_folder(Path(options.json).parent, f"--json {options.json}")
     if options.json and Path(options.json).is_file():
         inputs = [*options.images, *filter(None, (options.ckpt_path, options.config))]
         if any(os.path.samefile(options.json, path) for path in inputs):
             raise InputError(f"--json {options.json}: this file is read, give another one to write")
     for name in ("pictures", "nodes", "labels", "submission"):
         folder = getattr(options, name)
-        if folder and Path(folder).is_file():
-            raise InputError(f"--{name} {folder}: this is a file, give a folder")
+        if folder:
+            check_folder(Path(folder), f"--{name} {folder}")
 
 
 def _export(arguments: list[str]) -> int:

@@ -12,6 +12,8 @@ import pytest
 # torch reads this when it is imported, and lets waiting threads sleep. Threads that spin take the cores from other
 # processes, and from each other on a busy machine: the tests take four times as long.
 os.environ["OMP_WAIT_POLICY"] = "passive"
+# The workers read this when they start. Every thread's own arena would keep memory that the others cannot use.
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 import hypothesis
 import torch
@@ -98,6 +100,9 @@ def pytest_runtest_teardown(item, nextitem):
     global _kept
     last = nextitem is None or nextitem.path != item.path
     if last or _resident() > _kept + 100e6:
+        if last:
+            _official_weights.cache_clear()
+            torch.compiler.reset()
         gc.collect()
         if sys.platform == "linux":
             ctypes.CDLL(None).malloc_trim(0)

@@ -80,8 +80,11 @@ def _folders(options: argparse.Namespace) -> dict[str, Path]:
     """Makes the folders that the options ask for."""
     names = ("pictures", "labels", "submission", "nodes")
     folders = {name: Path(getattr(options, name)) for name in names if getattr(options, name)}
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
+    for name, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--{name} {folder}: cannot be made: {error.strerror}") from error
     return folders
 
 

@@ -99,6 +99,21 @@ def check_file(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{os.fspath(path)}: {kinds.get(stat.S_IFMT(mode), 'a device')}, a file is needed")
 
 
+def check_folder(folder: Path, argument: str) -> None:
+    """Checks, without making it, that a folder exists or can be made.
+
+    Raises:
+        InputError: a part of its path is a file, or nothing can be written there; the message begins with `argument`.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{argument}: {'this' if place == folder else place} is a file, give a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{argument}: nothing can be written in {place}")
+
+
 def read_json(path: Path) -> Any:
     """The content of a file in JSON.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgmn_base.errors import InputError, did_you_mean
-from dgmn_base.files import check_root
+from dgmn_base.files import check_folder, check_root
 from dgmn_base.recipes import package_folder, read_recipe, with_recipes
 from dgmn_base.runs import checkpoint_of
 
@@ -76,6 +76,7 @@ def checked_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         return arguments
     if command != "validate-data":
         root = given.get("trainer.default_root_dir") or _value(recipe, "trainer", "default_root_dir") or "runs/unnamed"
+        check_folder(Path(str(root)), f"--trainer.default_root_dir {root}")
         checkpoint_of(command, given.get("ckpt_path"), Path(str(root)))
     start = given.get("model.checkpoint") or _value(recipe, "model", "init_args", "checkpoint")
     if command == "fit" and "ckpt_path" not in given and start not in (None, "null") and not Path(str(start)).is_file():

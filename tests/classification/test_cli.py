@@ -142,7 +142,7 @@ MISTAKES = {
     "no such checkpoint": (["--ckpt_path", "none.ckpt"], "none.ckpt: no such file"),
     "odd batch with mixup": (["--model.mixup", "0.8", "--data.batch_size", "7"], "even"),
     "batch too large": (["--data.batch_size", "1000"], "data.batch_size 1000"),
-    "bad image size": (["--data.image_size", "0"], "image_size must be at least 1"),
+    "bad image size": (["--data.image_size", "0"], "image_size must be from 1 to 4096"),
     "endless": (["--trainer.max_epochs", "-1"], "trainer.max_epochs"),
     "no devices": (["--trainer.accelerator", "cpu", "--trainer.devices", "0"], "devices"),
     "bad schedule": (["--model.schedule.warmup", "2"], "warmup is the share"),

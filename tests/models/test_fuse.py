@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import dgmn
+from dgmn.errors import InputError
 from dgmn.layers import PackedLinear
 from dgmn.layers.packed import can_pack
+from dgmn.weights import load_checkpoint
 
 
 def with_statistics(model):
@@ -179,3 +181,9 @@ def test_hooked_linear_layers_stay():
     layers[0].register_forward_hook(lambda *_: None)
     fused = dgmn.fuse(layers)
     assert [type(layer) for layer in fused] == [nn.Linear, PackedLinear]
+
+
+def test_weights_of_a_fused_network_are_no_checkpoint(fused, tmp_path):
+    torch.save(fused.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"a fused network: save them before dgmn\.fuse"):
+        load_checkpoint(timm.create_model("dgmn2_nano"), tmp_path / "x.pth")

@@ -135,7 +135,7 @@ def refusal(read, path):
         ("classes", ["\x1b[2J", *"bcdefghij"], r"classes: got .*x1b.*; accepted .* without control characters"),
         ("model_args", {"features_only": True}, "model_args: got .*; accepted .* other outputs"),
         ("model_args", {"drop_rate": float("nan")}, "model_args: got .*; accepted .* finite"),
-        ("image_size", 16384, r"image_size: got 16384; accepted a whole number in 1\.\.10000"),
+        ("image_size", 16384, r"image_size: got 16384; accepted a whole number in 1\.\.4096"),
     ],
 )
 def test_what_a_network_or_a_terminal_cannot_take(name, value, message, file):

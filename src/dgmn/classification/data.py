@@ -134,9 +134,9 @@ class ClassificationData(ImageData):
         num_workers: int = 4,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if image_size is None or image_size < 1 or not (crop_pct is None or 0 < crop_pct <= 1):
+        if image_size is None or not 1 <= image_size <= 4_096 or not (crop_pct is None or 0 < crop_pct <= 1):
             raise InputError(
-                "data: image_size must be at least 1, and crop_pct above 0 and at most 1, "
+                "data: image_size must be from 1 to 4096, and crop_pct above 0 and at most 1, "
                 f"got {image_size} and {crop_pct}"
             )
         self.root = None if root is None else Path(root)

@@ -173,6 +173,7 @@ _FLAG: Field = ("True or False", lambda value: type(value) is bool)
 _TEXT: Field = (f"a text of at most {_LONGEST} characters", _is_text)
 _NAME: Field = (f"a text of at most {_LONGEST} characters without control characters", _is_name)
 _SIDE = _whole(1, 10_000)  # pixels; a square of it has as many as an image may have
+_NETWORK_SIDE = _whole(1, 4_096)  # of what a classifier always gets; at 10,000 the smallest network takes 6 GB
 _COLOR = _some(_whole(0, 255), 3, 3)
 _ARGUMENTS: Field = (
     "None, or a dict of plain, finite values, none of which names weights, a file, an address or other outputs",
@@ -212,7 +213,7 @@ _INFERENCE = {
     },
 }
 _TASKS: dict[str, dict[str, Field]] = {
-    "classification": {"classes": _or_none(_some(_NAME)), "image_size": _SIDE},
+    "classification": {"classes": _or_none(_some(_NAME)), "image_size": _NETWORK_SIDE},
     "detection": {
         "backbone": _NETWORK,
         "classes": _some(_NAME),

@@ -117,6 +117,8 @@ def match_keys(
         problems += [f"names unknown ({len(unknown)}): {_first(unknown)}"] if unknown else []
         if any("parametrizations." in key for key in source):
             problems.append("it has parametrised weights: call remove_parametrizations on the network before saving")
+        if unknown and all(key.endswith(".conv.bias") for key in unknown):
+            problems.append("it looks like the weights of a fused network: save them before dgmn.fuse")
         raise InputError(f"not a checkpoint of this {type(model).__name__} ({found.origin}); {'; '.join(problems)}")
     wrong = [key for key, tensor in wanted.items() if tensor.shape != expected[key].shape]
     if wrong and check_shapes:

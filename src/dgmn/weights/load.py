@@ -200,6 +200,8 @@ def read_file(path: Path) -> Any:
     Raises:
         InputError: the file is no checkpoint, is damaged, or would execute code.
     """
+    if not path.stat().st_size:
+        raise InputError(f"checkpoint {path}: damaged or no checkpoint (it is empty)")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -314,4 +316,5 @@ def _hidden(module: nn.Module) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+    """What an error says, or the name of its type where it says nothing."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
