@@ -299,7 +299,10 @@ def _export(arguments: list[str]) -> int:
         action="store_false",
         help="sample nodes by gathering pixels, for runtimes without GridSample",
     )
-    parser.add_argument("--image", metavar="FILE", help="a photograph for the comparison (default: noise like one)")
+    parser.add_argument(
+        "--image", metavar="FILE", help="a photograph for the comparison (default: one with digits painted on it)"
+    )
+    parser.add_argument("--licence", metavar="NAME", help="licence of the weights, for the metadata, for instance MIT")
     options = parser.parse_args(arguments)
     if not (options.source or options.model):
         raise InputError("give SOURCE, a checkpoint or a run's folder, or --model NAME, a published model")

@@ -40,7 +40,6 @@ NETWORKS = {
 }
 CARD = """\
 ---
-license: apache-2.0
 library_name: dgmn
 """
 
@@ -172,6 +171,7 @@ def test_a_card_that_someone_wrote_stays(nano, tmp_path):
         ("semantic_fpn", {"classes": CLASSES, "inference": {"mode": "x"}}, "inference.mode: got 'x'; accepted one of"),
         ("semantic_fpn", {"classes": CLASSES, "colors": [(1, 2)] * 3}, "colors: got .*; accepted a list of"),
         ("classifier", {"classes": ["a\x1b", "b", "c"]}, "classes: got .* without control characters"),
+        ("classifier", {"licence": "MIT\nx: y"}, "licence: got .*; accepted the name of a licence"),
         ("classifier", {"image_size": 0}, "image_size: got 0; accepted a whole number in 1..10000"),
         ("classifier", {"colors": [(1, 2, 3)] * 3}, "colors: got .*; this is a network for classification"),
     ],
@@ -383,8 +383,9 @@ def test_nothing_is_pushed_after_a_mistake(monkeypatch):
 
 def test_the_card_says_how_to_load(shared, tmp_path):
     card = huggingface_hub.ModelCard.load(shared / "README.md")
-    assert (card.data.license, card.data.library_name) == ("apache-2.0", "dgmn")
+    assert (card.data.license, card.data.library_name) == (None, "dgmn")
     assert card.data.pipeline_tag == "image-classification"
     assert "dgmn.load(" in card.text
-    detector = dgmn.save(NETWORKS["retinanet"](), tmp_path / "a", classes=CLASSES)
-    assert huggingface_hub.ModelCard.load(detector / "README.md").data.pipeline_tag == "object-detection"
+    detector = dgmn.save(NETWORKS["retinanet"](), tmp_path / "a", classes=CLASSES, licence="apache-2.0")
+    card = huggingface_hub.ModelCard.load(detector / "README.md")
+    assert (card.data.license, card.data.pipeline_tag) == ("apache-2.0", "object-detection")
