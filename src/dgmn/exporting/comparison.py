@@ -57,7 +57,7 @@ def scene() -> tuple[Image.Image, str]:
 
 
 def batches(picture: Image.Image, height: int, width: int, preprocessing: Preprocessing | None) -> list[Tensor]:
-    """What the network takes, made of a picture at three sizes; the first is the example.
+    """What the network takes, made of a picture at three sizes, and mirrored; the first is the example.
 
     Args:
         picture: the picture.
@@ -67,12 +67,12 @@ def batches(picture: Image.Image, height: int, width: int, preprocessing: Prepro
     """
     other = (32 * max(1, height * 3 // 4 // 32), 32 * max(1, width * 5 // 4 // 32))
     odd = (height * 5 // 4 + 3, width * 3 // 4 + 2)  # sides that no stride divides
-    found = []
+    found: list[Tensor] = []
     for count, (tall, wide) in ((1, (height, width)), (2, other), (1, odd)):
         pixels = np.asarray(picture.resize((wide, tall)), np.float32) / 255
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         if preprocessing is None:
-            found += [image.contiguous(), image.flip(-1)]
+            found += [image.contiguous(), image.flip(-1)][: 1 if found else 2]
         else:
             mean, std = (torch.tensor(x)[:, None, None] for x in (preprocessing.mean, preprocessing.std))
             found.append(torch.stack([image, image.flip(-1)][:count]).sub(mean).div(std))
