@@ -1,5 +1,6 @@
 """Compares what onnxruntime computes from a file with what PyTorch does, on pictures that hold something."""
 
+import functools
 import math
 import statistics
 import time
@@ -42,6 +43,7 @@ class Comparison:
     pytorch: float
 
 
+@functools.cache
 def scene() -> tuple[Image.Image, str]:
     """A picture to compare on, and what it is."""
     try:

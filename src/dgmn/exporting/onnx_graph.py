@@ -117,7 +117,10 @@ def export(
         for open_sizes in (True, False) if dynamic else (False,):
             content = _converted(network, given[0], facts, open_sizes, description["task"])
             if not grid_sample and b"GridSample" in content:
-                raise InputError(f"grid_sample: {type(model.network).__name__} samples with GridSample itself")
+                name = type(model.network).__name__
+                raise InputError(
+                    f"grid_sample: got False; accepted True, because {name} samples with GridSample itself"
+                )
             try:
                 compared = compare(network, content, given if open_sizes else of_one_size)
                 break
