@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image
 
 from dgmn.detection.regions import paste_masks
@@ -20,7 +21,7 @@ _LARGEST = 10_000  # side of a detector's image
 
 
 class OnnxNetwork(nn.Module):
-    """A network in an ONNX file, as predictors call it.
+    """A classifier or segmenter in an ONNX file, as predictors call it.
 
     Args:
         session: onnxruntime's session of a file that `dgmn.export` wrote.
@@ -31,63 +32,52 @@ class OnnxNetwork(nn.Module):
         self.session = session
         (given,) = session.get_inputs()
         self._input = given.name
-        self._sides = given.shape[2:]
+        self._sides = given.shape[-2:]
+        self._outputs = [output.name for output in session.get_outputs()]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         """Images (B, 3, H, W), preprocessed, to the logits of the network."""
-        (logits,) = self.session.run(None, {self._input: images.float().cpu().numpy()})
-        return torch.from_numpy(logits).to(images.device)
+        return self.run(images)["logits"]
+
+    def run(self, given: Tensor) -> dict[str, Tensor]:
+        """What the file gives, by its names."""
+        values = self.session.run(None, {self._input: given.float().cpu().numpy()})
+        return {name: torch.from_numpy(x).to(given.device) for name, x in zip(self._outputs, values, strict=True)}
 
     def extra_repr(self) -> str:
         sides = " x ".join(str(side) for side in self._sides)
         return f"images of {sides} pixels, onnxruntime on {self.session.get_providers()[0]}"
 
 
-class OnnxDetector(nn.Module):
+class OnnxDetector(OnnxNetwork):
     """A detector in an ONNX file, as predictors call it.
 
-    The file takes images of one height and width. Others are resized to fit, keeping their aspect ratio, and padded; so
-    they are found as at another size of the network.
-
-    Args:
-        session: onnxruntime's session of a file that `dgmn.export` wrote.
+    To a file for one height and width, other images are resized to fit, keeping their aspect ratio, and padded; so they
+    are found as at another size of the network.
     """
 
-    def __init__(self, session: Any) -> None:
-        super().__init__()
-        self.session = session
-        (given,) = session.get_inputs()
-        self._input = given.name
-        self._size = given.shape[1], given.shape[2]
-
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """What a detector of PyTorch gives for images (3, H, W) in 0..1."""
+    def forward(self, images: Any) -> Any:
+        """What a detector of PyTorch gives for a list of images (3, H, W) in 0..1."""
         return [self._found(image) for image in images]
 
     def _found(self, image: Tensor) -> dict[str, Tensor]:
-        height, width = image.shape[-2:]
-        scale = min(self._size[0] / height, self._size[1] / width)
-        inner = (
-            max(1, min(self._size[0], round(height * scale))),
-            max(1, min(self._size[1], round(width * scale))),
-        )
-        given = image.float().cpu()
-        if inner != (height, width):
-            given = F.interpolate(given[None], inner, mode="bilinear", align_corners=False)[0]
-        given = F.pad(given, (0, self._size[1] - inner[1], 0, self._size[0] - inner[0]))
-        values = self.session.run(None, {self._input: given.numpy()})
-        names = (output.name for output in self.session.get_outputs())
-        found = {name: torch.from_numpy(value).to(image.device) for name, value in zip(names, values, strict=True)}
-        if inner != (height, width):
-            ratio = found["boxes"].new_tensor([width / inner[1], height / inner[0]])
-            found["boxes"] = clip_boxes_to_image(found["boxes"] * ratio.repeat(2), (height, width))
+        size = image.shape[-2], image.shape[-1]
+        inner = size
+        if all(type(side) is int for side in self._sides):
+            scale = min(most / side for most, side in zip(self._sides, size, strict=True))
+            height, width = (
+                max(1, min(most, round(side * scale))) for most, side in zip(self._sides, size, strict=True)
+            )
+            inner = height, width
+            if inner != size:
+                image = F.interpolate(image[None].float(), inner, mode="bilinear", align_corners=False)[0]
+            image = F.pad(image, (0, self._sides[1] - width, 0, self._sides[0] - height))
+        found = self.run(image)
+        if inner != size:
+            found["boxes"] = clip_boxes_to_image(resize_boxes(found["boxes"], inner, size), size)
         if "masks" in found:
-            found["masks"] = paste_masks(found["masks"], found["boxes"], (height, width))
+            found["masks"] = paste_masks(found["masks"], found["boxes"], size)
         return found
-
-    def extra_repr(self) -> str:
-        height, width = self._size
-        return f"images of {height} x {width} pixels, onnxruntime on {self.session.get_providers()[0]}"
 
 
 def open_session(content: str | bytes, threads: int = 0) -> Any:
@@ -135,6 +125,6 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if len(inputs) != 1 or len(inputs[0].shape) != (3 if detects else 4) or outputs - {"masks"} != wanted:
         raise InputError(f"{path}: its inputs and outputs are not those of a file of dgmn export")
     sides = inputs[0].shape[1:]
-    if detects and not all(type(side) is int and 1 <= side <= _LARGEST for side in sides):
-        raise InputError(f"{path}: takes images of {sides}; accepted a height and a width in 1..{_LARGEST}")
+    if detects and not all(1 <= side <= _LARGEST if type(side) is int else type(side) is str for side in sides):
+        raise InputError(f"{path}: takes images of {sides}; accepted any, or a height and a width in 1..{_LARGEST}")
     return OnnxDetector(session) if detects else OnnxNetwork(session), description

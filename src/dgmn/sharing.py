@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +41,7 @@ def save(
     category_ids: Sequence[int] | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
     inference: Mapping[str, Any] | None = None,
+    licence: str | None = None,
 ) -> Path:
     """Writes a network into a folder: `model.safetensors`, `config.json`, and a model card if there is none.
 
@@ -58,6 +60,8 @@ def save(
         category_ids: detection: ids of the classes in COCO's format; None counts from 1.
         colors: segmentation: colours of the classes, each three numbers in 0..255.
         inference: detection and segmentation: fields of the task's `Inference`, for instance `{"mode": "slide"}`.
+        licence: licence of the weights, for the model card, as the hub names it, for instance "apache-2.0"; None says
+            nothing.
 
     Returns:
         The folder.
@@ -74,6 +78,8 @@ def save(
         "colors": colors,
         "inference": inference,
     }
+    if licence is not None:
+        check_licence(licence)
     network = model.network if isinstance(model, Predictor) else model
     description = description_of(model, given)
     check_weights(network.state_dict(), f"model: {type(network).__name__}")
@@ -83,7 +89,7 @@ def save(
     files = {
         WEIGHTS: to_safetensors(weights),
         CONFIG: _json(_config(network, description)),
-        CARD: _card(description).encode(),
+        CARD: _card(description, licence).encode(),
     }
     folder = Path(folder)
     for name, content in files.items():
@@ -110,7 +116,7 @@ def push_to_hub(
         private: whether a new repository is private; None: what its owner has chosen.
         token: access token; None takes that of `hf auth login`.
         commit_message: what the repository's history says.
-        **facts: further arguments of `save`, for instance `classes`.
+        **facts: further arguments of `save`, for instance `classes` or `licence`.
 
     Returns:
         The address of the commit.
@@ -132,6 +138,16 @@ def push_to_hub(
             ignore_patterns=[CARD] if card else None,  # a card that someone has written stays
         )
     return str(commit.commit_url)
+
+
+def check_licence(licence: object) -> None:
+    """Checks the name of a licence.
+
+    Raises:
+        InputError: it is no name, or longer than any.
+    """
+    if not isinstance(licence, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+() -]{0,99}", licence) is None:
+        raise InputError(f"licence: got {licence!r}; accepted the name of a licence, for instance Apache-2.0 or MIT")
 
 
 def description_of(model: Predictor | nn.Module, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -220,7 +236,7 @@ def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _card(description: Mapping[str, Any]) -> str:
+def _card(description: Mapping[str, Any], licence: str | None) -> str:
     task, model = description["task"], description["model"]
     what = f"`{model}`" + (f" on `{description['backbone']}`" if "backbone" in description else "")
     others = ""
@@ -235,8 +251,7 @@ transformers.AutoModelForImageClassification.from_pretrained("FOLDER")
 """
     return f"""\
 ---
-license: apache-2.0
-library_name: dgmn
+{f"license: {licence}" + chr(10) if licence else ""}library_name: dgmn
 pipeline_tag: {_PIPELINES[task]}
 tags:
 - dgmn
@@ -249,9 +264,8 @@ passing networks). `config.json` names the classes.
 
 ```python
 import dgmn
-from huggingface_hub import snapshot_download
 
-model = dgmn.load(snapshot_download("USER/NAME"))  # or the path of this folder
+model = dgmn.load("hf-hub:USER/NAME")  # or the path of this folder
 print(model.predict("image.jpg"))
 ```
 {others}

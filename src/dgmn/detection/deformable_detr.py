@@ -16,12 +16,14 @@ from torchvision.ops import MLP, box_convert
 from dgmn.about import About, about
 from dgmn.detection.multi_scale import FusedMultiScaleAttention
 from dgmn.detection.official import official_deformable_detr
+from dgmn.detection.regions import extent
 from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError, check_number
 from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
+from dgmn.ops.tracing import is_jit_tracing
 
 _MAPS = 3  # levels that come from the backbone, if there are several
 _GROUPS = 32  # groups of the norm of a level
@@ -113,7 +115,7 @@ class DeformableDETR(nn.Module):
         height, width = maps[-1].shape[-2:]
         positions = sum(x.shape[-2] * x.shape[-1] for x in maps)
         for _ in range(self.transformer.config.num_feature_levels - self.maps):
-            height, width = math.ceil(height / 2), math.ceil(width / 2)
+            height, width = (height + 1) // 2, (width + 1) // 2
             positions += height * width
         # A small image can have fewer positions than the proposals that are wanted.
         self.transformer.config.two_stage_num_proposals = min(self.num_queries, positions)
@@ -153,9 +155,8 @@ class DeformableDETR(nn.Module):
             check_labels(targets, self.transformer.config.num_labels)
         originals = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, targets = self.transform(images, targets)
-        valid = torch.zeros_like(batch.tensors[:, 0], dtype=torch.bool)
-        for i, (height, width) in enumerate(batch.image_sizes):
-            valid[i, :height, :width] = True
+        rows, columns = (torch.arange(side, device=batch.tensors.device) for side in batch.tensors.shape[-2:])
+        valid = torch.stack([(rows < height)[:, None] & (columns < width) for height, width in batch.image_sizes])
         outputs = self.predict(batch.tensors, valid)
         if not self.training:
             return self.choose(*outputs.layers[-1], originals)
@@ -190,10 +191,10 @@ class DeformableDETR(nn.Module):
         """
         classes = logits.shape[-1]
         results = []
-        for scores, here, (height, width) in zip(logits.float().sigmoid(), boxes, sizes, strict=True):
+        for scores, here, size in zip(logits.float().sigmoid(), boxes, sizes, strict=True):
             best, index = scores.flatten().topk(min(self.detections_per_img, scores.numel()))
             corners = box_convert(here[index // classes], "cxcywh", "xyxy")
-            corners = corners * corners.new_tensor([width, height, width, height])
+            corners = corners * extent(corners, size)
             results.append({"boxes": corners, "scores": best, "labels": index % classes})
         return results
 
@@ -205,8 +206,7 @@ def predicted(logits: Tensor, boxes: Tensor) -> Predictions:
 
 def normalised(target: dict[str, Tensor], size: tuple[int, int]) -> Objects:
     """An image's objects relative to its height and width in pixels, as the criterion takes them."""
-    height, width = size
-    corners = target["boxes"] / target["boxes"].new_tensor([width, height, width, height])
+    corners = target["boxes"] / extent(target["boxes"], size)
     return Objects(target["labels"], corners, box_convert(corners, "xyxy", "cxcywh"))
 
 
@@ -219,6 +219,8 @@ def _transformer(config: Any, channels: Sequence[int]) -> Any:
     model.encoder.dropout = 0.0  # the original drops nothing before the first layer
     for layer in model.encoder.layers:
         layer.self_attn.attn = FusedMultiScaleAttention(layer.self_attn.attn)
+    for part in (model.encoder, model.decoder):
+        part.register_forward_pre_hook(_traced_shapes, with_kwargs=True)
     width = config.d_model
     projections = [nn.Conv2d(n, width, 1) for n in channels]
     for i in range(config.num_feature_levels - len(channels)):
@@ -239,6 +241,14 @@ def _transformer(config: Any, channels: Sequence[int]) -> Any:
     if not config.two_stage:
         nn.init.normal_(model.query_position_embeddings.weight)
     return model
+
+
+def _traced_shapes(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """transformers makes one tensor of the maps' sizes, in a way that torch.jit.trace takes for a constant."""
+    if is_jit_tracing():
+        shapes = [torch.stack([torch.as_tensor(side) for side in shape]) for shape in options["spatial_shapes_list"]]
+        options = {**options, "spatial_shapes": torch.stack(shapes)}
+    return args, options
 
 
 @noted

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgmn.ops import sampled_aggregate
+from dgmn.ops.tracing import is_jit_tracing
 
 Shape = tuple[int, int]
 
@@ -106,7 +107,8 @@ class FusedMultiScaleAttention(nn.Module):
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        if self.fused and sampling_locations.shape[1] == value.shape[1]:
+        # Where the sheet's maps lie depends on their sizes, which a traced graph leaves open.
+        if self.fused and not is_jit_tracing() and sampling_locations.shape[1] == value.shape[1]:
             shapes = [(int(height), int(width)) for height, width in value_spatial_shapes_list]
             return multi_scale_aggregate(value, shapes, sampling_locations, attention_weights)
         out: Tensor = self.fallback(

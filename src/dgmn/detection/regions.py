@@ -1,6 +1,7 @@
 """Regions of maps and images: read from the maps of a pyramid, and masks of regions read and put into images."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,13 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, box_area, roi_align
 
 _STRIDES = (4, 8, 16, 32)  # of the maps that regions are read from
+
+
+def extent(like: Tensor, size: Sequence[int]) -> Tensor:
+    """Width, height, width, height of an image of `size` (height, width), to scale boxes by."""
+    # Not new_tensor: a traced graph would take the size for a constant.
+    height, width = (torch.as_tensor(side, dtype=like.dtype, device=like.device) for side in size)
+    return torch.stack([width, height, width, height])
 
 
 class AlignedRoIs(MultiScaleRoIAlign):

@@ -1,15 +1,15 @@
 """Resizes images and their objects to the size that a detector works at, as mmdet and detectron2 do."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from dgmn.errors import check_number
-from dgmn.ops.tracing import is_exporting
+from dgmn.ops.tracing import is_exporting, is_jit_tracing
 
 
 class Resize(GeneralizedRCNNTransform):
@@ -77,8 +77,18 @@ def resized_sides(size: Sequence[int], short: int, longest: int) -> tuple[int, i
     Source: mmcv's `rescale_size` and detectron2's `ResizeShortestEdge`. They give the same sizes, except that rounding
         errors decide about exact halves.
     """
+    if is_jit_tracing():
+        return _traced_sides(size, short, longest)
     scale = min(short / min(size), longest / max(size))
     height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
+def _traced_sides(size: Sequence[Any], short: int, longest: int) -> tuple[Any, Any]:
+    """The same with tensors, which torch.jit.trace has for sizes, so that a graph works for other sizes, too."""
+    height, width = (torch.as_tensor(side).double() for side in size)
+    scale = torch.minimum(short / torch.minimum(height, width), longest / torch.maximum(height, width))
+    height, width = ((side * scale + 0.5).floor().clamp(min=1).long() for side in (height, width))
     return height, width
 
 
@@ -89,14 +99,14 @@ def averaged(image: Tensor, size: tuple[int, int]) -> Tensor:
         image: (..., H, W).
         size: height and width of the result.
     """
-    down, across = (_shares(int(side), after) for side, after in zip(image.shape[-2:], size, strict=True))
+    down, across = (_shares(side, after) for side, after in zip(image.shape[-2:], size, strict=True))
     out: Tensor = down.to(image) @ image @ across.to(image).T
     return out
 
 
 def _shares(side: int, after: int) -> Tensor:
     """The share of every pixel in every pixel of the result, (after, side): a triangle around its centre."""
-    scale = side / after
-    centers = (np.arange(after) + 0.5)[:, None] * scale
-    shares = np.maximum(1 - np.abs(np.arange(side) + 0.5 - centers) / max(scale, 1), 0)
-    return torch.from_numpy((shares / shares.sum(1, keepdims=True)).astype(np.float32))
+    scale = torch.as_tensor(side).double() / after
+    centers = (torch.arange(after).double() + 0.5)[:, None] * scale
+    shares = (1 - (torch.arange(side).double() + 0.5 - centers).abs() / scale.clamp(min=1)).clamp(min=0)
+    return shares / shares.sum(1, keepdim=True)

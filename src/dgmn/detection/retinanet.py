@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection._utils import _topk_min
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
@@ -87,7 +88,7 @@ class RetinaNet(TorchvisionRetinaNet):
             levels = zip(head_outputs["cls_logits"], head_outputs["bbox_regression"], anchors[i], strict=True)
             for logits, deltas, level_anchors in levels:
                 scores = logits[i].sigmoid()
-                best = scores.amax(1).topk(min(self.topk_candidates, len(scores))).indices
+                best = scores.amax(1).topk(_topk_min(scores, self.topk_candidates, 0)).indices
                 boxes = self.box_coder.decode_single(deltas[i][best], level_anchors[best])
                 all_boxes.append(clip_boxes_to_image(boxes, shape))
                 all_scores.append(scores[best])

@@ -15,7 +15,7 @@ from torchvision.ops import box_area, box_convert, clip_boxes_to_image
 from dgmn.about import About
 from dgmn.detection.anchors import Pyramid, Subsampled
 from dgmn.detection.official import official_sparse_rcnn
-from dgmn.detection.regions import AlignedRoIs
+from dgmn.detection.regions import AlignedRoIs, extent
 from dgmn.detection.resizing import Resize
 from dgmn.detection.set_prediction import Objects, Predictions, SetCriterion, number_of_objects
 from dgmn.detection.targets import check_labels
@@ -57,7 +57,7 @@ class LearnedProposals(nn.Module):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The boxes of every image as x1, y1, x2, y2 in pixels, (proposals, 4), and no losses."""
         corners = box_convert(self.boxes, "cxcywh", "xyxy")
-        return [corners * _extent(corners, size) for size in images.image_sizes], {}
+        return [corners * extent(corners, size) for size in images.image_sizes], {}
 
 
 class DynamicInteraction(nn.Module):
@@ -219,7 +219,7 @@ class SparseHeads(nn.Module):
 
         The L1 distance compares corners relative to the image.
         """
-        extents = torch.stack([_extent(targets[0]["boxes"], shape) for shape in image_shapes])
+        extents = torch.stack([extent(targets[0]["boxes"], shape) for shape in image_shapes])
         objects = [
             Objects(target["labels"], target["boxes"], target["boxes"] / extent)
             for target, extent in zip(targets, extents, strict=True)
@@ -328,8 +328,3 @@ def sparse_rcnn(
 def _tower(channels: int, layers: int) -> nn.Sequential:
     parts = ((nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU()) for _ in range(layers))
     return nn.Sequential(*(part for layer in parts for part in layer))
-
-
-def _extent(like: Tensor, size: tuple[int, int]) -> Tensor:
-    """Width, height, width, height of an image of `size` (height, width)."""
-    return like.new_tensor([size[1], size[0], size[1], size[0]])

@@ -24,12 +24,13 @@ def run_export(options: argparse.Namespace) -> int:
         dynamic=not options.fixed,
         grid_sample=options.grid_sample,
         image=options.image,
+        licence=options.licence,
     )
     height, width = done.sizes[0][-2:]
     megabytes = done.path.stat().st_size / 1e6
     sizes = "any size" if done.fixed is None else f"{height} x {width} only: {done.fixed}"
     print(f"{done.path}: {megabytes:.1f} MB, images of {sizes}\n")
-    print(f"checked on images of {', '.join(' x '.join(map(str, size)) for size in done.sizes)}")
+    print(f"checked on {done.image}: {', '.join(' x '.join(map(str, size)) for size in dict.fromkeys(done.sizes))}")
     rows = [
         ("largest error", f"{done.error:.1e} of the largest result"),
         (f"{height} x {width}", f"{done.milliseconds:.1f} ms in onnxruntime, {done.pytorch:.1f} in PyTorch"),

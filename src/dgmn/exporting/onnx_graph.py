@@ -1,11 +1,8 @@
-"""Writes a network as ONNX, and compares what onnxruntime computes with what PyTorch does."""
+"""Writes a network as ONNX, after onnxruntime has computed from it what PyTorch does."""
 
 import copy
 import json
-import math
 import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,26 +11,23 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import resize_boxes
 
-from dgmn.about import about
+from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
+from dgmn.exporting.comparison import DifferenceError, batches, compare, scene
 from dgmn.images import AnyImage, to_image
-from dgmn.onnx_network import METADATA, OnnxDetector, OnnxNetwork, open_session
+from dgmn.onnx_network import METADATA, OnnxNetwork
 from dgmn.ops.exported import without_grid_sample
 from dgmn.predictor import Predictor
-from dgmn.sharing import description_of
+from dgmn.sharing import check_licence, description_of
 from dgmn_base.files import writing
 
-LIMIT = 1e-3
-"""Largest error of a file that is kept, relative to the largest result of a kind."""
 OPSET = 18  # of GridSample as TensorRT reads it
 _DEFAULT = 512  # side of a segmenter's image that is predicted whole
 _SCENE = (800, 1088)  # height and width of a detector's image, near COCO's usual
-_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class Exported:
     Attributes:
         path: the file.
         sizes: the images on which onnxruntime was compared with PyTorch: (B, H, W), of detectors (H, W).
+        image: what they were made of.
         error: the largest difference of a result, relative to the largest of its kind: logits, or boxes, scores, labels
             and masks.
         milliseconds: median time of the first size in onnxruntime.
@@ -52,6 +47,7 @@ class Exported:
 
     path: Path
     sizes: tuple[tuple[int, ...], ...]
+    image: str
     error: float
     milliseconds: float
     pytorch: float
@@ -66,6 +62,7 @@ def export(
     dynamic: bool = True,
     grid_sample: bool = True,
     image: AnyImage | None = None,
+    licence: str | None = None,
 ) -> Exported:
     """Writes the network of a predictor as an ONNX file, which `dgmn.load` and `dgmn predict` read.
 
@@ -73,10 +70,9 @@ def export(
 
     The file has standard operators only. A classifier's or segmenter's takes `images` (B, 3, H, W) in float32,
     normalised, and gives `logits`: of the classes, or of the classes at every pixel. A detector's takes an `image`
-    (3, H, W) in 0..1 of one size, and gives `boxes` (N, 4) in its pixels, `scores`, `labels`, and `masks`
-    (N, 1, 28, 28), each for its box. The metadata hold the names of the classes, the normalisation and all that
-    prediction needs, as JSON under "dgmn". Before the file is kept, onnxruntime runs it on images of three sizes; a
-    detector's on two images of its own size.
+    (3, H, W) in 0..1, and gives `boxes` (N, 4) in its pixels, `scores`, `labels`, and `masks` (N, 1, 28, 28), each for
+    its box. The metadata hold the names of the classes, the normalisation and all that prediction needs, as JSON under
+    "dgmn". Before the file is kept, onnxruntime runs it on a picture at three sizes, and its results are compared.
 
     Args:
         model: a predictor of any task, from `dgmn.load`.
@@ -84,9 +80,10 @@ def export(
         size: height and width of the example; None: the classifier's image size, a segmenter's window or 512, and
             800 x 1088 for a detector.
         dynamic: whether the file takes images of any height and width, where the network allows it. The batch may
-            always have any size.
+            always have any size; a detector takes one image at a time, because each has its own number of objects.
         grid_sample: whether nodes are sampled by ONNX's GridSample; otherwise by its Gather, for runtimes without it.
-        image: a photograph for the comparison; None takes noise of a photograph's kind.
+        image: the picture for the comparison; None takes a photograph with digits painted on it.
+        licence: what the metadata say under "license", for instance "MIT"; None says nothing.
 
     Returns:
         What was written and how it compares.
@@ -98,38 +95,42 @@ def export(
     path = Path(path)
     if path.suffix != ".onnx":
         raise InputError(f"out: got {path}; accepted a file that ends with .onnx")
-    if not isinstance(model, Predictor) or isinstance(model.network, OnnxNetwork | OnnxDetector):
+    if not isinstance(model, Predictor) or isinstance(model.network, OnnxNetwork):
         raise InputError(f"model: got {model!r}; accepted a predictor of a network in PyTorch, from dgmn.load")
+    if licence is not None:
+        check_licence(licence)
     description = description_of(model)
     height, width = _checked_size(size) if size is not None else _default_size(description)
+    picture, what = scene() if image is None else (to_image(image), "the given image")
     network = copy.deepcopy(model.network).cpu().float().eval()
+    detects = model.task == "detection"
+    if detects:
+        network = _Detector(network).eval()
+    preprocessing = None if detects else Preprocessing.from_values(description["preprocessing"])
+    given = batches(picture, height, width, preprocessing)
+    of_one_size = [x for x in given if x.shape[-2:] == given[0].shape[-2:]]
     fixed = None if dynamic else "as asked"
-    pictures = _pictures(height, width, image)
-    of_one_size = pictures[:1]
-    if model.task == "detection":
-        network, dynamic = _Detector(network).eval(), False
-        fixed = "the size to which a detector resizes is a part of its graph"
-        of_one_size = _scenes(pictures[0][0])
+    facts = {METADATA: json.dumps(description), "dgmn_version": version("dgmn")}
+    if licence is not None:
+        facts["license"] = licence  # as others spell it
     with without_grid_sample(not grid_sample), torch.no_grad():
-        try:
-            content = _converted(network, (pictures if dynamic else of_one_size)[0], description, dynamic)
-            compared = _compare(network, content, pictures if dynamic else of_one_size)
-        except _DifferenceError as difference:
-            if not dynamic:
-                raise InputError(f"{path}: is not written: {difference}") from difference
-            fixed = f"at other sizes than its own, {difference}"
-            content = _converted(network, pictures[0], description, dynamic=False)
+        for open_sizes in (True, False) if dynamic else (False,):
+            content = _converted(network, given[0], facts, open_sizes, description["task"])
+            if not grid_sample and b"GridSample" in content:
+                name = type(model.network).__name__
+                raise InputError(
+                    f"grid_sample: got False; accepted True, because {name} samples with GridSample itself"
+                )
             try:
-                compared = _compare(network, content, of_one_size)
-            except _DifferenceError as other:
-                raise InputError(f"{path}: is not written: {other}") from other
+                compared = compare(network, content, given if open_sizes else of_one_size)
+                break
+            except DifferenceError as difference:
+                if not open_sizes:
+                    raise InputError(f"{path}: is not written: {difference}") from difference
+                fixed = f"at other sizes than its own, {difference}"
     with writing(path) as file:
         file.write(content)
-    return Exported(path, *compared, fixed)
-
-
-class _DifferenceError(Exception):
-    """onnxruntime does not run the file, or computes something else."""
+    return Exported(path, image=what, fixed=fixed, **vars(compared))
 
 
 class _Detector(nn.Module):
@@ -174,42 +175,23 @@ def _default_size(description: dict[str, Any]) -> tuple[int, int]:
     return side, side
 
 
-def _pictures(height: int, width: int, image: AnyImage | None) -> list[Tensor]:
-    """The batches for the comparison; the first is the example. The others have other sizes and shapes."""
-
-    def like_a_photograph(count: int, height: int, width: int) -> Tensor:
-        coarse = torch.randn(count, 3, max(1, height // 16), max(1, width // 16), generator=generator)
-        smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
-        return smooth + 0.1 * torch.randn(count, 3, height, width, generator=generator)
-
-    generator = torch.Generator().manual_seed(0)
-    first = like_a_photograph(1, height, width)
-    if image is not None:
-        pixels = torch.from_numpy(np.array(to_image(image).resize((width, height)))).permute(2, 0, 1)[None] / 255
-        first = (pixels - pixels.mean()) / pixels.std()
-    other = (32 * max(1, height * 3 // 4 // 32), 32 * max(1, width * 5 // 4 // 32))
-    odd = (height * 5 // 4 + 3, width * 3 // 4 + 2)  # sides that no stride divides
-    return [first, like_a_photograph(2, *other), like_a_photograph(1, *odd)]
-
-
-def _scenes(picture: Tensor) -> list[Tensor]:
-    """Two images (3, H, W) in 0..1, as detectors take them."""
-    return [(each / 4 + 0.5).clamp(0, 1) for each in (picture, picture.flip(-1))]
-
-
-def _converted(network: nn.Module, example: Tensor, description: dict[str, Any], dynamic: bool) -> bytes:
-    """The file's content."""
+def _converted(network: nn.Module, example: Tensor, facts: dict[str, str], open_sizes: bool, task: str) -> bytes:
+    """The file's content, with these metadata."""
     try:
         import onnx
     except ImportError as error:
         raise InputError("exporting needs onnx: pip install 'dgmn[export]'") from error
-    detects = isinstance(network, _Detector)
-    outputs = network.outputs() if isinstance(network, _Detector) else ("logits",)
-    axes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
-    every = axes if description["task"] == "segmentation" else {0: "batch"}
+    if isinstance(network, _Detector):
+        name, outputs, first = "image", network.outputs(), {}
+        every = {0: "objects"}
+    else:
+        name, outputs, first = "images", ("logits",), {0: "batch"}
+        every = first | ({2: "height", 3: "width"} if open_sizes and task == "segmentation" else {})
+    rows = example.dim() - 2
+    axes = first | ({rows: "height", rows + 1: "width"} if open_sizes else {})
     buffer = BytesIO()
-    if detects:
-        torch.onnx.register_custom_op_symbolic("aten::linspace", _linspace, OPSET)  # type: ignore[attr-defined] # public, not listed
+    for operator, symbolic in _SYMBOLICS.items():
+        torch.onnx.register_custom_op_symbolic(operator, symbolic, OPSET)  # type: ignore[attr-defined] # public, not listed
     try:
         with warnings.catch_warnings():
             # PyTorch's tracer warns of every Python number, and that another exporter exists. That one takes minutes.
@@ -220,20 +202,17 @@ def _converted(network: nn.Module, example: Tensor, description: dict[str, Any],
                 buffer,  # type: ignore[arg-type] # the exporter by tracing accepts it
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=["image" if detects else "images"],
+                input_names=[name],
                 output_names=list(outputs),
-                dynamic_axes={name: {0: "objects"} for name in outputs}
-                if detects
-                else {"images": axes, "logits": every},
+                dynamic_axes={name: axes, **dict.fromkeys(outputs, every)},
             )
     except Exception as error:  # whatever a network does that ONNX has no operator for
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"model: {type(network).__name__} has no form in ONNX: {reason}") from error
     finally:
-        if detects:
-            torch.onnx.unregister_custom_op_symbolic("aten::linspace", OPSET)  # type: ignore[attr-defined] # public, not listed
+        for operator in _SYMBOLICS:
+            torch.onnx.unregister_custom_op_symbolic(operator, OPSET)  # type: ignore[attr-defined] # public, not listed
     model = onnx.load_from_string(buffer.getvalue())
-    facts = {METADATA: json.dumps(description), "dgmn_version": version("dgmn"), "license": "Apache-2.0"}
     onnx.helper.set_model_props(model, facts)
     content: bytes = model.SerializeToString()
     return content
@@ -252,66 +231,15 @@ def _linspace(graph: Any, start: Any, end: Any, steps: Any, *_: Any) -> Any:
     return graph.op("Add", start, graph.op("Mul", floating(graph.op("Range", zero, steps, one)), step))
 
 
-def _compare(
-    network: nn.Module, content: bytes, pictures: Sequence[Tensor]
-) -> tuple[tuple[tuple[int, ...], ...], float, float, float]:
-    """Sizes, error and both times; see `Exported`."""
-    try:
-        session = open_session(content)
-        (given,) = session.get_inputs()
-        results = [session.run(None, {given.name: images.numpy()}) for images in pictures]
-    except InputError:
-        raise
-    except Exception as error:
-        raise _DifferenceError(f"onnxruntime does not run it: {str(error).strip().splitlines()[0][:200]}") from error
-    worst = 0.0
-    for images, result in zip(pictures, results, strict=True):
-        try:
-            wanted = network(images)
-        except Exception as error:  # whatever a network says about a size that it does not take
-            raise _DifferenceError(f"PyTorch does not run it: {str(error).strip().splitlines()[0][:200]}") from error
-        got = [torch.from_numpy(values) for values in result]
-        if isinstance(wanted, tuple):
-            distance = _distance(got, wanted, images.shape[-2:])
-        elif got[0].shape == wanted.shape:
-            distance = float((got[0] - wanted).abs().amax() / wanted.abs().amax().clamp_min(1e-30))
-        else:
-            raise _DifferenceError(f"onnxruntime gives {tuple(got[0].shape)} instead of {tuple(wanted.shape)}")
-        if not distance <= LIMIT:
-            raise _DifferenceError(f"onnxruntime's results differ by {distance:.1e}, more than {LIMIT:.0e}")
-        worst = max(worst, distance)
-    first = pictures[0].numpy()
-    runs = (lambda: session.run(None, {given.name: first}), lambda: network(pictures[0]))
-    times = [[_milliseconds(run) for run in runs] for _ in range(_ROUNDS)]
-    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
-    sizes = tuple((*images.shape[:-3], *images.shape[-2:]) for images in pictures)
-    return sizes, worst, ours, theirs
+def _sigmoid(graph: Any, x: Any) -> Any:
+    """The sigmoid with an error relative to its result.
 
-
-def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor], size: Sequence[int]) -> float:
-    """How far any object of a kind is from the closest of the other: corners in images, scores, and masks.
-
-    The order of the objects does not matter, because equal scores have none. Nor do objects at the end of the list,
-    whose scores are those of objects that just did not get into it.
+    onnxruntime's own has an absolute one of 1e-7. Below 1e-5 that changes the order of scores, of which the proposals
+    of a trained detector have many, and so which of them are kept.
     """
-    sides = torch.tensor([size[1], size[0]] * 2)
-
-    def numbers(objects: Sequence[Tensor]) -> Tensor:
-        boxes, scores, labels, *masks = objects
-        # Other labels are a thousand images away.
-        columns = [boxes / sides, scores[:, None], 1e3 * labels[:, None], *(mask.flatten(1) for mask in masks)]
-        return torch.cat(columns, 1).double()
-
-    if min(len(got[1]), len(wanted[1])) == 0:
-        return 0.0 if len(got[1]) == len(wanted[1]) else math.inf
-    one, other = numbers(got), numbers(wanted)
-    distances = torch.cdist(one, other, p=torch.inf)
-    lowest = max(float(got[1].min()), float(wanted[1].min())) + LIMIT
-    nearest = [distances.amin(1 - dim)[objects[1] > lowest] for dim, objects in ((0, got), (1, wanted))]
-    return max((float(x.max()) for x in nearest if len(x)), default=0.0)
+    one = graph.op("CastLike", graph.op("Constant", value_t=torch.tensor(1.0)), x)
+    return graph.op("Div", one, graph.op("Add", one, graph.op("Exp", graph.op("Neg", x))))
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - start)
+_SYMBOLICS: dict[str, Callable[..., Any]] = {"aten::linspace": _linspace, "aten::sigmoid": _sigmoid}
+"""Operators that PyTorch's exporter, or onnxruntime, does not get right."""
