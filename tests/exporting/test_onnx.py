@@ -155,7 +155,7 @@ def test_without_grid_sample(load, tmp_path):
 
 @pytest.mark.slow
 def test_networks_that_need_grid_sample(load, tmp_path):
-    with pytest.raises(InputError, match="grid_sample: got False; accepted True: a DeformableDETR samples"):
+    with pytest.raises(InputError, match="grid_sample: got False; accepted True, because DeformableDETR samples"):
         export(load("deformable_detr"), tmp_path / "a.onnx", size=(96, 144), grid_sample=False)
     assert list(tmp_path.iterdir()) == []
 
