@@ -301,12 +301,20 @@ def _export(arguments: list[str]) -> int:
         action="store_false",
         help="sample nodes by gathering pixels, for runtimes without GridSample",
     )
+    parser.add_argument(
+        "--kernel",
+        action="store_true",
+        help="run the CPU kernels in onnxruntime, faster than standard operators; only onnxruntime with dgmn's library "
+        "reads the file",
+    )
     parser.add_argument("--image", metavar="FILE", help="a photograph for the comparison (default: noise like one)")
     options = parser.parse_args(arguments)
     if not (options.source or options.model):
         raise InputError("give SOURCE, a checkpoint or a run's folder, or --model NAME, a published model")
     if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
+    if options.kernel and not options.grid_sample:
+        parser.error("--kernel samples nodes itself: leave out --no-grid-sample")
     if Path(options.out).suffix != ".onnx":
         raise InputError(f"--out {options.out}: accepted a file that ends with .onnx")
     if options.config:

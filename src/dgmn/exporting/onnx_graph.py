@@ -21,8 +21,9 @@ from torchvision.models.detection.transform import resize_boxes
 
 from dgmn.about import about
 from dgmn.errors import InputError
+from dgmn.exporting.kernel_nodes import kernel_nodes
 from dgmn.images import AnyImage, to_image
-from dgmn.onnx_network import METADATA, OnnxDetector, OnnxNetwork, open_session
+from dgmn.onnx_network import METADATA, OnnxDetector, OnnxNetwork, onnxruntime_library, open_session
 from dgmn.ops.exported import without_grid_sample
 from dgmn.predictor import Predictor
 from dgmn.sharing import description_of
@@ -65,13 +66,14 @@ def export(
     size: Sequence[int] | None = None,
     dynamic: bool = True,
     grid_sample: bool = True,
+    kernel: bool = False,
     image: AnyImage | None = None,
 ) -> Exported:
     """Writes the network of a predictor as an ONNX file, which `dgmn.load` and `dgmn predict` read.
 
         dgmn.export(dgmn.load("runs/x"), "model.onnx")
 
-    The file has standard operators only. A classifier's or segmenter's takes `images` (B, 3, H, W) in float32,
+    The file has standard operators only, unless `kernel` is true. A classifier's or segmenter's takes `images` (B, 3, H, W) in float32,
     normalised, and gives `logits`: of the classes, or of the classes at every pixel. A detector's takes an `image`
     (3, H, W) in 0..1 of one size, and gives `boxes` (N, 4) in its pixels, `scores`, `labels`, and `masks`
     (N, 1, 28, 28), each for its box. The metadata hold the names of the classes, the normalisation and all that
@@ -86,6 +88,8 @@ def export(
         dynamic: whether the file takes images of any height and width, where the network allows it. The batch may
             always have any size.
         grid_sample: whether nodes are sampled by ONNX's GridSample; otherwise by its Gather, for runtimes without it.
+        kernel: whether messages and their attention are nodes of our own, which run the CPU kernels. onnxruntime then needs
+            [`dgmn.onnxruntime_library`][dgmn.onnxruntime_library]; `dgmn.load` finds it by itself.
         image: a photograph for the comparison; None takes noise of a photograph's kind.
 
     Returns:
@@ -100,6 +104,12 @@ def export(
         raise InputError(f"out: got {path}; accepted a file that ends with .onnx")
     if not isinstance(model, Predictor) or isinstance(model.network, OnnxNetwork | OnnxDetector):
         raise InputError(f"model: got {model!r}; accepted a predictor of a network in PyTorch, from dgmn.load")
+    if kernel and not grid_sample:
+        raise InputError(
+            "kernel: got True together with grid_sample=False; accepted one of them: the kernel samples itself"
+        )
+    if kernel:
+        onnxruntime_library()
     description = description_of(model)
     height, width = _checked_size(size) if size is not None else _default_size(description)
     network = copy.deepcopy(model.network).cpu().float().eval()
@@ -110,7 +120,7 @@ def export(
         network, dynamic = _Detector(network).eval(), False
         fixed = "the size to which a detector resizes is a part of its graph"
         of_one_size = _scenes(pictures[0][0])
-    with without_grid_sample(not grid_sample), torch.no_grad():
+    with without_grid_sample(not grid_sample), kernel_nodes(kernel, OPSET), torch.no_grad():
         try:
             content = _converted(network, (pictures if dynamic else of_one_size)[0], description, dynamic)
             compared = _compare(network, content, pictures if dynamic else of_one_size)
