@@ -314,7 +314,7 @@ def _export(arguments: list[str]) -> int:
     if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
     if options.kernel and not options.grid_sample:
-        parser.error("--kernel samples nodes itself: leave out --no-grid-sample")
+        raise InputError("--kernel samples nodes by itself: leave out --no-grid-sample")
     if Path(options.out).suffix != ".onnx":
         raise InputError(f"--out {options.out}: accepted a file that ends with .onnx")
     if options.config:

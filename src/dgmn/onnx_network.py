@@ -106,7 +106,7 @@ def onnxruntime_library() -> str:
     path = Path(__file__).resolve().parent / "_onnxruntime.so"
     if not path.is_file():
         raise InputError(
-            "dgmn's operators for onnxruntime, which files of `dgmn export --kernel` need, were not built: install a C++ "
+            "files of dgmn export --kernel need dgmn's operators for onnxruntime, which were not built: install a C++ "
             "compiler, then dgmn again; or export without --kernel"
         )
     return str(path)

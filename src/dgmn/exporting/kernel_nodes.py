@@ -61,7 +61,7 @@ def _position(graph: Any, query: Any, rows: Any, columns: Any, mirrored: bool, n
 def _shaped(out: Any, like: Any, last: int | None = None) -> Any:
     """Gives an output the sizes of an input, and another last one. Those that vary stay open.
 
-    Shared with the input's type, they would get one name in all nodes. onnxruntime then reuses memory that is too small.
+    Taken from the input's type they would have one name in all nodes, so that onnxruntime mistook one map for another.
     """
     sizes = like.type().varyingSizes() or [None] * 5
     return out.setType(like.type().with_sizes([*sizes[:4], sizes[4] if last is None else last]))

@@ -73,10 +73,10 @@ def export(
 
         dgmn.export(dgmn.load("runs/x"), "model.onnx")
 
-    The file has standard operators only, unless `kernel` is true. A classifier's or segmenter's takes `images` (B, 3, H, W) in float32,
-    normalised, and gives `logits`: of the classes, or of the classes at every pixel. A detector's takes an `image`
-    (3, H, W) in 0..1 of one size, and gives `boxes` (N, 4) in its pixels, `scores`, `labels`, and `masks`
-    (N, 1, 28, 28), each for its box. The metadata hold the names of the classes, the normalisation and all that
+    The file has standard operators only, unless `kernel` is true. A classifier's or segmenter's takes `images` (B, 3,
+    H, W) in float32, normalised, and gives `logits`: of the classes, or of the classes at every pixel. A detector's
+    takes an `image` (3, H, W) in 0..1 of one size, and gives `boxes` (N, 4) in its pixels, `scores`, `labels`, and
+    `masks` (N, 1, 28, 28), each for its box. The metadata hold the names of the classes, the normalisation and all that
     prediction needs, as JSON under "dgmn". Before the file is kept, onnxruntime runs it on images of three sizes; a
     detector's on two images of its own size.
 
@@ -88,8 +88,8 @@ def export(
         dynamic: whether the file takes images of any height and width, where the network allows it. The batch may
             always have any size.
         grid_sample: whether nodes are sampled by ONNX's GridSample; otherwise by its Gather, for runtimes without it.
-        kernel: whether messages and their attention are nodes of our own, which run the CPU kernels. onnxruntime then needs
-            [`dgmn.onnxruntime_library`][dgmn.onnxruntime_library]; `dgmn.load` finds it by itself.
+        kernel: whether messages and their attention are nodes of our own, which run the CPU kernels. onnxruntime needs
+            [`dgmn.onnxruntime_library`][dgmn.onnx_network.onnxruntime_library] for them; `dgmn.load` finds it itself.
         image: a photograph for the comparison; None takes noise of a photograph's kind.
 
     Returns:
@@ -106,7 +106,7 @@ def export(
         raise InputError(f"model: got {model!r}; accepted a predictor of a network in PyTorch, from dgmn.load")
     if kernel and not grid_sample:
         raise InputError(
-            "kernel: got True together with grid_sample=False; accepted one of them: the kernel samples itself"
+            "kernel: got True with grid_sample=False; accepted one of them, since the kernel samples by itself"
         )
     if kernel:
         onnxruntime_library()
