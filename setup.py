@@ -37,7 +37,7 @@ class Wheel(bdist_wheel):
 
     def run(self):
         self.run_command("build")
-        if not all(map(os.path.exists, self.get_finalized_command("build_ext").get_outputs())):
+        if not any(map(os.path.exists, self.get_finalized_command("build_ext").get_outputs())):
             self.distribution.ext_modules = []
             self.root_is_pure = True
         super().run()
