@@ -12,6 +12,8 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = ["csrc/dispatch.cpp", "csrc/portable.cpp", "csrc/avx2.cpp", "csrc/avx512.cpp"]
 HEADERS = ["csrc/common.h", "csrc/dgmn.h", "csrc/kernels.h", "csrc/position.h"]
+# Operators of onnxruntime: one file that includes the kernels, and runs them on onnxruntime's threads.
+OPERATORS = "csrc/onnxruntime.cpp"
 FLAGS = [
     *("-std=c++14", "-O3", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-g0"),
@@ -35,7 +37,7 @@ class Wheel(bdist_wheel):
 
     def run(self):
         self.run_command("build")
-        if not all(map(os.path.exists, self.get_finalized_command("build_ext").get_outputs())):
+        if not any(map(os.path.exists, self.get_finalized_command("build_ext").get_outputs())):
             self.distribution.ext_modules = []
             self.root_is_pure = True
         super().run()
@@ -54,7 +56,15 @@ setup(
             extra_compile_args=FLAGS + OPENMP,
             extra_link_args=OPENMP,
             optional=True,
-        )
+        ),
+        Extension(
+            "dgmn._onnxruntime",
+            [OPERATORS],
+            depends=[*SOURCES, *HEADERS, "csrc/onnxruntime_api.h"],
+            language="c++",
+            extra_compile_args=[*FLAGS, "-fopenmp-simd"],
+            optional=True,
+        ),
     ],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
 )

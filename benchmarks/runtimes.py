@@ -1,9 +1,11 @@
 """Times networks in PyTorch, onnxruntime and, if it is there, OpenVINO: `python benchmarks/runtimes.py`.
 
-The networks take turns, so that a slower clock affects all. Prints medians in milliseconds for one image of 224 x 224.
+onnxruntime also runs our network with our own operators, as `dgmn export --kernel` writes it. The networks take turns,
+so that a slower clock affects all. Prints medians in milliseconds for one image of 224 x 224.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -17,17 +19,19 @@ import timm
 import torch
 
 import dgmn
+from dgmn.exporting.kernel_nodes import kernel_nodes
 from dgmn.exporting.onnx_graph import OPSET
 
 NETWORKS = ("dgmn2_small", "swin_tiny_patch4_window7_224", "resnet50")
+KERNEL = "dgmn2_small --kernel"
 Run = Callable[[np.ndarray], object]
 
 
 def exported(name: str, folder: Path) -> Path:
     path = folder / f"{name}.onnx"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), kernel_nodes(name == KERNEL, OPSET):
         warnings.simplefilter("ignore")
-        network, image = timm.create_model(name).eval(), torch.randn(1, 3, 224, 224)
+        network, image = timm.create_model(name.split()[0]).eval(), torch.randn(1, 3, 224, 224)
         torch.onnx.export(network, (image,), path, dynamo=False, opset_version=OPSET, input_names=["images"])
     return path
 
@@ -36,6 +40,7 @@ def in_onnxruntime(path: Path, threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would disturb the others
+    options.register_custom_ops_library(dgmn.onnxruntime_library())
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(None, {"images": image})
 
@@ -72,11 +77,13 @@ def main() -> None:
         runtimes[f"OpenVINO {openvino.__version__.split('-')[0]}"] = in_openvino
     except ImportError:
         print("OpenVINO is not installed, so it is left out")
-    print(f"dgmn {dgmn.__version__}, torch {torch.__version__}, {arguments.threads} threads")
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    print(f"dgmn {dgmn.__version__}, torch {torch.__version__}, {arguments.threads} threads, {load}")
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: exported(name, Path(folder)) for name in NETWORKS}
+        paths = {name: exported(name, Path(folder)) for name in (*NETWORKS, KERNEL)}
         for runtime, opened in runtimes.items():
-            runs = {name: opened(path, arguments.threads) for name, path in paths.items()}
+            names = paths if opened is in_onnxruntime else NETWORKS
+            runs = {name: opened(paths[name], arguments.threads) for name in names}
             times: dict[str, list[float]] = {name: [] for name in runs}
             for _ in range(arguments.rounds):
                 for name, run in runs.items():

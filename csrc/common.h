@@ -16,14 +16,16 @@ struct bfloat16 {
     uint16_t bits;
 };
 
-// The entry points of one instruction set.
+// The entry points of one instruction set. With DGMN_INFERENCE: in float32 only, without those for training.
 struct DgmnKernels {
     decltype(&dgmn_attention_forward) attention_forward;
-    decltype(&dgmn_attention_backward) attention_backward;
     decltype(&dgmn_aggregate_forward) aggregate_forward;
-    decltype(&dgmn_aggregate_backward) aggregate_backward;
     decltype(&dgmn_position_forward) position_forward;
+#if !defined(DGMN_INFERENCE)
+    decltype(&dgmn_attention_backward) attention_backward;
+    decltype(&dgmn_aggregate_backward) aggregate_backward;
     decltype(&dgmn_position_backward) position_backward;
+#endif
 };
 
 extern const DgmnKernels dgmn_portable;

@@ -2,9 +2,10 @@
 #pragma once
 #include <stdint.h>
 
-#define DGMN_ABI 1
+#define DGMN_ABI 2
 
-#if defined(_WIN32)
+#if defined(DGMN_EXPORT)  // by who includes the kernels in a library of his own
+#elif defined(_WIN32)
 #define DGMN_EXPORT extern "C" __declspec(dllexport)
 #else
 #define DGMN_EXPORT extern "C" __attribute__((visibility("default")))
@@ -25,6 +26,9 @@ struct DgmnProblem {
     int64_t bfloat16;
     int64_t threads;
     int64_t target;  // instruction set, numbered as in dgmn_target_name(); 0 for the best of this processor
+    // The forward functions compute share number `part` of `parts` equal ones, for callers with threads of their own;
+    // with parts = 0 all.
+    int64_t part, parts;
 };
 
 // The kernels return 0 on success, 1 if memory ran out, 2 if the processor lacks the chosen instruction set.

@@ -44,6 +44,18 @@ DGMN_EXPORT int dgmn_attention_forward(
     DGMN_CALL(attention_forward, problem, scale, query, key, value, offset, bias, out, log_sum);
 }
 
+DGMN_EXPORT int dgmn_aggregate_forward(
+    const DgmnProblem* problem, const DgmnMap* value, const float* offset, const float* weight, void* out) {
+    DGMN_CALL(aggregate_forward, problem, value, offset, weight, out);
+}
+
+DGMN_EXPORT int dgmn_position_forward(
+    const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table,
+    const float* column_table, float* scores) {
+    DGMN_CALL(position_forward, problem, mirrored, nodes, query, row_table, column_table, scores);
+}
+
+#if !defined(DGMN_INFERENCE)
 DGMN_EXPORT int dgmn_attention_backward(
     const DgmnProblem* problem, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
     const DgmnMap* value, const float* offset, const float* bias, void* grad_query,
@@ -52,21 +64,10 @@ DGMN_EXPORT int dgmn_attention_backward(
               grad_key, grad_value, grad_offset, grad_bias, affinity);
 }
 
-DGMN_EXPORT int dgmn_aggregate_forward(
-    const DgmnProblem* problem, const DgmnMap* value, const float* offset, const float* weight, void* out) {
-    DGMN_CALL(aggregate_forward, problem, value, offset, weight, out);
-}
-
 DGMN_EXPORT int dgmn_aggregate_backward(
     const DgmnProblem* problem, const DgmnMap* grad_out, const DgmnMap* value, const float* offset,
     const float* weight, float* grad_value, float* grad_offset, float* grad_weight) {
     DGMN_CALL(aggregate_backward, problem, grad_out, value, offset, weight, grad_value, grad_offset, grad_weight);
-}
-
-DGMN_EXPORT int dgmn_position_forward(
-    const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table,
-    const float* column_table, float* scores) {
-    DGMN_CALL(position_forward, problem, mirrored, nodes, query, row_table, column_table, scores);
 }
 
 DGMN_EXPORT int dgmn_position_backward(
@@ -76,3 +77,4 @@ DGMN_EXPORT int dgmn_position_backward(
     DGMN_CALL(position_backward, problem, mirrored, nodes, grad_scores, query, row_table, column_table, grad_query,
               grad_row_table, grad_column_table);
 }
+#endif

@@ -295,6 +295,15 @@ static inline int threads_of(const DgmnProblem* problem, int64_t units) {
     return (int)(problem->threads < units ? problem->threads : units < 1 ? 1 : units);
 }
 
+// What a call computes of `units` units of work.
+struct Share {
+    int64_t first, end;
+
+    Share(const DgmnProblem* problem, int64_t units)
+        : first(problem->parts ? units * problem->part / problem->parts : 0),
+          end(problem->parts ? units * (problem->part + 1) / problem->parts : units) {}
+};
+
 static inline float* room_for(const DgmnProblem* problem, int threads, int room) {
     const int64_t nodes = problem->kernel_size * problem->kernel_size;
     return (float*)malloc((size_t)threads * Points::floats(nodes, room) * sizeof(float));
@@ -372,10 +381,11 @@ static int attention_forward(
     const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
     const int64_t units = problem->batch * blocks_in_image(problem) * problem->offset_heads;
     const int threads = threads_of(problem, units), room = 1;
+    const Share share(problem, units);
     float* memory = room_for(problem, threads, room);
     if (!memory) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t unit = 0; unit < units; ++unit) {
+    for (int64_t unit = share.first; unit < share.end; ++unit) {
         const Group group(problem, unit);
         const Block block = group.block;
         float* own = memory + omp_get_thread_num() * Points::floats(nodes, room);
@@ -412,10 +422,11 @@ static int aggregate_forward(
     const int64_t nodes = problem->kernel_size * problem->kernel_size;
     const int64_t units = problem->batch * blocks_in_image(problem) * problem->offset_heads;
     const int threads = threads_of(problem, units);
+    const Share share(problem, units);
     float* memory = room_for(problem, threads, 0);
     if (!memory) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t unit = 0; unit < units; ++unit) {
+    for (int64_t unit = share.first; unit < share.end; ++unit) {
         const Group group(problem, unit);
         float* own = memory + omp_get_thread_num() * Points::floats(nodes, 0);
         const Points points = points_of(problem, group, offset, own);
@@ -690,11 +701,15 @@ static int aggregate_backward(
     }                                                                                             \
     if (problem->dim % (4 * Simd::width) == 0) return function<T, MANY>(__VA_ARGS__);             \
     return function<T, 0>(__VA_ARGS__);
+#if defined(DGMN_INFERENCE)
+#define DGMN_PICK(function, ...) DGMN_PICK_CHANNELS(function, float, __VA_ARGS__)
+#else
 #define DGMN_PICK(function, ...)                                                                  \
     if (problem->bfloat16) {                                                                      \
         DGMN_PICK_CHANNELS(function, bfloat16, __VA_ARGS__)                                       \
     }                                                                                             \
     DGMN_PICK_CHANNELS(function, float, __VA_ARGS__)
+#endif
 
 static int pick_attention_forward(
     const DgmnProblem* problem, float scale, const DgmnMap* query, const DgmnMap* key, const DgmnMap* value,
@@ -702,6 +717,20 @@ static int pick_attention_forward(
     DGMN_PICK(attention_forward, problem, scale, query, key, value, offset, bias, out, log_sum)
 }
 
+static int pick_aggregate_forward(
+    const DgmnProblem* problem, const DgmnMap* value, const float* offset, const float* weight, void* out) {
+    DGMN_PICK(aggregate_forward, problem, value, offset, weight, out)
+}
+
+static int pick_position_forward(
+    const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table,
+    const float* column_table, float* scores) {
+    DGMN_PICK(position_forward, problem, mirrored, nodes, query, row_table, column_table, scores)
+}
+
+#if defined(DGMN_INFERENCE)
+static constexpr DgmnKernels kernels = {pick_attention_forward, pick_aggregate_forward, pick_position_forward};
+#else
 static int pick_attention_backward(
     const DgmnProblem* problem, float scale, const DgmnMap* grad_out, const DgmnMap* query, const DgmnMap* key,
     const DgmnMap* value, const float* offset, const float* bias, void* grad_query,
@@ -710,21 +739,10 @@ static int pick_attention_backward(
               grad_key, grad_value, grad_offset, grad_bias, affinity)
 }
 
-static int pick_aggregate_forward(
-    const DgmnProblem* problem, const DgmnMap* value, const float* offset, const float* weight, void* out) {
-    DGMN_PICK(aggregate_forward, problem, value, offset, weight, out)
-}
-
 static int pick_aggregate_backward(
     const DgmnProblem* problem, const DgmnMap* grad_out, const DgmnMap* value, const float* offset,
     const float* weight, float* grad_value, float* grad_offset, float* grad_weight) {
     DGMN_PICK(aggregate_backward, problem, grad_out, value, offset, weight, grad_value, grad_offset, grad_weight)
-}
-
-static int pick_position_forward(
-    const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table,
-    const float* column_table, float* scores) {
-    DGMN_PICK(position_forward, problem, mirrored, nodes, query, row_table, column_table, scores)
 }
 
 static int pick_position_backward(
@@ -736,6 +754,7 @@ static int pick_position_backward(
 }
 
 static constexpr DgmnKernels kernels = {
-    pick_attention_forward,  pick_attention_backward, pick_aggregate_forward,
-    pick_aggregate_backward, pick_position_forward,   pick_position_backward,
+    pick_attention_forward,  pick_aggregate_forward,  pick_position_forward,
+    pick_attention_backward, pick_aggregate_backward, pick_position_backward,
 };
+#endif

@@ -35,8 +35,9 @@ static int position_forward(
     const int64_t dim = problem->dim;
     const int64_t height = problem->height, width = problem->width, lines = problem->batch * height;
     const int threads = threads_of(problem, lines);
+    const Share share(problem, lines);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t line = 0; line < lines; ++line) {
+    for (int64_t line = share.first; line < share.end; ++line) {
         const int64_t image = line / height, y = line % height;
         float* out = scores + line * width * problem->heads * nodes;
         for (int64_t x = 0; x < width; ++x) {

@@ -308,6 +308,12 @@ def _export(arguments: list[str]) -> int:
         help="sample nodes by gathering pixels, for runtimes without GridSample",
     )
     parser.add_argument(
+        "--kernel",
+        action="store_true",
+        help="run the CPU kernels in onnxruntime, faster than standard operators; only onnxruntime with dgmn's library "
+        "reads the file",
+    )
+    parser.add_argument(
         "--image", metavar="FILE", help="a photograph for the comparison (default: one with digits painted on it)"
     )
     parser.add_argument("--licence", metavar="NAME", help="licence of the weights, for the metadata, for instance MIT")
@@ -316,6 +322,8 @@ def _export(arguments: list[str]) -> int:
         raise InputError("give SOURCE, a checkpoint or a run's folder, or --model NAME, a published model")
     if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
+    if options.kernel and not options.grid_sample:
+        raise InputError("--kernel samples nodes by itself: leave out --no-grid-sample")
     if Path(options.out).suffix != ".onnx":
         raise InputError(f"--out {options.out}: accepted a file that ends with .onnx")
     if options.config:

@@ -15,6 +15,7 @@ from dgmn_base.lazy import lazy_names
 if TYPE_CHECKING:
     from dgmn.exporting import export
     from dgmn.loading import load
+    from dgmn.onnx_network import onnxruntime_library
     from dgmn.sharing import push_to_hub, save
 
 __version__ = version("dgmn")
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "models",
+    "onnxruntime_library",
     "ops",
     "push_to_hub",
     "save",
@@ -35,5 +37,12 @@ __all__ = [
 
 # These are imported on first use: the networks alone need neither pictures nor results.
 __getattr__ = lazy_names(
-    __name__, {"export": "exporting", "load": "loading", "save": "sharing", "push_to_hub": "sharing"}
+    __name__,
+    {
+        "export": "exporting",
+        "load": "loading",
+        "onnxruntime_library": "onnx_network",
+        "save": "sharing",
+        "push_to_hub": "sharing",
+    },
 )

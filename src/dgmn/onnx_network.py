@@ -18,6 +18,7 @@ METADATA = "dgmn"
 """Name of the file's entry that holds what prediction needs beside the network, as JSON."""
 _LONGEST = 10_000_000  # characters of that entry
 _LARGEST = 10_000  # side of a detector's image
+_OUR_NODE = b"\x3a\x04dgmn"  # the field "domain" of a node, as the file holds it
 
 
 class OnnxNetwork(nn.Module):
@@ -80,11 +81,32 @@ class OnnxDetector(OnnxNetwork):
         return found
 
 
+def onnxruntime_library() -> str:
+    """The path of our operators for onnxruntime, which files of `dgmn.export(..., kernel=True)` need.
+
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(dgmn.onnxruntime_library())
+        session = onnxruntime.InferenceSession("model.onnx", options)
+
+    The library needs neither PyTorch nor Python. It can be copied to where such a file runs, on an equal platform.
+
+    Raises:
+        InputError (a ValueError): dgmn was installed without a C++ compiler, so the library is missing.
+    """
+    path = Path(__file__).resolve().parent / "_onnxruntime.so"
+    if not path.is_file():
+        raise InputError(
+            "files of dgmn export --kernel need dgmn's operators for onnxruntime, which were not built: install a C++ "
+            "compiler, then dgmn again; or export without --kernel"
+        )
+    return str(path)
+
+
 def open_session(content: str | bytes, threads: int = 0) -> Any:
     """onnxruntime's session of a file or its bytes, on the CPU.
 
     Raises:
-        InputError: onnxruntime is not installed.
+        InputError: onnxruntime is not installed, or the file needs our operators and they were not built.
     """
     try:
         import onnxruntime
@@ -95,6 +117,8 @@ def open_session(content: str | bytes, threads: int = 0) -> Any:
     options.intra_op_num_threads = threads or torch.get_num_threads()
     # Threads that spin while they wait take the cores from PyTorch's, which prepare the next image.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _OUR_NODE in (content if isinstance(content, bytes) else Path(content).read_bytes()):
+        options.register_custom_ops_library(onnxruntime_library())
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

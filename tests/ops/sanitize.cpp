@@ -150,6 +150,17 @@ static void check_close(const Case& c, double got, double want, int64_t bfloat16
     check(c.hardness == wild_everything || fabs(got - want) <= tolerance * (1 + fabs(want)), c, name);
 }
 
+// A forward function: in one call, or in shares, whose order does not matter. Outputs start as NaN.
+template <class Call>
+static bool done(const Case& c, const Call& call) {
+    DgmnProblem problem = c.problem();
+    problem.parts = below(4);
+    if (!problem.parts) return !call(&problem);
+    for (problem.part = problem.parts - 1; problem.part >= 0; --problem.part)
+        if (call(&problem)) return false;
+    return true;
+}
+
 static void aggregate(const Case& c) {
     const DgmnProblem problem = c.problem();
     const Map value(c), grad_out(c);
@@ -159,7 +170,10 @@ static void aggregate(const Case& c) {
     weight.random(c.hardness == wild_everything);
     const DgmnMap values = value.view(), grads = grad_out.view();
     const Stored out(c, channels);
-    check(!dgmn_aggregate_forward(&problem, &values, walks, weight, out.data.get()), c, "aggregate_forward failed");
+    const auto call = [&](const DgmnProblem* share) {
+        return dgmn_aggregate_forward(share, &values, walks, weight, out.data.get());
+    };
+    check(done(c, call), c, "aggregate_forward failed");
     int64_t i = 0;
     for (int64_t b = 0; b < c.batch; ++b)
         for (int64_t p = 0; p < c.height * c.width; ++p)
@@ -192,8 +206,10 @@ static void attention(const Case& c, bool with_bias) {
     const DgmnMap queries = query.view(), keys = key.view(), values = value.view(), grads = grad_out.view();
     const Stored out(c, channels);
     const Floats log_sum(c.positions() * c.heads);
-    check(!dgmn_attention_forward(&problem, scale, &queries, &keys, &values, walks, added, out.data.get(), log_sum), c,
-          "attention_forward failed");
+    const auto call = [&](const DgmnProblem* share) {
+        return dgmn_attention_forward(share, scale, &queries, &keys, &values, walks, added, out.data.get(), log_sum);
+    };
+    check(done(c, call), c, "attention_forward failed");
     check_finite(c, log_sum, "log_sum");
     int64_t i = 0;
     for (int64_t b = 0; b < c.batch; ++b)
@@ -239,8 +255,10 @@ static void position(const Case& c, bool with_rows, bool with_columns) {
     const float* columns = with_columns ? (float*)column_table.random(hard) : 0;
     const DgmnMap queries = query.view();
     Floats scores(c.positions() * c.heads * nodes);
-    check(!dgmn_position_forward(&problem, mirrored, nodes, &queries, rows, columns, scores), c,
-          "position_forward failed");
+    const auto call = [&](const DgmnProblem* share) {
+        return dgmn_position_forward(share, mirrored, nodes, &queries, rows, columns, scores);
+    };
+    check(done(c, call), c, "position_forward failed");
     int64_t i = 0;
     for (int64_t b = 0; b < c.batch; ++b)
         for (int64_t p = 0; p < c.height * c.width; ++p)

@@ -23,6 +23,7 @@ def run_export(options: argparse.Namespace) -> int:
         size=size,
         dynamic=not options.fixed,
         grid_sample=options.grid_sample,
+        kernel=options.kernel,
         image=options.image,
         licence=options.licence,
     )
@@ -36,5 +37,7 @@ def run_export(options: argparse.Namespace) -> int:
         (f"{height} x {width}", f"{done.milliseconds:.1f} ms in onnxruntime, {done.pytorch:.1f} in PyTorch"),
     ]
     print(format_table(("", ""), rows))
+    if options.kernel:
+        print("\nonnxruntime needs options.register_custom_ops_library(dgmn.onnxruntime_library()) for it")
     print(f"\nuse it: dgmn predict IMAGE --ckpt_path {done.path}")
     return 0

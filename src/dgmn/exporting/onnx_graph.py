@@ -18,8 +18,9 @@ from torchvision.models.detection.transform import resize_boxes
 from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
 from dgmn.exporting.comparison import DifferenceError, batches, compare, scene
+from dgmn.exporting.kernel_nodes import kernel_nodes
 from dgmn.images import AnyImage, to_image
-from dgmn.onnx_network import METADATA, OnnxNetwork
+from dgmn.onnx_network import METADATA, OnnxNetwork, onnxruntime_library
 from dgmn.ops.exported import without_grid_sample
 from dgmn.predictor import Predictor
 from dgmn.sharing import check_licence, description_of
@@ -61,6 +62,7 @@ def export(
     size: Sequence[int] | None = None,
     dynamic: bool = True,
     grid_sample: bool = True,
+    kernel: bool = False,
     image: AnyImage | None = None,
     licence: str | None = None,
 ) -> Exported:
@@ -68,11 +70,12 @@ def export(
 
         dgmn.export(dgmn.load("runs/x"), "model.onnx")
 
-    The file has standard operators only. A classifier's or segmenter's takes `images` (B, 3, H, W) in float32,
-    normalised, and gives `logits`: of the classes, or of the classes at every pixel. A detector's takes an `image`
-    (3, H, W) in 0..1, and gives `boxes` (N, 4) in its pixels, `scores`, `labels`, and `masks` (N, 1, 28, 28), each for
-    its box. The metadata hold the names of the classes, the normalisation and all that prediction needs, as JSON under
-    "dgmn". Before the file is kept, onnxruntime runs it on a picture at three sizes, and its results are compared.
+    The file has standard operators only, unless `kernel` is true. A classifier's or segmenter's takes `images`
+    (B, 3, H, W) in float32, normalised, and gives `logits`: of the classes, or of the classes at every pixel. A
+    detector's takes an `image` (3, H, W) in 0..1, and gives `boxes` (N, 4) in its pixels, `scores`, `labels`, and
+    `masks` (N, 1, 28, 28), each for its box. The metadata hold the names of the classes, the normalisation and all that
+    prediction needs, as JSON under "dgmn". Before the file is kept, onnxruntime runs it on a picture at three sizes,
+    and its results are compared.
 
     Args:
         model: a predictor of any task, from `dgmn.load`.
@@ -82,6 +85,8 @@ def export(
         dynamic: whether the file takes images of any height and width, where the network allows it. The batch may
             always have any size; a detector takes one image at a time, because each has its own number of objects.
         grid_sample: whether nodes are sampled by ONNX's GridSample; otherwise by its Gather, for runtimes without it.
+        kernel: whether messages and their attention are nodes of our own, which run the CPU kernels. onnxruntime needs
+            [`dgmn.onnxruntime_library`][dgmn.onnx_network.onnxruntime_library] for them; `dgmn.load` finds it itself.
         image: the picture for the comparison; None takes a photograph with digits painted on it.
         licence: what the metadata say under "license", for instance "MIT"; None says nothing.
 
@@ -99,6 +104,12 @@ def export(
         raise InputError(f"model: got {model!r}; accepted a predictor of a network in PyTorch, from dgmn.load")
     if licence is not None:
         check_licence(licence)
+    if kernel and not grid_sample:
+        raise InputError(
+            "kernel: got True with grid_sample=False; accepted one of them, since the kernel samples by itself"
+        )
+    if kernel:
+        onnxruntime_library()
     description = description_of(model)
     height, width = _checked_size(size) if size is not None else _default_size(description)
     picture, what = scene() if image is None else (to_image(image), "the given image")
@@ -113,7 +124,7 @@ def export(
     facts = {METADATA: json.dumps(description), "dgmn_version": version("dgmn")}
     if licence is not None:
         facts["license"] = licence  # as others spell it
-    with without_grid_sample(not grid_sample), torch.no_grad():
+    with without_grid_sample(not grid_sample), kernel_nodes(kernel, OPSET), torch.no_grad():
         for open_sizes in (True, False) if dynamic else (False,):
             content = _converted(network, given[0], facts, open_sizes, description["task"])
             if not grid_sample and b"GridSample" in content:

@@ -17,7 +17,7 @@ from dgmn.ops import direct, exported, library, native, reference
 from dgmn.ops.direct import is_direct
 from dgmn.ops.precision import has_autocast
 from dgmn.ops.selfcheck import is_trusted
-from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed
+from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed, keeps_kernels
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
@@ -250,6 +250,8 @@ def unsupported(
 
 def _plain() -> ModuleType:
     """The primitives in plain PyTorch, which ONNX and TorchScript get in a form of its own."""
+    if keeps_kernels():
+        return reference
     return exported if is_jit_tracing() or (is_exporting() and torch.onnx.is_in_onnx_export()) else reference
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ABI = 1
+_ABI = 2
 _DTYPES = (torch.float32, torch.bfloat16)
 _MAX_POSITIONS = 2**30  # positions have 32 bits, and those of a node's corners reach a row beyond the map
 
@@ -29,7 +29,7 @@ class _Problem(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("batch", "height", "width", "heads", "dim", "kernel_size", "dilation", "offset_heads"),
-            *("bfloat16", "threads", "target"),
+            *("bfloat16", "threads", "target", "part", "parts"),
         )
     )
 

@@ -1,6 +1,9 @@
 """What the code must know about those that trace it: exporters, torch.fx and torch.func."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -9,6 +12,23 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_keeps = ContextVar("keeps", default=False)
+
+
+@contextmanager
+def keeping_kernels(keeps: bool = True) -> Iterator[None]:
+    """Whether a graph for ONNX gets the kernels as nodes; otherwise it gets standard operators."""
+    token = _keeps.set(keeps)
+    try:
+        yield
+    finally:
+        _keeps.reset(token)
+
+
+def keeps_kernels() -> bool:
+    """Whether the code runs for a graph that gets the kernels as nodes."""
+    return _keeps.get()
 
 
 def is_exporting() -> bool:
