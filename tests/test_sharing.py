@@ -173,7 +173,7 @@ def test_a_card_that_someone_wrote_stays(nano, tmp_path):
         ("semantic_fpn", {"classes": CLASSES, "colors": [(1, 2)] * 3}, "colors: got .*; accepted a list of"),
         ("classifier", {"classes": ["a\x1b", "b", "c"]}, "classes: got .* without control characters"),
         ("classifier", {"licence": "MIT\nx: y"}, "licence: got .*; accepted the name of a licence"),
-        ("classifier", {"image_size": 0}, "image_size: got 0; accepted a whole number in 1..10000"),
+        ("classifier", {"image_size": 0}, "image_size: got 0; accepted a whole number in 1..4096"),
         ("classifier", {"colors": [(1, 2, 3)] * 3}, "colors: got .*; this is a network for classification"),
     ],
 )
