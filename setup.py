@@ -62,7 +62,7 @@ setup(
             [OPERATORS],
             depends=[*SOURCES, *HEADERS, "csrc/onnxruntime_api.h"],
             language="c++",
-            extra_compile_args=[*FLAGS, "-fopenmp-simd"],
+            extra_compile_args=FLAGS + ["-fopenmp-simd" for _ in OPENMP],  # its vector loops, not its threads
             optional=True,
         ),
     ],

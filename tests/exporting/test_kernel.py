@@ -18,6 +18,7 @@ from dgmn.classification.builders import classifier
 from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.errors import InputError
 from dgmn.exporting import export
+from dgmn.layers.dgmn import DGMNMessage
 from dgmn.ops import position_scores, sampled_aggregate, sampled_attention
 from dgmn_cli import run
 
@@ -229,11 +230,14 @@ def test_a_file_computes_what_its_network_does(kind, exported):
 
 @built
 def test_the_dgmn_module(tmp_path):
-    """Its messages have given weights, and its predictors sample tap by tap."""
+    """Its messages have given weights, and its predictors sample tap by tap. The file has kernels on any backend."""
     network = classifier("dgmn_resnet50", 3, {"layers": (1, 1, 1, 1)})
     for name, parameter in network.named_parameters():
         if "walks." in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    for module in network.modules():
+        if isinstance(module, DGMNMessage):
+            module.backend = "reference"
     model = ClassificationPredictor(network, ("a", "b", "c"), image_size=64)
     done = export(model, tmp_path / "a.onnx", kernel=True)
     assert done.error < 1e-5

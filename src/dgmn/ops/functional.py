@@ -258,7 +258,9 @@ def _plain() -> ModuleType:
 def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: float = 0.0) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "auto" and _FORCED:
+    if keeps_kernels() and is_jit_tracing():
+        backend = "native"  # the node of the graph, whatever computes in PyTorch
+    elif backend == "auto" and _FORCED:
         if _FORCED not in BACKENDS:
             raise InputError(
                 f"the environment variable DGMN_BACKEND must be one of {', '.join(BACKENDS)}, got {_FORCED!r}"
