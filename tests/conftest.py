@@ -99,7 +99,7 @@ def pytest_runtest_teardown(item, nextitem):
     """Gives memory that tests have freed back to the system, which the allocator does not do by itself."""
     global _kept
     last = nextitem is None or nextitem.path != item.path
-    if last or _resident() > _kept + 100e6:
+    if last or _resident() > _kept + 50e6:
         if last:
             _official_weights.cache_clear()
             torch.compiler.reset()

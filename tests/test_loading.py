@@ -58,9 +58,10 @@ def content(result):
 
 # The others differ from these only in what other tests compare: their networks.
 USUAL = ("classifier", "mask_rcnn", "deformable_detr", "setr_pup")
+MOST = [pytest.param(k, marks=[pytest.mark.slow] * (k not in USUAL)) for k in KINDS]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k not in USUAL)) for k in KINDS])
+@pytest.mark.parametrize("kind", MOST)
 def test_every_kind_of_network(kind, load, small_run, photo):
     model = load(kind)
     assert isinstance(model, Predictor)
@@ -85,7 +86,7 @@ def test_every_kind_of_network(kind, load, small_run, photo):
         assert content(predict(again, photo)) == content(result)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOST)
 def test_what_is_saved_predicts_the_same(kind, load, photo, tmp_path):
     model = load(kind)
     again = dgmn.load(dgmn.save(model, tmp_path), device="cpu")

@@ -207,7 +207,7 @@ def operators(path, domain="dgmn"):
 @built
 @pytest.mark.parametrize(
     "kind",
-    ["classifier", "semantic_fpn", *(pytest.param(k, marks=pytest.mark.slow) for k in ("dilated_fcn", "mask_rcnn"))],
+    ["classifier", *(pytest.param(k, marks=pytest.mark.slow) for k in ("semantic_fpn", "dilated_fcn", "mask_rcnn"))],
 )
 def test_a_file_computes_what_its_network_does(kind, exported):
     model, done = exported(kind)

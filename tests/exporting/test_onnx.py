@@ -24,8 +24,7 @@ from dgmn.onnx_network import OnnxNetwork
 from dgmn_cli import run
 
 SEGMENTERS = ("semantic_fpn", "setr_naive", "setr_pup", "setr_mla", "dilated_fcn")
-USUAL = ("classifier", "semantic_fpn")
-KINDS = [pytest.param(k, marks=[pytest.mark.slow] * (k not in USUAL)) for k in ("classifier", *SEGMENTERS)]
+KINDS = [pytest.param(k, marks=[pytest.mark.slow] * (k != "semantic_fpn")) for k in ("classifier", *SEGMENTERS)]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +142,7 @@ def test_low_scores_keep_their_order(tmp_path):
     assert len(model.predict(np.zeros((96, 144, 3), np.uint8), score=0.0)) == 100
 
 
+@pytest.mark.slow
 def test_without_grid_sample(load, tmp_path):
     model = load("classifier")
     done = export(model, tmp_path / "a.onnx", grid_sample=False, licence="MIT")
@@ -218,7 +218,7 @@ def test_the_command_with_a_detector(options, small_run, photos, tmp_path, capsy
 def test_a_file_that_differs_is_not_kept(load, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "LIMIT", 0.0)
     with pytest.raises(InputError, match=r"is not written: onnxruntime's results differ by .* more than 0e"):
-        export(load("classifier"), tmp_path / "a.onnx")
+        export(load("classifier"), tmp_path / "a.onnx", dynamic=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -309,7 +309,8 @@ def detector(load, tmp_path_factory):
     return model, export(model, tmp_path_factory.mktemp("onnx") / "model.onnx", size=(96, 144))
 
 
-@pytest.mark.parametrize("dynamic", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [True, False])
 def test_the_example_for_detectors_needs_no_torch(dynamic, detector, photos, tmp_path):
     model, done = detector
     path = done.path if dynamic else export(model, tmp_path / "a.onnx", size=(96, 144), dynamic=False).path
