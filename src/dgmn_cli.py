@@ -213,7 +213,17 @@ def _predict(arguments: list[str]) -> int:
         metavar="X,Y",
         help="with --nodes: the point, in pixels of the image; can be repeated (default: the middle)",
     )
-    parser.add_argument("--layer", metavar="NAME", help="with --nodes: the layer that samples (default: the last)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--layer", metavar="NAME", help="with --nodes: the layer that samples (default: the last)")
+    which.add_argument(
+        "--layers",
+        choices=("all", "stages"),
+        help="with --nodes: draw all layers, or the last one of every stage, with a panel for every head or rate",
+    )
+    parser.add_argument("--arrows", action="store_true", help="with --nodes: draw how far each node walks")
+    parser.add_argument(
+        "--density", action="store_true", help="with --nodes: also draw where all positions of the layers look"
+    )
     parser.add_argument(
         "--labels", type=place, metavar="FOLDER", help="segmentation: write the class of every pixel as PNG"
     )
@@ -230,8 +240,9 @@ def _predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; default: the fastest available")
     options = parser.parse_args(arguments)
-    if not options.nodes and (options.at or options.layer):
-        parser.error(f"{'--at' if options.at else '--layer'} is for --nodes FOLDER")
+    for name in ("at", "layer", "layers", "arrows", "density"):
+        if getattr(options, name) and not options.nodes:
+            parser.error(f"--{name} is for --nodes FOLDER")
     _check_predict(options)
     from dgmn.predict import predict
 
