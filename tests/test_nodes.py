@@ -24,6 +24,8 @@ from dgmn.segmentation import Inference, semantic_fpn
 from dgmn.segmentation.predictor import SegmentationPredictor
 from dgmn_cli import run
 
+from untrained import checkpoint
+
 GRID = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)], dtype=torch.float32)
 ROW, COLUMN = 3, 5  # the receiving position in the tests of single modules
 
@@ -395,25 +397,6 @@ def photo(tmp_path_factory):
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(path)
     return path
-
-
-def checkpoint(task, folder):
-    """Writes the checkpoint of an untrained network as a run does."""
-    description = {"task": task, "num_classes": 2, "model_args": {}, "classes": ["cat", "dog"]}
-    if task == "classification":
-        network = timm.create_model("dgmn2_nano", num_classes=2)
-        description |= {"model": "dgmn2_nano", "image_size": 64, "crop_pct": 0.875}
-    elif task == "segmentation":
-        network = semantic_fpn("dgmn2_nano", 2)
-        description |= {"model": "semantic_fpn", "backbone": "dgmn2_nano", "inference": {}}
-        description["colors"] = [[0, 0, 0], [255, 0, 0]]
-    else:
-        sizes = {"min_size": 96, "max_size": 160}
-        network = retinanet("dgmn2_nano", 2, **sizes)
-        description |= {"model": "retinanet", "backbone": "dgmn2_nano", "category_ids": [1, 2], "model_args": sizes}
-    state = {f"model.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"state_dict": state, "dgmn": description}, folder / "run.ckpt")
-    return str(folder / "run.ckpt")
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])

@@ -31,6 +31,7 @@ def node_sheet(
     *,
     arrows: bool = True,
     side: int = 320,
+    columns: int | None = None,
 ) -> Image.Image:
     """Draws the nodes of layers in rows, with a panel for every head or sampling rate, as in Fig. 11 of the paper.
 
@@ -44,11 +45,14 @@ def node_sheet(
         second: the same for a second point, which is drawn in green beside the first.
         arrows: whether to draw the walks.
         side: the long side of a panel, in pixels.
+        columns: the most panels beside each other; None: all of a layer.
 
     Raises:
         InputError (a ValueError): there are no nodes.
     """
     check_number("side", side)
+    if columns is not None:
+        check_number("columns", columns)
     if not nodes:
         raise InputError("nodes must be of at least one layer, got none")
     picture, factor = _panel(image, side)
@@ -69,10 +73,11 @@ def node_sheet(
                     _draw(canvas, other, family, largest, factor, _SECOND, _SECOND_RECEIVER, arrows)
                 _draw(canvas, first, family, largest, factor, FAMILIES[family][:2], RECEIVER, arrows)
                 panels.append(_captioned(canvas.reduce(FINE), _name(first)))
-            if family != "positions":
-                ramps = [FAMILIES[family][:2], *([_SECOND] if second else [])]
-                panels.append(_bar(ramps, largest, picture.height))
-            rows.append(_titled(f"{layer}: {FAMILIES[family][2]}", panels))
+            ramps = [FAMILIES[family][:2], *([_SECOND] if second else [])]
+            bar = [] if family == "positions" else [_bar(ramps, largest, picture.height)]
+            most = columns or len(panels)
+            for i in range(0, len(panels), most):
+                rows.append(_titled("" if i else f"{layer}: {FAMILIES[family][2]}", panels[i : i + most] + bar))
     return stacked(rows)
 
 
@@ -230,7 +235,7 @@ def _titled(title: str, panels: Sequence[Image.Image]) -> Image.Image:
     """Panels side by side under a title."""
     font = ImageFont.load_default(size=_LETTERS + 2)
     width = sum(panel.width + _GAP for panel in panels)
-    top = 2 * _LETTERS
+    top = 2 * _LETTERS if title else 0
     canvas = Image.new("RGB", (width, top + max(panel.height for panel in panels) + _GAP), PAPER)
     ImageDraw.Draw(canvas).text((2, 3), fitting(title, font, width - 4), INK, font)
     x = 0
