@@ -12,6 +12,7 @@ import pytest
 # torch reads this when it is imported, and lets waiting threads sleep. Threads that spin take the cores from other
 # processes, and from each other on a busy machine: the tests take four times as long.
 os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reads this when it is imported
 
 import hypothesis
 import torch

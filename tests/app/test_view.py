@@ -9,6 +9,7 @@ import timm
 from PIL import Image
 
 from dgmn import load
+from dgmn.app.command import names
 from dgmn.app.view import DENSITY, LONGEST, Choice, View
 from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.errors import InputError
@@ -72,6 +73,11 @@ def test_mistakes(capsys):
     with pytest.raises(SystemExit):
         run(["app", "--port", "0"])
     assert "must be a whole number" in capsys.readouterr().err
+
+
+def test_names_of_models():
+    sources = ["runs/a/checkpoints/best.ckpt", "runs/q/run/checkpoints/best.ckpt", "x/m.onnx", "y/m.onnx", "dgmn2_tiny"]
+    assert names(sources) == dict(zip(["a", "q", "x/m.onnx", "y/m.onnx", "dgmn2_tiny"], sources, strict=True))
 
 
 def test_without_gradio(monkeypatch, capsys):

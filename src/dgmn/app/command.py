@@ -6,7 +6,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def run_app(options: argparse.Namespace) -> int:
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed then, too
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-        blocks = page({_name(source): source for source in sources}, options.device)
+        blocks = page(names(sources), options.device)
         try:
             _, url, _ = blocks.launch(
                 server_name=options.host,
@@ -75,11 +76,12 @@ def quickstarts() -> list[Path]:
     return sorted(Path("runs").glob("quickstart*/run/checkpoints/best.ckpt"))
 
 
-def _name(source: str) -> str:
-    """A short name of a model: that of its run, or of its file."""
-    path = Path(source)
-    parts = [part for part in path.with_suffix("").parts if part not in ("runs", "run", "checkpoints", "best")]
-    return "/".join(parts[-2:]) or source
+def names(sources: Sequence[str]) -> dict[str, str]:
+    """The sources by short names: that of the run or file, or all of it where two are alike."""
+    generic = ("run", "checkpoints", "best.ckpt", "last.ckpt")
+    short = {source: ([p for p in Path(source).parts if p not in generic] or [source])[-1] for source in sources}
+    counts = Counter(short.values())
+    return {source if counts[name] > 1 else name: source for source, name in short.items()}
 
 
 class _OnlyHere:

@@ -203,6 +203,7 @@ def page(models: Mapping[str, str], device: str = "auto") -> gr.Blocks:
                 **drawn(view, score, opacity),
                 score_part: gr.update(visible=predictor.task == "detection"),
                 opacity_part: gr.update(visible=predictor.task == "segmentation"),
+                which: "first",
                 sheet: "<p>…</p>",
                 numbers: "",
             }
@@ -309,7 +310,7 @@ def page(models: Mapping[str, str], device: str = "auto") -> gr.Blocks:
             return {**look(view, *values[:5]), **drawn(view, *values[5:])}
 
         looks = [score, opacity]
-        everything = [seen, message, picture, clear, findings, score, opacity, layer, head, sheet, numbers]
+        everything = [seen, message, picture, which, clear, findings, score, opacity, layer, head, sheet, numbers]
         first = {"fn": first_look, "inputs": [seen, *chosen, *looks], "outputs": everything, **_QUIET}
         shown = {"outputs": everything, **_QUIET, "show_progress": "minimal"}
         examples.click(from_example, [model, *looks], **shown).then(**first)

@@ -10,8 +10,10 @@ from typing import Any
 from PIL import Image
 
 from dgmn.detection.predictor import DetectionResult
+from dgmn.errors import InputError
 from dgmn.nodes import Point, SampledLayer, SampledNodes
-from dgmn.pictures import heat_sheet, node_sheet, overlay
+from dgmn.onnx_network import OnnxDetector, OnnxNetwork
+from dgmn.pictures import distinct_colors, heat_sheet, node_sheet, overlay
 from dgmn.predictor import Nodes, Predictor
 from dgmn.segmentation.predictor import SegmentationPredictor, SegmentationResult
 
@@ -76,11 +78,15 @@ class View:
         """What the network found, as HTML: classes as bars, objects, or a legend."""
         if isinstance(self.result, DetectionResult):
             found = self.result.above(score)
-            rows = [(name, value, "#1565c0") for name, value in zip(found.names, found.scores.tolist(), strict=True)]
+            colors = [f"rgb{color}" for color in distinct_colors(len(self.predictor.names))]
+            rows = [
+                (name, value, colors[label])
+                for name, value, label in zip(found.names, found.scores.tolist(), found.labels, strict=True)
+            ]
             title = f"{len(found)} object{'' if len(found) == 1 else 's'} with a score of at least {score:.2f}"
         elif isinstance(self.result, SegmentationResult) and isinstance(self.predictor, SegmentationPredictor):
-            colors = dict(zip(self.predictor.names, self.predictor.colors, strict=True))
-            rows = [(name, share, f"rgb{colors[name]}") for name, share in self.result.shares.items()]
+            shades = dict(zip(self.predictor.names, self.predictor.colors, strict=True))
+            rows = [(name, share, f"rgb{tuple(shades[name])}") for name, share in self.result.shares.items()]
             title = "Share of the image"
         else:
             rows = [(name, value, "#1565c0") for name, value in self.result.top]
@@ -98,6 +104,8 @@ class View:
         Raises:
             InputError: the network samples no nodes, or not for this point.
         """
+        if isinstance(self.predictor.network, OnnxNetwork | OnnxDetector):
+            raise InputError("an ONNX file does not tell its nodes: choose the checkpoint that it was made from")
         at = point or (self.image.width / 2, self.image.height / 2)
         part = self.predictor.part(self.image, at)
         if part not in self._maps:

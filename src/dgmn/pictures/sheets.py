@@ -155,7 +155,7 @@ def _draw(
 ) -> None:
     """Draws the nodes of one head or rate, and the receiving node, on a canvas that is `FINE` times as large."""
     draw = ImageDraw.Draw(canvas)
-    unit = max(canvas.size) / 480
+    unit = max(canvas.size) / 400
     factor *= FINE
     values = [value / (largest or 1.0) for value in _values(nodes, family)]
     radii = [unit * (5.0 if family == "positions" else max(2.0, 8 * value**0.5)) for value in values]
