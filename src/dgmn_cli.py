@@ -22,6 +22,7 @@ dgmn: dynamic graph message passing networks for classification, detection and s
   dgmn validate -c RECIPE [options]     evaluate on the validation set
   dgmn test     -c RECIPE [options]     evaluate on the test set
   dgmn predict  IMAGES --ckpt_path CKPT find the class, the objects or the class of every pixel in images
+  dgmn app      [CKPT|NAME ...]         show predictions and the nodes behind them in the browser, on this machine
   dgmn export   CKPT --out FILE.onnx    write a network for onnxruntime, and compare it with PyTorch
   dgmn validate-data -c RECIPE          find mistakes in a dataset before you train on it
   dgmn zoo      [download NAME|verify]  list, fetch or check the published models
@@ -215,7 +216,17 @@ def _predict(arguments: list[str]) -> int:
         metavar="X,Y",
         help="with --nodes: the point, in pixels of the image; can be repeated (default: the middle)",
     )
-    parser.add_argument("--layer", metavar="NAME", help="with --nodes: the layer that samples (default: the last)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--layer", metavar="NAME", help="with --nodes: the layer that samples (default: the last)")
+    which.add_argument(
+        "--layers",
+        choices=("all", "stages"),
+        help="with --nodes: draw all layers, or the last one of every stage, with a panel for every head or rate",
+    )
+    parser.add_argument("--arrows", action="store_true", help="with --nodes: draw how far each node walks")
+    parser.add_argument(
+        "--density", action="store_true", help="with --nodes: also draw where all positions of the layers look"
+    )
     parser.add_argument(
         "--labels", type=place, metavar="FOLDER", help="segmentation: write the class of every pixel as PNG"
     )
@@ -232,8 +243,9 @@ def _predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; default: the fastest available")
     options = parser.parse_args(arguments)
-    if not options.nodes and (options.at or options.layer):
-        parser.error(f"{'--at' if options.at else '--layer'} is for --nodes FOLDER")
+    for name in ("at", "layer", "layers", "arrows", "density"):
+        if getattr(options, name) and not options.nodes:
+            parser.error(f"--{name} is for --nodes FOLDER")
     _check_predict(options)
     from dgmn.predict import predict
 
@@ -333,6 +345,39 @@ def _export(arguments: list[str]) -> int:
     from dgmn.exporting.command import run_export
 
     return run_export(options)
+
+
+def _app(arguments: list[str]) -> int:
+    parser = Parser(
+        "dgmn app",
+        usage="dgmn app [CKPT|NAME ...] [options]",
+        description="Shows a page in the browser: predictions of images, and the nodes that the networks sample for "
+        "the points that you click. Everything stays on this machine.",
+        epilog="Example: dgmn app runs/finetune model.onnx dgmn2_tiny",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="CKPT|NAME",
+        help="checkpoints, runs' folders, ONNX files, or names of published models (default: the quickstarts in runs/)",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    parser.add_argument("--port", type=positive, metavar="N", help="default: the first free one from 7860")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or mps; default: the fastest available")
+    options = parser.parse_args(arguments)
+    from dgmn_base.zoo import find
+
+    for source in options.sources:
+        if not Path(source).exists():
+            if Path(source).suffix or len(Path(source).parts) > 1:
+                raise InputError(f"{source}: no such file")
+            find(source)
+    from dgmn.app.command import run_app
+
+    return run_app(options)
 
 
 def _validate_data(arguments: list[str]) -> int:
@@ -563,6 +608,7 @@ _SYNONYMS = {
 }
 _COMMANDS = {
     "predict": _predict,
+    "app": _app,
     "export": _export,
     "validate-data": _validate_data,
     "zoo": _zoo,

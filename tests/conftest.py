@@ -14,6 +14,7 @@ import pytest
 os.environ["OMP_WAIT_POLICY"] = "passive"
 # The workers read this when they start. Every thread's own arena would keep memory that the others cannot use.
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reads this when it is imported
 
 import hypothesis
 import torch

@@ -28,7 +28,7 @@ FLOORS = {
         ),
         6,
     ),
-    **dict.fromkeys(("exporting", "onnx_network"), 6),
+    **dict.fromkeys(("app", "exporting", "onnx_network"), 6),
     "dgmn_cli": 7,
 }
 TASKS = {"classification", "detection", "segmentation"}
@@ -42,7 +42,7 @@ ONLY_IN = {
     "ctypes": ("dgmn/ops/native.py", "dgmn/bench/measure.py"),
     "triton": ("dgmn/ops/triton_kernels.py", "dgmn/ops/triton_position.py"),
     "matplotlib": ("dgmn/bench/charts.py", "dgmn/bench/report.py"),
-    "gradio": (),
+    "gradio": ("dgmn/app/command.py", "dgmn/app/page.py"),
     "onnx": ("dgmn/exporting/onnx_graph.py", "dgmn/onnx_network.py"),
 }
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "onnxruntime": "onnx"}

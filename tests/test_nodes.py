@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from dgmn.detection import mask_rcnn, retinanet
 from dgmn.detection.predictor import DetectionPredictor
 from dgmn.errors import InputError
 from dgmn.layers import DGMN, DGMN2Attention
-from dgmn.nodes import sampled_nodes
-from dgmn.pictures import node_picture
+from dgmn.nodes import node_maps, sampled_nodes
+from dgmn.ops import sampled_aggregate
+from dgmn.pictures import heat_sheet, node_picture, node_sheet
 from dgmn.segmentation import Inference, semantic_fpn
 from dgmn.segmentation.predictor import SegmentationPredictor
 from dgmn_cli import run
+
+from untrained import checkpoint
 
 GRID = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)], dtype=torch.float32)
 ROW, COLUMN = 3, 5  # the receiving position in the tests of single modules
@@ -299,7 +303,7 @@ def test_picture_of_a_layer():
     image = Image.new("RGB", (64, 64))
     assert node_picture(image, found).tobytes() != node_picture(image, found, "stages.0.blocks.1.attn").tobytes()
     # All positions are outside of the image or not a number.
-    lost = [each.placed((1, 1), (float("nan"), 1000)) for each in found[-1:]]
+    lost = [replace(each, positions=each.positions * float("nan")) for each in found[-1:]]
     assert node_picture(image, lost).width == 640
     with pytest.raises(
         InputError, match=r"layer must be one that samples nodes, stages.0.blocks.0.attn, .* got 'head'"
@@ -309,30 +313,90 @@ def test_picture_of_a_layer():
         node_picture(image, [])
 
 
+def walking(rates=(1, 3)):
+    """A network whose nodes all walk by one position to the right, which are four pixels, and by half of one down."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), DGMN(8, rates))
+    for message in network[1].messages:
+        with torch.no_grad():
+            message.walks.bias.copy_(torch.tensor([(0.5, 1.0)] * 9).flatten())
+    return network
+
+
+def test_density_is_what_the_op_reads():
+    """The gradient of a sum over all positions is how often, and with which share, each position is read."""
+    module = DGMN(8, (1, 2))
+    for message in module.messages:
+        nn.init.normal_(message.walks.weight, std=0.5)
+    x = torch.randn(1, 8, 9, 11)
+    for found, message in zip(node_maps(module, x), module.messages, strict=True):
+        value = torch.ones(1, 9, 11, 1, 1, requires_grad=True)
+        walks = message.predict_walks(x).detach().unsqueeze(3)
+        sampled_aggregate(value, walks, torch.ones(1, 9, 11, 1, 9), dilation=message.sampling_rate).sum().backward()
+        torch.testing.assert_close(found.density(), value.grad[0, :, :, 0, 0])
+
+
+def test_how_far_nodes_walk():
+    for found in node_maps(walking(), torch.randn(1, 3, 28, 36)):
+        torch.testing.assert_close(found.walk_lengths(), torch.full((7, 9), math.hypot(2, 4)))
+        nodes = found.at((30, 20))
+        assert torch.equal(nodes.positions - nodes.grid, torch.tensor((4.0, 2.0)).expand(9, 2))
+        assert torch.equal(found.positions()[5, 7], nodes.positions)
+        assert found.placed((2, 3), (10, 0)).covers == (10, 0, 10 + 2 * 36, 3 * 28)
+        with pytest.raises(InputError, match=r"at must lie in the image, 0 <= x < 36 and 0 <= y < 28, got x = 36"):
+            found.at((36, 3))
+
+
+def test_stages():
+    found = node_maps(semantic_fpn("dgmn2_nano", 2), torch.randn(1, 3, 32, 32))
+    assert list(dict.fromkeys(each.stage for each in found)) == [f"backbone.model.stages.{i}" for i in range(4)]
+
+
+def test_arrows_and_a_second_point():
+    image = Image.new("RGB", (80, 60), (100, 100, 100))
+    layers = node_maps(walking((1,)), torch.randn(1, 3, 60, 80))
+    nodes, other = ([layer.at(point) for layer in layers] for point in ((30, 30), (60, 30)))
+    plain, arrows, both = (
+        node_sheet(image, nodes, arrows=False, side=640),
+        node_sheet(image, nodes, side=640),
+        node_sheet(image, nodes, other, side=640),
+    )
+    assert plain.size == arrows.size == both.size
+    # Halfway of the walk of the upper left node; the first panel is under a title of 28 pixels.
+    start, end = nodes[0].grid[0] * 8, nodes[0].positions[0] * 8
+    x, y = (0.6 * start + 0.4 * end).tolist()
+    spot = (round(x) - 2, round(y) + 26, round(x) + 3, round(y) + 31)
+    grey = Image.blend(image, Image.new("RGB", image.size, "white"), 0.3).getpixel((0, 0))
+    assert plain.crop(spot).getcolors() == [(25, grey)]
+    assert grey not in [color for _, color in arrows.crop(spot).getcolors()]
+    right = (400, 28, 640, 480)  # of the second point
+    assert len(near(arrows.crop(right), (0, 140, 60))[0]) == 0
+    rows, columns = near(both.crop(right), (0, 140, 60))
+    assert (400 + columns.mean(), rows.mean()) == pytest.approx((8 * 62, 8 * 30), abs=2)
+    with pytest.raises(InputError, match="at least one layer"):
+        node_sheet(image, [])
+    with pytest.raises(InputError, match="side must be"):
+        node_sheet(image, nodes, side=0)
+
+
+def test_heat_is_where_the_nodes_are():
+    """All nodes walk to the right, so the left border is read less, and the heat there is darker."""
+    network = walking((1,))
+    with torch.no_grad():
+        network[1].messages[0].walks.bias.copy_(torch.tensor([(0.0, 9.0)] * 9).flatten())
+    maps = node_maps(network, torch.randn(1, 3, 60, 80))
+    picture = np.asarray(heat_sheet(Image.new("RGB", (80, 60), "white"), maps, side=320), int)
+    density, lengths = picture[28:268, :320], picture[28:268, 408:720]
+    assert density[100:140, :20].mean() + 20 < density[100:140, 150:170].mean()
+    assert np.ptp(lengths.mean((0, 2))) < 5, "all walk as far"
+    with pytest.raises(InputError, match="at least one layer"):
+        heat_sheet(Image.new("RGB", (80, 60)), [])
+
+
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory):
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(path)
     return path
-
-
-def checkpoint(task, folder):
-    """Writes the checkpoint of an untrained network as a run does."""
-    description = {"task": task, "num_classes": 2, "model_args": {}, "classes": ["cat", "dog"]}
-    if task == "classification":
-        network = timm.create_model("dgmn2_nano", num_classes=2)
-        description |= {"model": "dgmn2_nano", "image_size": 64, "crop_pct": 0.875}
-    elif task == "segmentation":
-        network = semantic_fpn("dgmn2_nano", 2)
-        description |= {"model": "semantic_fpn", "backbone": "dgmn2_nano", "inference": {}}
-        description["colors"] = [[0, 0, 0], [255, 0, 0]]
-    else:
-        sizes = {"min_size": 96, "max_size": 160}
-        network = retinanet("dgmn2_nano", 2, **sizes)
-        description |= {"model": "retinanet", "backbone": "dgmn2_nano", "category_ids": [1, 2], "model_args": sizes}
-    state = {f"model.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"state_dict": state, "dgmn": description}, folder / "run.ckpt")
-    return str(folder / "run.ckpt")
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
@@ -350,6 +414,18 @@ def test_command(task, photo, tmp_path, capsys):
     with Image.open(tmp_path / "more/00000_photo_60_20.png") as picture:
         rows, columns = near(picture.crop((0, 0, 640, 420)), (230, 20, 20))
         assert (columns.mean() * 96 / 640, rows.mean() * 96 / 640) == pytest.approx((60, 20), abs=2.5)
+    assert run([*arguments, "--nodes", str(tmp_path / "sheet"), "--layers", "all", "--density"]) == 0
+    assert run([*arguments, "--nodes", str(tmp_path / "stages"), "--layers", "stages", "--arrows"]) == 0
+    assert {file.name for file in (tmp_path / "sheet").iterdir()} == {
+        "00000_photo_48_32.png",
+        "00000_photo_48_32_density.png",
+    }
+    with (
+        Image.open(tmp_path / "sheet/00000_photo_48_32.png") as sheet,
+        Image.open(tmp_path / "stages/00000_photo_48_32.png") as stages,
+    ):
+        assert sheet.width == stages.width == 6 * 326 + 82, "the last stage has six heads"
+        assert sheet.height * 4 == stages.height * 7, "seven layers in four stages"
     capsys.readouterr()
     assert run([*arguments, "--nodes", str(tmp_path / "out"), "--at", "96,10"]) == 2
     error = capsys.readouterr().err
@@ -363,6 +439,11 @@ def test_command(task, photo, tmp_path, capsys):
     [
         (["--at", "3,4"], "--at is for --nodes FOLDER"),
         (["--layer", "3"], "--layer is for --nodes FOLDER"),
+        (["--layers", "all"], "--layers is for --nodes FOLDER"),
+        (["--arrows"], "--arrows is for --nodes FOLDER"),
+        (["--density"], "--density is for --nodes FOLDER"),
+        (["--nodes", "out", "--layers", "some"], "invalid choice: 'some'"),
+        (["--nodes", "out", "--layers", "all", "--layer", "x"], "not allowed with argument --layers"),
         (["--nodes", "out", "--at", "3"], "must be two numbers separated by a comma, X,Y, got '3'"),
         (["--nodes", "out", "--at", "3,b"], "must be two numbers separated by a comma, X,Y, got '3,b'"),
     ],

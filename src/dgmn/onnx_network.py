@@ -1,6 +1,7 @@
 """A network in an ONNX file, computed by onnxruntime in the place of a network of PyTorch."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def open_session(content: str | bytes, threads: int = 0) -> Any:
     Raises:
         InputError: onnxruntime is not installed, or the file needs our operators and they were not built.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.29 it would tell Microsoft of every file it opens
     try:
         import onnxruntime
     except ImportError as error:

@@ -109,5 +109,9 @@ def _write(result: Any, stem: str, folders: dict[str, Path], predictor: Predicto
 
 def _write_nodes(result: Result, stem: str, folder: Path, predictor: Predictor, options: argparse.Namespace) -> None:
     for at in options.at or [(result.image.width / 2, result.image.height / 2)]:
-        picture = predictor.nodes(result.image, at).draw(options.layer)
-        save_image(picture, folder / f"{stem}_{at[0]:g}_{at[1]:g}.png")
+        nodes = predictor.nodes(result.image, at)
+        layers = options.layers or options.layer
+        name = f"{stem}_{at[0]:g}_{at[1]:g}"
+        save_image(nodes.draw(layers, arrows=options.arrows), folder / f"{name}.png")
+        if options.density:
+            save_image(nodes.draw(layers, density=True), folder / f"{name}_density.png")

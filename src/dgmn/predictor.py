@@ -2,8 +2,9 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,8 +16,8 @@ from torch import nn
 from dgmn.errors import InputError, check_number
 from dgmn.finite import check_weights
 from dgmn.images import AnyImage, to_image
-from dgmn.nodes import Point, SampledNodes, check_point
-from dgmn.pictures import node_picture
+from dgmn.nodes import Point, SampledLayer, SampledNodes, check_point
+from dgmn.pictures import heat_sheet, node_picture, node_sheet
 from dgmn.writers import JsonWriter, ListWriter
 from dgmn_base.files import find_images
 
@@ -77,26 +78,71 @@ class Nodes(Drawable, Sequence[SampledNodes]):
 
     Attributes:
         image: the image in RGB, upright.
-        found: one entry for every layer and each of its sampling rates or heads.
+        maps: what every layer samples, with each of its sampling rates or heads, at all positions.
+        at: the point, in pixels of the image.
     """
 
     image: Image.Image
-    found: tuple[SampledNodes, ...]
+    maps: tuple[SampledLayer, ...]
+    at: Point
+
+    @cached_property
+    def found(self) -> tuple[SampledNodes, ...]:
+        """One entry for every layer and each of its sampling rates or heads."""
+        return tuple(layer.at(self.at) for layer in self.maps)
 
     def __getitem__(self, index: Any) -> Any:
         return self.found[index]
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.maps)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The names of the layers that sample nodes."""
-        return tuple(dict.fromkeys(nodes.layer for nodes in self.found))
+        return tuple(dict.fromkeys(layer.layer for layer in self.maps))
 
-    def draw(self, layer: str | None = None) -> Image.Image:
-        """A picture of the nodes of a layer (None: the last one); see [`node_picture`][dgmn.pictures.node_picture]."""
-        return node_picture(self.image, self.found, layer)
+    def select(self, layers: str | None) -> tuple[str, ...]:
+        """The names of some layers.
+
+        Args:
+            layers: the name of a layer or of a stage; None: the last layer; "all": all; "stages": the last layer of
+                every stage.
+
+        Raises:
+            InputError (a ValueError): there is no such layer.
+        """
+        stages = {layer.layer: layer.stage for layer in self.maps}
+        if layers is None:
+            return self.layers[-1:]
+        if layers == "all":
+            return self.layers
+        if layers == "stages":
+            return tuple({stage: name for name, stage in stages.items()}.values())
+        chosen = tuple(name for name, stage in stages.items() if layers in (name, stage))
+        if not chosen:
+            known = ", ".join(self.layers)
+            raise InputError(f"layer must be one that samples nodes, {known}, a stage, all or stages; got {layers!r}")
+        return chosen
+
+    def draw(self, layer: str | None = None, arrows: bool = False, density: bool = False) -> Image.Image:
+        """A picture of the nodes.
+
+        Args:
+            layer: the layers, as for `select`. One layer without arrows is drawn with
+                [`node_picture`][dgmn.pictures.node_picture], others with [`node_sheet`][dgmn.pictures.node_sheet].
+            arrows: draw the walks as arrows.
+            density: draw where all positions look instead, with [`heat_sheet`][dgmn.pictures.heat_sheet].
+
+        Raises:
+            InputError (a ValueError): there is no such layer.
+        """
+        names = self.select(layer)
+        if density:
+            return heat_sheet(self.image, [each for each in self.maps if each.layer in names])
+        if len(names) == 1 and not arrows:
+            return node_picture(self.image, self.found, names[0])
+        return node_sheet(self.image, [each for each in self.found if each.layer in names], arrows=arrows)
 
 
 class Predictor(ABC):
@@ -183,8 +229,12 @@ class Predictor(ABC):
         """The header of a table of results with this many cells, without the image's column."""
 
     @abstractmethod
-    def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
-        """The nodes that the network samples for a point, which must lie in the image."""
+    def sample_layers(self, image: Image.Image, at: Point) -> list[SampledLayer]:
+        """What the network samples at all positions of the part of the image that it gets for a point in it."""
+
+    def part(self, image: Image.Image, at: Point) -> Hashable:
+        """What tells the part of the image that the network gets for a point from others; None if it gets it whole."""
+        return None
 
     def writer(self, file: Path) -> JsonWriter:
         """A writer that adds results to a JSON file one by one."""
@@ -205,8 +255,8 @@ class Predictor(ABC):
         picture = to_image(image)
         if at is None:
             at = (picture.width / 2, picture.height / 2)
-        check_point(at, picture.width, picture.height)
-        return Nodes(picture, tuple(self.sample_nodes(picture, at)))
+        check_point(at, 0, 0, picture.width, picture.height)
+        return Nodes(picture, tuple(self.sample_layers(picture, at)), at)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {type(self.network).__name__}, {len(self.names)} classes, on {self.device}>"

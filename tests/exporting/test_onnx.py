@@ -1,6 +1,7 @@
 """`dgmn export`: ONNX files predict what the networks do, in onnxruntime and with nothing but standard operators."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 import dgmn
+from dgmn.app.view import View
 from dgmn.classification.builders import classifier
 from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.detection import mask_rcnn
@@ -173,6 +175,22 @@ def test_other_runtimes_find_what_they_need(written):
     size = said["image_size"]
     (logits,) = session.run(None, {"images": np.zeros((2, 3, size, size), np.float32)})
     assert logits.shape == (2, 3)
+
+
+def test_nobody_is_told(written, photos, tmp_path):
+    """onnxruntime's telemetry leaves its identifiers in the folders of temporary files and of the user."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME")}
+    code = f"import dgmn; print(dgmn.load({str(written.path)!r}).predict({str(photos[0])!r}))"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_page_has_no_nodes_of_a_file(written, photos):
+    view = View.of(dgmn.load(written.path), Image.open(photos[0]))
+    assert "Probability" in view.findings(0.3)
+    with pytest.raises(InputError, match="choose the checkpoint"):
+        view.nodes()
 
 
 def test_a_network_of_one_size(tmp_path):

@@ -15,7 +15,7 @@ from dgmn.classification.transforms import eval_transform, seen_part
 from dgmn.errors import InputError, check_number
 from dgmn.finite import check_scores
 from dgmn.images import AnyImage
-from dgmn.nodes import Point, SampledNodes, sampled_nodes
+from dgmn.nodes import Point, SampledLayer, node_maps
 from dgmn.pictures import captioned
 from dgmn.predictor import OnError, Predictor, Progress, Result, run
 
@@ -145,8 +145,8 @@ class ClassificationPredictor(Predictor):
         return tuple(f"{rank + 1}." for rank in range(cells))
 
     @override
-    def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
-        """The nodes that the network samples for a point of the image.
+    def sample_layers(self, image: Image.Image, at: Point) -> list[SampledLayer]:
+        """What the network samples at all positions of the centre crop that it gets.
 
         Raises:
             InputError: the centre crop cuts the point away, or the network samples no nodes.
@@ -160,5 +160,5 @@ class ClassificationPredictor(Predictor):
                 f"at must lie in the centre crop that the network sees, x {left:.0f} to {right:.0f} and "
                 f"y {top:.0f} to {bottom:.0f}, got x = {at[0]:g}, y = {at[1]:g}"
             )
-        found = sampled_nodes(self.network, self.transform(image)[None].to(self.device), inside)
+        found = node_maps(self.network, self.transform(image)[None].to(self.device))
         return [each.placed(scale, (left, top)) for each in found]

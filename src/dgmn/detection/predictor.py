@@ -26,7 +26,7 @@ from dgmn.errors import InputError, check_share
 from dgmn.finite import check_scores
 from dgmn.images import AnyImage
 from dgmn.models.build import build_named
-from dgmn.nodes import Point, SampledNodes, sampled_nodes
+from dgmn.nodes import Point, SampledLayer, node_maps
 from dgmn.pictures import boxed, distinct_colors
 from dgmn.predictor import OnError, Predictor, Progress, Result, run, with_tuples
 from dgmn.writers import JsonWriter
@@ -226,8 +226,8 @@ class DetectionPredictor(Predictor):
         return "objects", "best score of each class"
 
     @override
-    def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
-        return sampled_nodes(self.network, [self._pixels(image)], at)
+    def sample_layers(self, image: Image.Image, at: Point) -> list[SampledLayer]:
+        return node_maps(self.network, [self._pixels(image)])
 
     def categories(self) -> list[dict[str, Any]]:
         """The categories in COCO's format."""

@@ -11,6 +11,7 @@ from dgmn.pictures.drawing import (
     prediction_grid,
 )
 from dgmn.pictures.nodes import node_picture
+from dgmn.pictures.sheets import heat_sheet, node_sheet
 
 __all__ = [
     "boxed",
@@ -18,8 +19,10 @@ __all__ = [
     "comparison",
     "contact_sheet",
     "distinct_colors",
+    "heat_sheet",
     "legend",
     "node_picture",
+    "node_sheet",
     "overlay",
     "prediction_grid",
 ]

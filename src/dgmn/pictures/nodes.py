@@ -12,14 +12,15 @@ from dgmn.nodes import SampledNodes
 from dgmn.pictures.drawing import INK, PAPER, fitting
 
 # The shades of the smallest and of the largest sampling rate, and what the discs show.
-_FAMILIES = {
+FAMILIES = {
     "affinities": ((255, 226, 80), (120, 48, 0), "affinity"),
     "weights": ((165, 215, 255), (8, 36, 120), "weight |w|, mean of the groups"),
     "positions": ((255, 226, 80), (120, 48, 0), "nodes"),  # for a layer that predicts neither affinities nor weights
 }
-_RECEIVER = (230, 20, 20)
-_FINE = 3  # discs are drawn this many times larger and then reduced, which makes them smooth
-_Word = tuple[str, tuple[int, int, int] | None]  # a text and the colour of its disc
+RECEIVER = (230, 20, 20)
+FINE = 3  # discs are drawn this many times larger and then reduced, which makes them smooth
+Color = tuple[int, int, int]
+_Word = tuple[str, Color | None]  # a text and the colour of its disc
 
 
 def node_picture(image: Image.Image, nodes: Sequence[SampledNodes], layer: str | None = None) -> Image.Image:
@@ -54,9 +55,9 @@ def node_picture(image: Image.Image, nodes: Sequence[SampledNodes], layer: str |
     canvas = Image.new("RGB", (sum(p.width + gap for p in panels) - gap, max(p.height for p in panels)), PAPER)
     for i, panel in enumerate(panels):
         canvas.paste(panel, (i * (panel.width + gap), 0))
-    there = sum(int(_drawn(each, image.size).sum()) for each in nodes)
+    there = sum(int(within(each, image.size).sum()) for each in nodes)
     total = sum(len(each.positions) for each in nodes)
-    words: list[_Word] = [("receiving node", _RECEIVER), (f"layer {layer}", None)]
+    words: list[_Word] = [("receiving node", RECEIVER), (f"layer {layer}", None)]
     if there < total:
         words.append((f"{total - there} of {total} nodes lie outside the image", None))
     return stacked([canvas, _key([words], canvas.width, letters)])
@@ -66,29 +67,29 @@ def _node_panel(
     picture: Image.Image, factor: float, nodes: Sequence[SampledNodes], family: str, letters: int
 ) -> Image.Image:
     """Draws the nodes of one family on the picture, the receiving node on top, and explains the discs below."""
-    first, last, meaning = _FAMILIES[family]
+    first, last, meaning = FAMILIES[family]
     side = max(picture.size)
-    unit = _FINE * side / 640
-    factor *= _FINE
+    unit = FINE * side / 640
+    factor *= FINE
     discs, shades = [], []
     for i, each in enumerate(nodes):
         share = i / max(len(nodes) - 1, 1)
         red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, last, strict=True))
         shades.append((red, green, blue))
         values = [1.0] * len(each.positions) if family == "positions" else getattr(each, family).tolist()
-        drawn = _drawn(each, (picture.width * _FINE / factor, picture.height * _FINE / factor))
+        drawn = within(each, (picture.width * FINE / factor, picture.height * FINE / factor))
         for (x, y), value, here in zip(each.positions.tolist(), values, drawn.tolist(), strict=True):
             if here:
                 discs.append((value, x * factor, y * factor, shades[-1]))
-    canvas = picture.resize((picture.width * _FINE, picture.height * _FINE), Image.Resampling.BICUBIC)
+    canvas = picture.resize((picture.width * FINE, picture.height * FINE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     largest = max((disc[0] for disc in discs), default=0.0)
     for value, x, y, color in sorted(discs, reverse=True):  # small discs on top
         radius = 5.0 if family == "positions" else max(2.0, 12 * (value / (largest or 1.0)) ** 0.5)
-        _disc(draw, x, y, (radius + 1) * unit, PAPER, PAPER)  # a white rim, for dark images
-        _disc(draw, x, y, radius * unit, color, INK)
+        disc(draw, x, y, (radius + 1) * unit, PAPER, PAPER)  # a white rim, for dark images
+        disc(draw, x, y, radius * unit, color, INK)
     x, y = nodes[0].receiver
-    _disc(draw, x * factor, y * factor, 6 * unit, _RECEIVER, PAPER)
+    disc(draw, x * factor, y * factor, 6 * unit, RECEIVER, PAPER)
     canvas = canvas.resize(picture.size, Image.Resampling.LANCZOS)
     heads = nodes[0].head is not None
     kind = "head" if heads else "sampling rate"
@@ -101,16 +102,14 @@ def _node_panel(
     return stacked([framed, _key([[(meaning, None)], words], width, letters)])
 
 
-def _drawn(nodes: SampledNodes, size: tuple[float, float]) -> NDArray[np.bool_]:
+def within(nodes: SampledNodes, size: tuple[float, float]) -> NDArray[np.bool_]:
     """Which nodes lie within an image of this width and height."""
     x, y = nodes.positions.numpy().T
     return np.asarray((x >= 0) & (x <= size[0]) & (y >= 0) & (y <= size[1]))
 
 
-def _disc(
-    draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: tuple[int, int, int], line: tuple[int, int, int]
-) -> None:
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=line, width=_FINE)
+def disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: Color, line: Color) -> None:
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=line, width=FINE)
 
 
 def _key(rows: Sequence[Sequence[_Word]], width: int, size: int) -> Image.Image:
@@ -126,12 +125,12 @@ def _key(rows: Sequence[Sequence[_Word]], width: int, size: int) -> Image.Image:
                 x, y = left, y + line
             placed.append((x, y, text, color))
             x += needed + size
-    canvas = Image.new("RGB", (width * _FINE, (y + line) * _FINE), PAPER)
+    canvas = Image.new("RGB", (width * FINE, (y + line) * FINE), PAPER)
     draw = ImageDraw.Draw(canvas)
     for x, y, _, color in placed:
         if color:
-            _disc(draw, (x + size / 2) * _FINE, (y + size * 0.62) * _FINE, size / 2 * _FINE, color, INK)
-    canvas = canvas.resize((width, canvas.height // _FINE), Image.Resampling.LANCZOS)
+            disc(draw, (x + size / 2) * FINE, (y + size * 0.62) * FINE, size / 2 * FINE, color, INK)
+    canvas = canvas.resize((width, canvas.height // FINE), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
     for x, y, text, color in placed:
         draw.text((x + (line if color else 0), y), fitting(text, font, width - x), INK, font)

@@ -1,6 +1,6 @@
 """scikit-learn's 1,797 handwritten digits, alone and in scenes; three fifths of them are for training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,16 @@ class Scenes:
         grid: number of rows and columns.
         digit_sizes: smallest and largest side of a digit, in pixels.
         share: probability that a cell has a digit.
+        photos: photographs (H, W, 3); None takes the two that come with scikit-learn.
     """
 
     def __init__(
-        self, size: tuple[int, int], grid: tuple[int, int], digit_sizes: tuple[int, int], share: float = 1.0
+        self,
+        size: tuple[int, int],
+        grid: tuple[int, int],
+        digit_sizes: tuple[int, int],
+        share: float = 1.0,
+        photos: Sequence[NDArray[np.uint8]] | None = None,
     ) -> None:
         from sklearn.datasets import load_sample_images
 
@@ -44,7 +50,7 @@ class Scenes:
         self.digit_sizes = digit_sizes
         self.share = share
         self._random = np.random.default_rng(0)
-        self._photos = load_sample_images().images
+        self._photos = load_sample_images().images if photos is None else photos
         self._glyphs: dict[str, list[tuple[int, NDArray[np.uint8]]]] = {name: [] for name in set(_SPLITS)}
         for split, digit, _, pixels in digits():
             self._glyphs[split].append((digit, pixels))
@@ -53,7 +59,7 @@ class Scenes:
         """Draws a scene (H, W, 3) of "train", "val" or "test"; also returns its digits with their masks (H, W)."""
         random = self._random
         height, width = self.size
-        photo = self._photos[random.integers(len(self._photos))]
+        photo = self._photos[int(random.integers(len(self._photos)))]
         # The right third of a photograph is for validation and test.
         edge = photo.shape[1] * 2 // 3
         left, right = (0, edge - width) if split == "train" else (edge, photo.shape[1] - width)

@@ -1,6 +1,6 @@
 """Prediction with a trained or published segmenter. Needs no lightning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -17,7 +17,7 @@ from typing_extensions import override
 from dgmn.about import Preprocessing
 from dgmn.images import AnyImage, stacked
 from dgmn.models.build import build_named
-from dgmn.nodes import Point, SampledNodes, sampled_nodes
+from dgmn.nodes import Point, SampledLayer, node_maps
 from dgmn.pictures import legend, overlay
 from dgmn.predictor import OnError, Predictor, Progress, Result, run, with_tuples
 from dgmn.segmentation.builders import BUILDERS
@@ -219,13 +219,17 @@ class SegmentationPredictor(Predictor):
         return tuple(f"{rank + 1}." for rank in range(cells))
 
     @override
-    def sample_nodes(self, image: Image.Image, at: Point) -> list[SampledNodes]:
-        """The nodes that the network samples for a point of the image, at its own size or that of `inference.fit`.
+    def sample_layers(self, image: Image.Image, at: Point) -> list[SampledLayer]:
+        """What the network samples at all positions of the image, at its own size or that of `inference.fit`.
 
         If the network gets windows of the image, the window whose middle is closest to the point is used.
         """
         (top, left), (height, width), scaled = window_around(at, self._pixels(image), self.inference)
         scale = (image.width / scaled.shape[-1], image.height / scaled.shape[-2])
         part = self._preprocessed(scaled[None, :, top : top + height, left : left + width])
-        found = sampled_nodes(self.network, part, (at[0] / scale[0] - left, at[1] / scale[1] - top))
+        found = node_maps(self.network, part)
         return [each.placed(scale, (left * scale[0], top * scale[1])) for each in found]
+
+    @override
+    def part(self, image: Image.Image, at: Point) -> Hashable:
+        return window_around(at, self._pixels(image), self.inference)[:2]

@@ -1,0 +1,100 @@
+"""The command `dgmn app`: serves the page on this machine, and leaves nothing behind."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dgmn.errors import InputError
+
+_LARGEST = 30 * 2**20  # bytes of a file
+# The browser itself keeps the page from asking anybody else for anything.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+_Call = Callable[[Any], Awaitable[None]]
+
+
+def run_app(options: argparse.Namespace) -> int:
+    sources = options.sources or [str(path) for path in quickstarts()]
+    # Gradio reads these when it is imported. What is uploaded lies in the folder until it is read, at once.
+    with tempfile.TemporaryDirectory(prefix="dgmn_app_") as folder:
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+        try:
+            import gradio as gr
+            from starlette.middleware import Middleware
+        except ImportError as error:
+            raise InputError("dgmn app needs gradio: pip install 'dgmn[app]'") from error
+        from dgmn.app.page import CSS, HOW, page
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed then, too
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        blocks = page(names(sources), options.device)
+        try:
+            _, url, _ = blocks.launch(
+                server_name=options.host,
+                server_port=options.port,
+                inbrowser=options.open,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                show_error=False,
+                max_file_size=_LARGEST,
+                state_session_capacity=8,
+                ssr_mode=False,
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=[],
+                theme=gr.themes.Base(**fonts),
+                css=CSS,
+                app_kwargs={"middleware": [Middleware(_OnlyHere)]},
+            )
+        except OSError as error:
+            raise InputError(f"--port {options.port}: {error}") from error
+        try:
+            print(f"{url} shows {len(sources)} model{'' if len(sources) == 1 else 's'}; Ctrl-C ends it", flush=True)
+            if not sources:
+                print(f"There is no trained network in runs/. {HOW}", flush=True)
+            if options.host not in ("127.0.0.1", "localhost"):
+                print("Everybody who reaches this machine can use the page.", flush=True)
+            threading.Event().wait()
+        finally:
+            blocks.close(verbose=False)
+    return 0
+
+
+def quickstarts() -> list[Path]:
+    """The best checkpoints of the quickstarts in runs/."""
+    return sorted(Path("runs").glob("quickstart*/run/checkpoints/best.ckpt"))
+
+
+def names(sources: Sequence[str]) -> dict[str, str]:
+    """The sources by short names: that of the run or file, or all of it where two are alike."""
+    generic = ("run", "checkpoints", "best.ckpt", "last.ckpt")
+    short = {source: ([p for p in Path(source).parts if p not in generic] or [source])[-1] for source in sources}
+    counts = Counter(short.values())
+    return {source if counts[name] > 1 else name: source for source, name in short.items()}
+
+
+class _OnlyHere:
+    """Adds the policy to every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: _Call, send: _Call) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (b"content-security-policy", _POLICY.encode())]
+                message = {**message, "headers": [*headers, (b"referrer-policy", b"no-referrer")]}
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
