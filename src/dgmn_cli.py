@@ -187,7 +187,9 @@ def _predict(arguments: list[str]) -> int:
         epilog="Example: dgmn predict photos/*.jpg --ckpt_path runs/finetune/checkpoints/best.ckpt --pictures out",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
-    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of a run, or official weights with --model")
+    parser.add_argument(
+        "--ckpt_path", metavar="FILE", help="checkpoint of a run, hf-hub:OWNER/NAME, or official weights with --model"
+    )
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -252,8 +254,9 @@ def _check_predict(options: argparse.Namespace) -> None:
     options.images = find_images(options.images)
     if not (options.ckpt_path or options.model):
         raise InputError("give --ckpt_path FILE, a checkpoint of a run, or --model NAME, a published model")
-    if options.ckpt_path and not Path(options.ckpt_path).exists():
-        raise InputError(f"--ckpt_path {options.ckpt_path}: no such file")
+    checkpoint = None if (options.ckpt_path or "").startswith("hf-hub:") else options.ckpt_path
+    if checkpoint and not Path(checkpoint).exists():
+        raise InputError(f"--ckpt_path {checkpoint}: no such file")
     if options.model:
         check_task(options, find(options.model).task)
     if options.config:
@@ -261,7 +264,7 @@ def _check_predict(options: argparse.Namespace) -> None:
     if options.json and Path(options.json).is_dir():
         raise InputError(f"--json {options.json}: this is a folder, give a file")
     if options.json and Path(options.json).is_file():
-        inputs = [*options.images, *filter(None, (options.ckpt_path, options.config))]
+        inputs = [*options.images, *filter(None, (checkpoint, options.config))]
         if any(os.path.samefile(options.json, path) for path in inputs):
             raise InputError(f"--json {options.json}: this file is read, give another one to write")
     for name in ("pictures", "nodes", "labels", "submission"):
@@ -279,7 +282,10 @@ def _export(arguments: list[str]) -> int:
         epilog="Example: dgmn export runs/finetune --out model.onnx",
     )
     parser.add_argument(
-        "source", nargs="?", metavar="SOURCE", help="checkpoint of a run, a run's folder, or a published model's name"
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="checkpoint of a run, a run's folder, a published model's name, or hf-hub:OWNER/NAME",
     )
     parser.add_argument("--model", metavar="NAME", help="the published model that SOURCE, official weights, is of")
     parser.add_argument(

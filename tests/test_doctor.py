@@ -37,3 +37,16 @@ def test_a_wrong_kernel(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "FAILED: its results are off by 5.0e-01" in out
     assert "Failed its self-check: native on cpu in float32, native on cpu in bfloat16. DGMN_BACKEND=reference" in out
+
+
+def test_kernels_that_cannot_be_loaded(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "_native.so"
+    path.write_bytes(b"not a library")
+    library, problem = native.load(path)
+    monkeypatch.setattr(native, "LIBRARY", library)
+    monkeypatch.setattr(native, "PROBLEM", problem)
+    assert dgmn_cli.run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(
+        rf"native .*the CPU kernels cannot be loaded \({re.escape(str(path))}: .+\)\. Install dgmn again", out
+    )

@@ -18,6 +18,7 @@ import dgmn
 from dgmn.detection import deformable_detr, mask_rcnn, retinanet, sparse_rcnn
 from dgmn.errors import InputError
 from dgmn.segmentation import dilated_fcn, semantic_fpn, setr_mla, setr_naive, setr_pup
+from dgmn_cli import run
 
 CLASSES = ["a", "b", "ü"]
 SIZES = {"min_size": 64, "max_size": 96}
@@ -316,23 +317,49 @@ def test_the_weights_of_a_folder_start_a_network(shared, nano):
 # ---------------------------------------------------------------------------------------------------------- the hub
 
 
+COMMIT = "0" * 40
+
+
 @contextmanager
 def hub(monkeypatch, card=False):
     """A local server in the place of the Hugging Face Hub; gives the files that are committed to it."""
     committed = {}
 
     class Handler(BaseHTTPRequestHandler):
-        def answer(self, content, status=200):
+        def answer(self, content, status=200, reason="EntryNotFound"):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             if status == 404:
-                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("X-Error-Code", reason)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(json.dumps(content).encode())
 
         def do_HEAD(self):
-            self.answer({}, 200 if card else 404)
+            if "/resolve/main/" in self.path:
+                self.answer({}, 200 if card else 404)
+            else:
+                self.do_GET()
+
+        def do_GET(self):
+            """What was committed, as the hub lists and gives it."""
+            *_, name = self.path.partition(f"/resolve/{COMMIT}/")
+            if "/api/models/me/x/revision/" in self.path:
+                self.answer({"id": "me/x", "sha": COMMIT, "siblings": [{"rfilename": each} for each in committed]})
+            elif "/api/models/me/x/tree/" in self.path:
+                self.answer(
+                    [{"type": "file", "path": each, "size": len(x), "oid": "0"} for each, x in committed.items()]
+                )
+            elif name not in committed:
+                self.answer({}, 404, "RepoNotFound")
+            else:
+                self.send_response(200)
+                for header, value in (("X-Repo-Commit", COMMIT), ("ETag", f'"{hash(committed[name])}"')):
+                    self.send_header(header, value)
+                self.send_header("Content-Length", str(len(committed[name])))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(committed[name])
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -372,6 +399,52 @@ def test_push_to_hub(card, nano, shared, monkeypatch):
     if card:
         del expected["README.md"]  # a card that someone has written stays
     assert committed == expected
+
+
+def test_load_from_the_hub(nano, shared, photo, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    with hub(monkeypatch):
+        dgmn.push_to_hub(nano, "me/x", classes=CLASSES, image_size=64, token="hf_x")
+        model = dgmn.load("hf-hub:me/x", device="cpu")
+        assert dict(model.predict(photo).top) == dict(dgmn.load(shared, device="cpu").predict(photo).top)
+        assert not list((tmp_path / "cache").rglob("README.md"))
+        picture, found = tmp_path / "a.png", tmp_path / "found.json"
+        photo.save(picture)
+        arguments = ["predict", str(picture), "--ckpt_path", "hf-hub:me/x@main", "--json", str(found)]
+        assert run(arguments) == 0
+        assert json.loads(found.read_text())[0]["top"][0]["class"] in CLASSES
+        with pytest.raises(InputError, match="hf-hub:me/y: nothing on the hub has this name; what is private needs"):
+            dgmn.load("hf-hub:me/y")
+    assert dgmn.load("hf-hub:me/x", device="cpu").names == tuple(CLASSES)  # the hub does not answer any more
+    with pytest.raises(ConnectionError, match="hf-hub:me/z: cannot be fetched"):
+        dgmn.load("hf-hub:me/z")
+    for wrong in ("hf-hub:", "hf-hub:x", "hf-hub:../x", "hf-hub:a/b/c", "hf-hub:me/x@"):
+        with pytest.raises(InputError, match="accepted hf-hub:owner/name, or hf-hub:owner/name@revision"):
+            dgmn.load(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "config.json",
+            b'{"architecture": "hf-hub:x/y", "pretrained_cfg": {"input_size": [3, 4, 4]}}',
+            "dgmn.model: got",
+        ),
+        ("model.safetensors", b"", "damaged"),
+        ("model.safetensors", None, "not a repository of dgmn.push_to_hub"),
+    ],
+)
+def test_what_the_hub_gives_is_checked(name, content, message, nano, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with hub(monkeypatch) as committed:
+        dgmn.push_to_hub(nano, "me/x", classes=CLASSES, image_size=64, token="hf_x")
+        committed[name] = content
+        if content is None:
+            del committed[name]
+        with pytest.raises(InputError, match=message):
+            dgmn.load("hf-hub:me/x", device="cpu")
 
 
 def test_nothing_is_pushed_after_a_mistake(monkeypatch):

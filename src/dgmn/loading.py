@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from dgmn.errors import InputError
 from dgmn.predictor import Predictor
 from dgmn.weights import Checkpoint, fetch, find, load_checkpoint, read_checkpoint
-from dgmn.weights.shared import is_shared, read_shared
+from dgmn.weights.shared import HUB, fetch_shared, is_shared, read_shared
 
 PREDICTORS = {
     "classification": "ClassificationPredictor",
@@ -41,8 +41,9 @@ def load(
 
     Args:
         source: a checkpoint of a run, a run's folder (its best checkpoint is taken), a folder that
-            [`dgmn.save`][dgmn.sharing.save] wrote, a file of [`dgmn.export`][dgmn.exporting.export], or the name of a
-            published model, for instance "mask_rcnn_dgmn2_tiny", which is fetched at its first use; see `dgmn zoo`.
+            [`dgmn.save`][dgmn.sharing.save] wrote, a file of [`dgmn.export`][dgmn.exporting.export]; the name of a
+            published model, for instance "mask_rcnn_dgmn2_tiny", see `dgmn zoo`; or "hf-hub:owner/name" for what
+            [`dgmn.push_to_hub`][dgmn.sharing.push_to_hub] has uploaded. The last two are fetched at their first use.
         device: "cpu", "cuda" and so on; "auto": the fastest one available. An ONNX file runs on the CPU.
         model: name of the published model whose weights the file `source` holds; published files do not name their
             model.
@@ -57,7 +58,7 @@ def load(
     Raises:
         InputError (a ValueError): nothing has this name, the file has no weights or does not describe its network, or
             the device is not available; the message says what is accepted.
-        ConnectionError: a published model is not on this machine and cannot be fetched.
+        ConnectionError: a published model, or one of the hub, is not on this machine and cannot be fetched.
     """
     chosen = checked_device(device)
     path = _file(source)
@@ -147,6 +148,8 @@ def predictor_of(task: str) -> type[Predictor]:
 
 def _file(source: str | os.PathLike[str]) -> Path | None:
     """The file, or folder to share, that `source` means; None if it is the name of a published model."""
+    if isinstance(source, str) and source.startswith(HUB):
+        return fetch_shared(source)
     path = Path(source)
     if path.is_dir():
         if is_shared(path):

@@ -87,9 +87,12 @@ DETECTORS = ("retinanet", "mask_rcnn", "deformable_detr", "sparse_rcnn")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "mask_rcnn")) for k in DETECTORS])
-def test_detectors(kind, load, photos, tmp_path):
-    model = load(kind)
-    done = export(model, tmp_path / "model.onnx", size=(96, 144))
+def test_detectors(kind, load, request, photos, tmp_path):
+    if kind == "mask_rcnn":
+        model, done = request.getfixturevalue("detector")
+    else:
+        model = load(kind)
+        done = export(model, tmp_path / "model.onnx", size=(96, 144))
     assert done.error < 1e-4
     assert done.fixed is None
     assert {domain for domain, _ in operators(done.path)} <= {"", "ai.onnx"}
@@ -127,7 +130,7 @@ def test_low_scores_keep_their_order(tmp_path):
     """
     torch.manual_seed(0)
     sizes = {"min_size": 96, "max_size": 144, "channels": 16, "representation_size": 32}
-    network = mask_rcnn("dgmn2_nano", 3, **sizes)
+    network = mask_rcnn("resnet10t", 3, **sizes)
     with torch.no_grad():
         network.rpn.head.cls_logits.weight.mul_(40)
         network.rpn.head.cls_logits.bias.fill_(-14)
@@ -148,6 +151,13 @@ def test_without_grid_sample(load, tmp_path):
     names = {name for _, name in operators(done.path)}
     assert "GridSample" not in names
     assert "Gather" in names
+
+
+@pytest.mark.slow
+def test_networks_that_need_grid_sample(load, tmp_path):
+    with pytest.raises(InputError, match="grid_sample: got False; accepted True, because DeformableDETR samples"):
+        export(load("deformable_detr"), tmp_path / "a.onnx", size=(96, 144), grid_sample=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_runtimes_find_what_they_need(written):
@@ -270,18 +280,45 @@ def test_files_from_anyone(change, message, written, tmp_path):
         dgmn.load(path)
 
 
+def run_example(example, *arguments):
+    """What an example prints, without torch."""
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, f"examples/{example}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("kind", ["classifier", pytest.param("semantic_fpn", marks=pytest.mark.slow)])
 def test_the_example_needs_no_torch(kind, load, photos, tmp_path):
     """The same classes, and nearly the same numbers: the example resizes with Pillow alone."""
     model = load(kind)
     path = export(model, tmp_path / "model.onnx").path
     photo = shutil.copy(photos[0], tmp_path)
-    program = (
-        "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-c", program, "examples/onnx_predict.py", str(path), photo]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    words = run_example("onnx_predict.py", path, photo).split()
     result = model.predict(photo)
     names = [name for name, _ in result.top] if kind == "classifier" else list(result.shares)
-    assert told[1::2][: len(names)] == names[:5]
+    assert words[1::2][: len(names)] == names[:5]
+
+
+@pytest.fixture(scope="module")
+def detector(load, tmp_path_factory):
+    """A small Mask R-CNN and its file."""
+    model = load("mask_rcnn")
+    return model, export(model, tmp_path_factory.mktemp("onnx") / "model.onnx", size=(96, 144))
+
+
+@pytest.mark.parametrize("dynamic", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_example_for_detectors_needs_no_torch(dynamic, detector, photos, tmp_path):
+    model, done = detector
+    path = done.path if dynamic else export(model, tmp_path / "a.onnx", size=(96, 144), dynamic=False).path
+    photo = shutil.copy(photos[0], tmp_path)
+    lines = [line.split() for line in run_example("onnx_detect.py", path, photo, "0").splitlines()]
+    result = model.predict(photo, score=0.0)
+    assert len(lines) == len(result) > 0
+    assert [float(line[0].rstrip("%")) / 100 for line in lines] == pytest.approx(result.scores.tolist(), abs=6e-4)
+    best = [[float(x) for x in line[2:]] for line in lines if line[1] == result.names[0]]
+    assert np.abs(np.array(best) - result.boxes[0]).max(1).min() < 0.06
+    picture = np.asarray(Image.open(Path(photo).with_suffix(".objects.png")), int)
+    assert np.abs(picture - np.asarray(Image.open(photo).convert("RGB"))).max() > 20  # something is drawn

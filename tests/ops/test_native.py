@@ -358,13 +358,25 @@ def test_costs_are_those_of_the_reference():
 # ---------------------------------------------------------------------------------------------- choice of the backend
 
 
-def test_without_the_library_plain_pytorch_runs_and_says_so(monkeypatch):
-    monkeypatch.setattr(native, "LIBRARY", None)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"were not built\. Install a C\+\+ compiler, then dgmn again"),
+        (b"not a library", r"cannot be loaded \(.*_native\.so: .*\)\. Install dgmn again"),  # with the loader's words
+    ],
+)
+def test_without_the_library_plain_pytorch_runs_and_says_why(content, said, monkeypatch, tmp_path):
+    path = tmp_path / "_native.so"
+    if content is not None:
+        path.write_bytes(content)
+    library, problem = native.load(path)
+    monkeypatch.setattr(native, "LIBRARY", library)
+    monkeypatch.setattr(native, "PROBLEM", problem)
     inputs = make_inputs()
-    with pytest.warns(UserWarning, match=r"its CPU kernels were not built.*Install a C\+\+ compiler"):
+    with pytest.warns(UserWarning, match=rf"its CPU kernels {said}"):
         out = sampled_attention(*inputs)
     assert torch.equal(out, sampled_attention(*inputs, backend="reference"))
-    with pytest.raises(RuntimeError, match=r"backend 'native' cannot run: the native library was not built"):
+    with pytest.raises(RuntimeError, match=rf"backend 'native' cannot run: the CPU kernels {said}"):
         sampled_attention(*inputs, backend="native")
     assert native.targets() == {}
 

@@ -1,5 +1,6 @@
 """Compares what a runtime computes from a file with what PyTorch does, on pictures that hold something."""
 
+import functools
 import math
 import statistics
 import time
@@ -45,6 +46,7 @@ class Comparison:
     pytorch: float
 
 
+@functools.cache
 def scene() -> tuple[Image.Image, str]:
     """A picture to compare on, and what it is."""
     try:
@@ -60,7 +62,7 @@ def scene() -> tuple[Image.Image, str]:
 
 
 def batches(picture: Image.Image, height: int, width: int, preprocessing: Preprocessing | None) -> list[Tensor]:
-    """What the network takes, made of a picture at three sizes; the first is the example.
+    """What the network takes, made of a picture at three sizes, and mirrored; the first is the example.
 
     Args:
         picture: the picture.
@@ -70,12 +72,12 @@ def batches(picture: Image.Image, height: int, width: int, preprocessing: Prepro
     """
     other = (32 * max(1, height * 3 // 4 // 32), 32 * max(1, width * 5 // 4 // 32))
     odd = (height * 5 // 4 + 3, width * 3 // 4 + 2)  # sides that no stride divides
-    found = []
+    found: list[Tensor] = []
     for count, (tall, wide) in ((1, (height, width)), (2, other), (1, odd)):
         pixels = np.asarray(picture.resize((wide, tall)), np.float32) / 255
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         if preprocessing is None:
-            found += [image.contiguous(), image.flip(-1)]
+            found += [image.contiguous(), image.flip(-1)][: 1 if found else 2]
         else:
             mean, std = (torch.tensor(x)[:, None, None] for x in (preprocessing.mean, preprocessing.std))
             found.append(torch.stack([image, image.flip(-1)][:count]).sub(mean).div(std))

@@ -131,7 +131,10 @@ def export(
             try:
                 content = form.converted(network, given[0], facts, open_sizes, model.task)
                 if not grid_sample and b"GridSample" in content:
-                    raise InputError(f"grid_sample: {type(model.network).__name__} samples with GridSample itself")
+                    name = type(model.network).__name__
+                    raise InputError(
+                        f"grid_sample: got False; accepted True, because {name} samples with GridSample itself"
+                    )
                 compared = compare(
                     network, partial(form.opened, content), given if open_sizes else of_one_size, runtime
                 )

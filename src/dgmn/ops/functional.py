@@ -275,9 +275,8 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
     if value.device.type == "cpu":
         if native.LIBRARY is None and not torch.compiler.is_compiling():
             warnings.warn(
-                "dgmn runs on plain PyTorch, many times slower: its CPU kernels were not built. "
-                "Install a C++ compiler, then dgmn again: pip install --force-reinstall --no-cache-dir, or "
-                "uv sync --reinstall-package dgmn.",
+                f"dgmn runs on plain PyTorch, many times slower: its CPU kernels {native.PROBLEM}: "
+                "pip install --force-reinstall --no-cache-dir, or uv sync --reinstall-package dgmn.",
                 stacklevel=1,
             )
         return "native" if unsupported("native", value, others, dropout_p) is None else "reference"

@@ -1,6 +1,6 @@
 """The native CPU kernels (`csrc/`), called with ctypes: plain tensors in and out.
 
-The library is optional. If it was not built, `LIBRARY` is None and everything runs on the reference.
+The library is optional. Without it, `LIBRARY` is None and everything runs on the reference.
 """
 
 import ctypes
@@ -34,20 +34,29 @@ class _Problem(ctypes.Structure):
     )
 
 
-def _load() -> ctypes.CDLL | None:
+_PATH = Path(__file__).resolve().parent.parent / "_native.so"
+
+
+def load(path: Path = _PATH) -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or why there is none."""
+    if not path.is_file():
+        return None, "were not built. Install a C++ compiler, then dgmn again"
     # torch is already imported, so our library is bound to the OpenMP runtime that torch loaded.
-    path = Path(__file__).resolve().parent.parent / "_native.so"
     try:
         library = ctypes.CDLL(str(path))
-    except OSError:
-        return None
-    library.dgmn_target_name.restype = ctypes.c_char_p
-    library.dgmn_target_name.argtypes = (ctypes.c_int64,)
-    return library if library.dgmn_abi() == _ABI else None
+        library.dgmn_target_name.restype = ctypes.c_char_p
+        library.dgmn_target_name.argtypes = (ctypes.c_int64,)
+        if library.dgmn_abi() == _ABI:
+            return library, None
+    except OSError as error:
+        return None, f"cannot be loaded ({error}). Install dgmn again"
+    except AttributeError:  # it lacks a function
+        pass
+    return None, f"in {path} are those of another version. Install dgmn again"
 
 
-LIBRARY = _load()
-"""The library with the kernels; None if the package was installed without a C++ compiler."""
+LIBRARY, PROBLEM = load()
+"""The library with the kernels, or None; and what is wrong with the kernels then, as the end of a sentence."""
 
 _target = 0  # instruction set; 0 stands for the best; tests set others
 
@@ -63,7 +72,7 @@ def targets() -> dict[str, int]:
 def unsupported(value: Tensor) -> str | None:
     """Why the kernels cannot run on a map like this, or None."""
     if LIBRARY is None:
-        return "the native library was not built: install a C++ compiler, then dgmn again"
+        return f"the CPU kernels {PROBLEM}"
     if value.device.type != "cpu":
         return f"it runs on the CPU, and the tensors are on {value.device}"
     if value.dtype not in _DTYPES:

@@ -6,12 +6,13 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from dgmn.cli import run_training  # its import error says what to install for training
 from dgmn.errors import InputError
 from dgmn_base.terminal import format_table
 
 
 def quickstart(options: argparse.Namespace) -> int:
+    from dgmn.cli import run_training  # its import error says what to install for training
+
     start = time.perf_counter()
     example = import_module(f"dgmn.quickstart.{options.task}")
     recipe = example.recipe(options)

@@ -4,6 +4,8 @@ A classifier's folder has timm's layout, so timm and transformers read it, too. 
 entry `dgmn`, with the description that a run's checkpoint has.
 """
 
+import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,12 +21,43 @@ from dgmn.weights.load import Checkpoint, read_checkpoint
 from dgmn_base.files import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+HUB = "hf-hub:"
+"""What stands before the name of a network on the Hugging Face Hub, as in timm. Only users may name one: what a file
+says about its network must not make this machine fetch anything."""
 _LARGEST = 2**24  # bytes of a config.json
+_ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")  # owner/name, and a revision
 
 
 def is_shared(folder: Path) -> bool:
     """Whether a folder holds a network that was saved to be shared."""
     return all((folder / name).is_file() for name in (WEIGHTS, CONFIG))
+
+
+def fetch_shared(address: str) -> Path:
+    """The folder of a network on the Hugging Face Hub. What this machine lacks is downloaded, once.
+
+    Args:
+        address: "hf-hub:owner/name", or "hf-hub:owner/name@revision" with a branch, tag or commit.
+
+    Raises:
+        InputError (a ValueError): the address has another form, nothing on the hub has it, or that is no network.
+        ConnectionError: the network is not on this machine, and the hub does not answer.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    match = _ON_HUB.fullmatch(address.removeprefix(HUB))
+    if match is None:
+        raise InputError(f"{address}: accepted {HUB}owner/name, or {HUB}owner/name@revision")
+    try:
+        folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=[WEIGHTS, CONFIG]))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise InputError(f"{address}: nothing on the hub has this name; what is private needs hf auth login") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ConnectionError(f"{address}: cannot be fetched: {textwrap.shorten(str(error), 200)}") from error
+    if not is_shared(folder):
+        raise InputError(f"{address}: not a repository of dgmn.push_to_hub: it has no {WEIGHTS} with {CONFIG}")
+    return folder
 
 
 def read_shared(folder: Path) -> Checkpoint:
