@@ -72,8 +72,8 @@ def quantise(content: bytes, description: Mapping[str, Any], folder: Path) -> tu
         raise InputError(f"calibrate {folder}: no images in this folder")
     calibrating = _spread(files[::2], _CALIBRATED)
     comparing = _spread(files[1::2] or files, _COMPARED)
-    quantised, layers = _quantised(content, _inputs(plain, calibrating))
-    small = _predictor(description, quantised)
+    small_content, layers = in_int8(content, _inputs(plain, calibrating))
+    small = _predictor(description, small_content)
     count = len(plain.names)
     confusions = np.zeros((2, count, count), np.int64)
     same = total = 0
@@ -100,7 +100,7 @@ def quantise(content: bytes, description: Mapping[str, Any], folder: Path) -> tu
             f"int8: is not written: {agreement:.1%} of the {what} get the class of the float file, on {where}, fewer "
             f"than {AGREEMENT:.0%}"
         )
-    return quantised, {
+    return small_content, {
         "layers": layers,
         "calibrated": len(calibrating),
         "compared": len(comparing),
@@ -198,7 +198,7 @@ class _Reader:
         return None if images is None else {self._name: images.numpy()}
 
 
-def _quantised(content: bytes, inputs: Iterator[Tensor]) -> tuple[bytes, tuple[int, int]]:
+def in_int8(content: bytes, inputs: Iterator[Tensor]) -> tuple[bytes, tuple[int, int]]:
     """The file's content in 8 bits, and how many layers have been changed, of how many."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
