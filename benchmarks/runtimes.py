@@ -1,4 +1,4 @@
-"""Times networks in PyTorch, onnxruntime and, if it is there, OpenVINO: `python benchmarks/runtimes.py`.
+"""Times networks in PyTorch, onnxruntime, also in 8 bits, and OpenVINO if it is there: `python benchmarks/runtimes.py`.
 
 onnxruntime also runs our network with our own operators, as `dgmn export --kernel` writes it. The networks take turns,
 so that a slower clock affects all. Prints medians in milliseconds for one image of 224 x 224.
@@ -19,6 +19,7 @@ import timm
 import torch
 
 import dgmn
+from dgmn.exporting import int8
 from dgmn.exporting.kernel_nodes import kernel_nodes
 from dgmn.exporting.onnx_graph import OPSET
 
@@ -43,6 +44,16 @@ def in_onnxruntime(path: Path, threads: int) -> Run:
     options.register_custom_ops_library(dgmn.onnxruntime_library())
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(None, {"images": image})
+
+
+def in_int8(path: Path, threads: int) -> Run:
+    noise = torch.randn(8, 1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    content, (changed, every) = int8.in_int8(path.read_bytes(), iter(noise))
+    before, after = path.stat().st_size / 1e6, len(content) / 1e6
+    print(f"{path.stem}: {changed} of {every} layers in 8 bits, {before:.1f} to {after:.1f} MB")
+    small = path.with_suffix(".int8.onnx")
+    small.write_bytes(content)
+    return in_onnxruntime(small, threads)
 
 
 def in_pytorch(path: Path, threads: int) -> Run:
@@ -71,6 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
     runtimes = {"PyTorch, eager": in_pytorch, f"onnxruntime {onnxruntime.__version__}": in_onnxruntime}
+    runtimes["onnxruntime, int8"] = in_int8
     try:
         import openvino
 

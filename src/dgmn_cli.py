@@ -23,7 +23,7 @@ dgmn: dynamic graph message passing networks for classification, detection and s
   dgmn test     -c RECIPE [options]     evaluate on the test set
   dgmn predict  IMAGES --ckpt_path CKPT find the class, the objects or the class of every pixel in images
   dgmn app      [CKPT|NAME ...]         show predictions and the nodes behind them in the browser, on this machine
-  dgmn export   CKPT --out FILE.onnx    write a network for onnxruntime, and compare it with PyTorch
+  dgmn export   CKPT --out FILE.onnx    write a network for onnxruntime, or compiled (.pt2), and check it
   dgmn validate-data -c RECIPE          find mistakes in a dataset before you train on it
   dgmn zoo      [download NAME|verify]  list, fetch or check the published models
   dgmn complexity [MODEL ...]           count parameters and multiply-adds, beside the paper's
@@ -291,8 +291,8 @@ def _export(arguments: list[str]) -> int:
     parser = Parser(
         "dgmn export",
         usage="dgmn export SOURCE --out FILE.onnx [options]",
-        description="Writes a trained network as a file that onnxruntime runs without PyTorch, and compares the two "
-        "before it keeps the file.",
+        description="Writes a trained network as a file that onnxruntime runs without PyTorch, or as a package of "
+        "machine code that PyTorch runs without dgmn, and compares it with PyTorch before it keeps the file.",
         epilog="Example: dgmn export runs/finetune --out model.onnx",
     )
     parser.add_argument(
@@ -302,7 +302,9 @@ def _export(arguments: list[str]) -> int:
         help="checkpoint of a run, a run's folder, a published model's name, or hf-hub:OWNER/NAME",
     )
     parser.add_argument("--model", metavar="NAME", help="the published model that SOURCE, official weights, is of")
-    parser.add_argument("--out", type=place, required=True, metavar="FILE", help="the file to write, ending with .onnx")
+    parser.add_argument(
+        "--out", type=place, required=True, metavar="FILE", help="the file to write, ending with .onnx or .pt2"
+    )
     parser.add_argument("-c", "--config", metavar="RECIPE", help="recipe of the network, as for dgmn predict")
     _add_trust(parser)
     parser.add_argument(
@@ -328,6 +330,15 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument(
         "--image", metavar="FILE", help="a photograph for the comparison (default: one with digits painted on it)"
     )
+    parser.add_argument(
+        "--int8", action="store_true", help="with .onnx: quantise the wide layers to 8 bits; needs --calibrate"
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help="with --int8: images like those that the file will get; with labels, in folders of classes or as datasets "
+        "of dgmn fit, its top-1 or mIoU is compared",
+    )
     parser.add_argument("--licence", metavar="NAME", help="licence of the weights, for the metadata, for instance MIT")
     options = parser.parse_args(arguments)
     if not (options.source or options.model):
@@ -336,8 +347,12 @@ def _export(arguments: list[str]) -> int:
         parser.error("--size takes one number or two")
     if options.kernel and not options.grid_sample:
         raise InputError("--kernel samples nodes by itself: leave out --no-grid-sample")
-    if Path(options.out).suffix != ".onnx":
-        raise InputError(f"--out {options.out}: accepted a file that ends with .onnx")
+    if Path(options.out).suffix not in (".onnx", ".pt2"):
+        raise InputError(f"--out {options.out}: accepted a file that ends with .onnx or .pt2")
+    if options.int8 != bool(options.calibrate):
+        raise InputError("--int8 and --calibrate FOLDER need each other")
+    if options.calibrate and not Path(options.calibrate).is_dir():
+        raise InputError(f"--calibrate {options.calibrate}: there is no such folder")
     if options.config:
         from dgmn_base.recipes import find_recipe
 

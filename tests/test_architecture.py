@@ -43,7 +43,7 @@ ONLY_IN = {
     "triton": ("dgmn/ops/triton_kernels.py", "dgmn/ops/triton_position.py"),
     "matplotlib": ("dgmn/bench/charts.py", "dgmn/bench/report.py"),
     "gradio": ("dgmn/app/command.py", "dgmn/app/page.py"),
-    "onnx": ("dgmn/exporting/onnx_graph.py", "dgmn/onnx_network.py"),
+    "onnx": ("dgmn/exporting/int8.py", "dgmn/exporting/onnx_graph.py", "dgmn/onnx_network.py"),
 }
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "onnxruntime": "onnx"}
 

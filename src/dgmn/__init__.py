@@ -1,7 +1,8 @@
 """Dynamic graph message passing networks: ops, layers, models, training, prediction.
 
 `import dgmn` registers the networks with timm: `timm.create_model("dgmn2_tiny")`. `dgmn.load(checkpoint)` gives a
-trained network, ready to predict; `dgmn.save` and `dgmn.push_to_hub` share it; `dgmn.export` writes it as ONNX.
+trained network, ready to predict; `dgmn.save` and `dgmn.push_to_hub` share it; `dgmn.export` writes it for other
+runtimes.
 """
 
 from importlib.metadata import version

@@ -62,6 +62,11 @@ def load(
     """
     chosen = checked_device(device)
     path = _file(source)
+    if path is not None and path.suffix.lower() == ".pt2":
+        raise InputError(
+            f"{path}: holds machine code, which dgmn does not run; if you trust the file, give it to "
+            "torch._inductor.aoti_load_package (see docs/export.md)"
+        )
     if path is not None and path.suffix.lower() == ".onnx":
         if model is not None or recipe is not None:
             raise InputError(f"{path}: an ONNX file says itself what it is: give no model and no recipe")

@@ -1,5 +1,6 @@
-"""Networks as files that onnxruntime runs, without PyTorch: `dgmn.export(model, "model.onnx")`."""
+"""Networks as files for other runtimes: `dgmn.export(model, "model.onnx")`."""
 
-from dgmn.exporting.onnx_graph import Exported, export
+from dgmn.exporting.export import Exported, export
+from dgmn.exporting.int8 import Quantised
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "Quantised", "export"]

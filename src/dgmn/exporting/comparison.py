@@ -1,4 +1,4 @@
-"""Compares what onnxruntime computes from a file with what PyTorch does, on pictures that hold something."""
+"""Compares what a runtime computes from a file with what PyTorch does, on pictures that hold something."""
 
 import functools
 import math
@@ -15,25 +15,28 @@ from torch import Tensor
 
 from dgmn.about import Preprocessing
 from dgmn.errors import InputError
-from dgmn.onnx_network import open_session
 
 LIMIT = 1e-3
 """Largest error of a file that is kept, relative to the largest result of a kind."""
 _ROUNDS = 5
 
 
+Run = Callable[[Tensor], Sequence[Tensor]]
+"""Runs a file on a batch."""
+
+
 class DifferenceError(Exception):
-    """onnxruntime does not run the file, or computes something else."""
+    """The runtime does not run the file, or computes something else."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How onnxruntime and PyTorch compare.
+    """How a runtime and PyTorch compare.
 
     Attributes:
         sizes: the images: (B, H, W), of detectors (H, W).
         error: the largest difference, relative to the largest result of its kind.
-        milliseconds: median time of the first images in onnxruntime.
+        milliseconds: median time of the first images in the runtime.
         pytorch: the same in PyTorch.
     """
 
@@ -81,45 +84,49 @@ def batches(picture: Image.Image, height: int, width: int, preprocessing: Prepro
     return found
 
 
-def compare(network: Callable[[Tensor], Any], content: bytes, given: Sequence[Tensor]) -> Comparison:
-    """Runs a file's content and the network on every batch.
+def compare(
+    network: Callable[[Tensor], Any], opened: Callable[[], Run], given: Sequence[Tensor], runtime: str
+) -> Comparison:
+    """Runs a file and the network on every batch.
+
+    Args:
+        network: the network.
+        opened: opens the file.
+        given: the batches.
+        runtime: what runs the file, for messages.
 
     Raises:
         DifferenceError: the file, or the network, does not run, or the results differ.
-        InputError: onnxruntime is not installed.
+        InputError: the runtime is not installed.
     """
     try:
-        session = open_session(content)
-        (source,) = session.get_inputs()
-        results = [session.run(None, {source.name: images.numpy()}) for images in given]
+        run = opened()
+        results = [run(images) for images in given]
     except InputError:
         raise
     except Exception as error:
-        raise DifferenceError(f"onnxruntime does not run it: {_said(error)}") from error
+        raise DifferenceError(f"{runtime} does not run it: {said(error)}") from error
     worst = 0.0
-    for images, result in zip(given, results, strict=True):
+    for images, got in zip(given, results, strict=True):
         try:
             wanted = network(images)
         except Exception as error:  # whatever a network says about a size that it does not take
-            raise DifferenceError(f"PyTorch does not run it: {_said(error)}") from error
-        got = [torch.from_numpy(values) for values in result]
+            raise DifferenceError(f"PyTorch does not run it: {said(error)}") from error
         if isinstance(wanted, tuple):
             distance = _distance(got, wanted, images.shape[-2:])
         elif got[0].shape == wanted.shape:
             distance = float((got[0] - wanted).abs().amax() / wanted.abs().amax().clamp_min(1e-30))
         else:
-            raise DifferenceError(f"onnxruntime gives {tuple(got[0].shape)} instead of {tuple(wanted.shape)}")
+            raise DifferenceError(f"{runtime} gives {tuple(got[0].shape)} instead of {tuple(wanted.shape)}")
         if not distance <= LIMIT:
-            raise DifferenceError(f"onnxruntime's results differ by {distance:.1e}, more than {LIMIT:.0e}")
+            raise DifferenceError(f"{runtime}'s results differ by {distance:.1e}, more than {LIMIT:.0e}")
         worst = max(worst, distance)
-    first = given[0].numpy()
-    runs = (lambda: session.run(None, {source.name: first}), lambda: network(given[0]))
-    times = [[_milliseconds(run) for run in runs] for _ in range(_ROUNDS)]
-    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    ours, theirs = milliseconds(lambda: run(given[0]), lambda: network(given[0]))
     return Comparison(tuple((*x.shape[:-3], *x.shape[-2:]) for x in given), worst, ours, theirs)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """The first line of what an error says."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
@@ -147,7 +154,12 @@ def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor], size: Sequence[in
     return max((float(x.max()) for x in nearest if len(x)), default=0.0)
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - start)
+def milliseconds(*runs: Callable[[], object]) -> list[float]:
+    """Median times. The runs take turns, so that a slower clock affects all."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(_ROUNDS):
+        for run, of in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            of.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(of) for of in times]

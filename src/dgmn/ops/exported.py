@@ -16,6 +16,22 @@ from dgmn.ops.precision import compute_dtype, without_autocast
 from dgmn.ops.reference import node_coordinates, windows
 
 _gathers = ContextVar("gathers", default=False)
+_standard = ContextVar("standard", default=False)
+
+
+@contextmanager
+def standard_operators() -> Iterator[None]:
+    """The primitives in operators of PyTorch, for programs that run where there is no dgmn."""
+    token = _standard.set(True)
+    try:
+        yield
+    finally:
+        _standard.reset(token)
+
+
+def is_standard() -> bool:
+    """Whether [`standard_operators`][dgmn.ops.exported.standard_operators] holds."""
+    return _standard.get()
 
 
 @contextmanager

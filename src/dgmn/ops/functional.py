@@ -274,7 +274,7 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
-    if _plain() is exported:
+    if _plain() is exported or (is_exporting() and exported.is_standard()):
         return "reference"
     if value.device.type == "cpu":
         if native.LIBRARY is None and not torch.compiler.is_compiling():

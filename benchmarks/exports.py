@@ -1,0 +1,194 @@
+"""Exports networks with random weights and times the files beside PyTorch: `python benchmarks/exports.py`.
+
+Writes `exports_cpu.csv` after every network, and its rows as the table of `docs/export.md`. PyTorch and the files take
+turns on one image, so that a slower clock affects all. `--table` writes the table again from the CSV alone.
+"""
+
+import argparse
+import csv
+import gc
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dgmn
+from dgmn.bench.report import environment
+from dgmn.classification.builders import classifier
+from dgmn.classification.predictor import ClassificationPredictor
+from dgmn.detection.builders import BUILDERS as DETECTORS
+from dgmn.detection.predictor import DetectionPredictor
+from dgmn.errors import InputError
+from dgmn.exporting import onnx_graph, package
+from dgmn.exporting.comparison import batches, milliseconds, scene
+from dgmn.predictor import Predictor
+from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
+from dgmn.segmentation.predictor import SegmentationPredictor
+from dgmn_base.files import writing
+
+ROOT = Path(__file__).resolve().parent.parent
+CSV, PAGE = ROOT / "benchmarks/results/exports_cpu.csv", ROOT / "docs/export.md"
+START, END = "<!-- the table of benchmarks/exports.py -->\n", "<!-- its end -->\n"
+COLUMNS = ("network", "size", "file", "sizes", "megabytes", "error", "ms", "eager_ms", "compiled_ms", "export_s")
+CLASSES = 20
+KINDS = ("classifier", *SEGMENTERS, "retinanet", "mask_rcnn", "deformable_detr", "sparse_rcnn")
+
+
+def network(kind: str, backbone: str, size: tuple[int, int], quick: bool) -> Predictor:
+    names = [str(i) for i in range(CLASSES)]
+    small = {"depths": (1, 1, 1, 1)} if quick and backbone.startswith("dgmn2") else {}
+    torch.manual_seed(0)
+    if kind == "classifier":
+        built = classifier(backbone, CLASSES, small)
+        predictor: Predictor = ClassificationPredictor(built, names, image_size=size[0])
+    elif kind in SEGMENTERS:
+        args: dict[str, Any] = {"backbone": backbone, "backbone_args": small}
+        if kind == "dilated_fcn":
+            args = {"backbone": "resnet10t" if quick else "resnet50", "module": "dgmn"}
+        built = SEGMENTERS[kind](num_classes=CLASSES, **args)
+        predictor = SegmentationPredictor(built, names, [(i, i, i) for i in range(CLASSES)])
+    else:
+        sides = {"min_size": min(size), "max_size": max(size)}
+        built = DETECTORS[kind](backbone, CLASSES, **sides, backbone_args=small)
+        predictor = DetectionPredictor(built, names, list(range(1, CLASSES + 1)))
+    with torch.no_grad():  # walks start at zero: give them somewhere to go
+        for name, parameter in built.named_parameters():
+            if "offset." in name or "walks." in name:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return predictor
+
+
+def rows(kind: str, size: tuple[int, int], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each file of a network."""
+    predictor = network(kind, arguments.backbone, size, arguments.quick)
+    detects = predictor.task == "detection"
+    run = predictor.network
+    (images, *_) = batches(scene()[0], *size, None if detects else predictor.preprocessing)
+    called: dict[str, Callable[[], object]] = {"eager": lambda: run([images] if detects else images)}
+    if not detects:
+        compiled = torch.compile(run)
+        called["compiled"] = lambda: compiled(images)
+    done: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for form, module in (("ONNX", onnx_graph), ("pt2", package)):
+            if detects and form == "pt2":
+                continue
+            path = Path(folder) / ("model.onnx" if form == "ONNX" else "model.pt2")
+            start = time.perf_counter()
+            try:
+                # The compiler takes minutes for open sizes: a quick run has none.
+                exported = dgmn.export(predictor, path, size=size, dynamic=not (arguments.quick and form == "pt2"))
+            except InputError as error:
+                print(f"{kind}, {form}: {error}")
+                continue
+            content = path.read_bytes()
+            done[form] = (exported, len(content) / 1e6, time.perf_counter() - start)
+            opened = module.opened(content)
+            called[form] = lambda opened=opened: opened(images)  # type: ignore[misc]
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for each in called.values():
+            each()
+        times = dict(zip(called, milliseconds(*called.values()), strict=True))
+    for form, (exported, megabytes, seconds) in done.items():
+        fixed = "any" if exported.fixed is None else "one"
+        checked = " ".join("x".join(map(str, each)) for each in exported.sizes)
+        yield {
+            "network": kind,
+            "size": f"{size[0]}x{size[1]}",
+            "file": form,
+            "sizes": f"{fixed}: {checked}",
+            "megabytes": f"{megabytes:.1f}",
+            "error": f"{exported.error:.1e}",
+            "ms": f"{times[form]:.1f}",
+            "eager_ms": f"{times['eager']:.1f}",
+            "compiled_ms": f"{times['compiled']:.1f}" if "compiled" in times else "",
+            "export_s": f"{seconds:.0f}",
+        }
+
+
+def facts(arguments: argparse.Namespace) -> dict[str, str]:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = " with changes" if git("status", "--porcelain", "--", "src", "csrc") else ""
+    import onnxruntime
+
+    return {
+        **environment("cpu", "float32"),
+        "commit": git("rev-parse", "--short", "HEAD") + changed,
+        "onnxruntime": onnxruntime.__version__,
+        "backbone": arguments.backbone + (", one block a stage" if arguments.quick else ""),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def write_csv(path: Path, about: dict[str, str], found: list[dict[str, Any]]) -> None:
+    text = StringIO()
+    text.writelines(f"# {key}: {value}\n" for key, value in about.items())
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    with writing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def table(path: Path) -> str:
+    """The rows of a CSV for the documentation."""
+    lines = path.read_text().splitlines()
+    about = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    found = list(csv.DictReader(line for line in lines if not line.startswith("# ")))
+    header = ("network", "image", "file", "sizes", "MB", "largest error", "ms", "eager", "`torch.compile`", "export")
+    text = f"Backbone {about.pop('backbone')}, {CLASSES} classes, random weights, one image, milliseconds; "
+    text += "; ".join(f"{key} {value}" for key, value in about.items()) + ".\n\n"
+    text += f"| {' | '.join(header)} |\n|{' --- |' * len(header)}\n"
+    for row in found:
+        sizes = row["sizes"].partition(":")[0]
+        cells = (f"`{row['network']}`", row["size"], row["file"], sizes, row["megabytes"], row["error"], row["ms"])
+        text += f"| {' | '.join((*cells, row['eager_ms'], row['compiled_ms'] or '-', row['export_s'] + ' s'))} |\n"
+    return text
+
+
+def write_table(text: str) -> None:
+    page = PAGE.read_text()
+    before, _, rest = page.partition(START)
+    _, _, after = rest.partition(END)
+    with writing(PAGE) as file:
+        file.write((before + START + "\n" + text + "\n" + END + after).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="dgmn2_nano")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="small networks and images, to see that it works")
+    parser.add_argument("--out", type=Path, help=f"the CSV; default {CSV.relative_to(ROOT)}, and the table of the page")
+    parser.add_argument("--table", action="store_true", help="only write the page's table again")
+    arguments = parser.parse_args()
+    if arguments.table:
+        write_table(table(CSV))
+        return
+    if arguments.quick and arguments.out is None:
+        parser.error("--quick needs --out FILE: its figures are not for the documentation")
+    torch.set_num_threads(arguments.threads)
+    about, found, path = facts(arguments), [], arguments.out or CSV
+    for kind in arguments.kinds:
+        size = (64, 96) if arguments.quick else (224, 224) if kind == "classifier" else (256, 384)
+        found += rows(kind, size, arguments)
+        write_csv(path, about, found)
+        torch.compiler.reset()
+        gc.collect()
+        print(table(path).splitlines()[-1], flush=True)
+    if arguments.out is None:
+        write_table(table(path))
+
+
+if __name__ == "__main__":
+    main()
