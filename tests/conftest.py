@@ -12,8 +12,10 @@ import pytest
 # torch reads this when it is imported, and lets waiting threads sleep. Threads that spin take the cores from other
 # processes, and from each other on a busy machine: the tests take four times as long.
 os.environ["OMP_WAIT_POLICY"] = "passive"
-# The workers read this when they start. Every thread's own arena would keep memory that the others cannot use.
+# The workers read these when they start. Every thread's own arena would keep memory that the others cannot use, and
+# large tensors between small objects would leave holes that nothing fits into.
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reads this when it is imported
 
 import hypothesis

@@ -177,6 +177,7 @@ def test_other_runtimes_find_what_they_need(written):
     assert logits.shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_nobody_is_told(written, photos, tmp_path):
     """onnxruntime's telemetry leaves its identifiers in the folders of temporary files and of the user."""
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
@@ -193,6 +194,7 @@ def test_the_page_has_no_nodes_of_a_file(written, photos):
         view.nodes()
 
 
+@pytest.mark.slow
 def test_a_network_of_one_size(tmp_path):
     """timm's plain Transformers add one vector to each patch of an image of their own size."""
     model = ClassificationPredictor(classifier("test_vit", 3), ("a", "b", "c"), image_size=160)

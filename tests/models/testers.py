@@ -214,6 +214,7 @@ class TimmModelTester:
         for got, want in zip(results[1], results[0], strict=True):
             torch.testing.assert_close(got, want, **tolerance)
 
+    @pytest.mark.slow
     def test_compiles_to_one_graph(self):
         self.check_compiled("aot_eager")
 
