@@ -25,6 +25,10 @@ OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 class BuildLibrary(build_ext):
     """Builds a plain shared library for ctypes. It is not a Python module, so one file serves every Python version."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or True  # both libraries at once
+
     def get_ext_filename(self, fullname):
         return fullname.replace(".", "/") + ".so"
 

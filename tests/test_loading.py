@@ -194,7 +194,7 @@ def inputs(photo):
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOST)
 def test_one_image_in_every_form(kind, load, photo):
     model = load(kind)
     expected = content(predict(model, photo))

@@ -85,6 +85,7 @@ def test_sparse_rcnn_costs_what_the_paper_says(backbone, gmacs):
     assert cost.original_macs / 1e9 == pytest.approx(gmacs, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sparse_rcnn_costs_what_the_original_does():
     """The original was counted by torch's counter, at 800 x 1280."""
     with torch.device("meta"):

@@ -69,7 +69,8 @@ def test_the_sets_of_boxes_are_found_in_averaged_pixels():
 
 
 @pytest.mark.parametrize(
-    "build", [pytest.param(build, marks=[pytest.mark.slow] * (build is deformable_detr)) for build in DETECTORS]
+    "build",
+    [pytest.param(build, marks=[pytest.mark.slow] * (build in (deformable_detr, mask_rcnn))) for build in DETECTORS],
 )
 def test_training_under_autocast(build):
     target = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([1])}

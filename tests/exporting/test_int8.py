@@ -96,6 +96,7 @@ def test_segmenters(kind, small_run, few_scenes, tmp_path, monkeypatch):
     assert np.abs(got - want).mean() < 0.02
 
 
+@pytest.mark.slow
 def test_the_command(small_run, few_digits, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(int8, "AGREEMENT", 0.0)  # as above
     photos = tmp_path / "photos"

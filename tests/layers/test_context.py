@@ -164,7 +164,9 @@ def test_attention_is_precise_under_autocast(name, dtype):
     assert (out.float() - expected).norm() / (expected - x).norm() < 0.2
 
 
-@pytest.mark.parametrize("name", ["non_local", "criss_cross", "deformable"])
+@pytest.mark.parametrize(
+    "name", ["deformable", *(pytest.param(x, marks=pytest.mark.slow) for x in ("non_local", "criss_cross"))]
+)
 def test_compiles(name):
     module, x = random_module(name), torch.randn(1, 8, 6, 7, dtype=torch.float64)
     torch.testing.assert_close(torch.compile(module, backend="aot_eager", fullgraph=True)(x), module(x))

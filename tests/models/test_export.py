@@ -35,8 +35,9 @@ def check(run, model, **tolerance):
             torch.testing.assert_close(run(image), model(image), **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", BOTH)
-@pytest.mark.parametrize("size", [Dim.AUTO, pytest.param(Dim.DYNAMIC, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [Dim.AUTO, Dim.DYNAMIC])
 def test_torch_export(model, example, size):
     check(exported(model, example, size).module(), model)
 

@@ -98,7 +98,8 @@ def test_where_nothing_is_differentiated(mode):
         assert selfcheck.check("native", CPU, torch.float32)[1] is None
 
 
-@pytest.mark.parametrize("value", ["cuda", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["cuda", "triton"])
 def test_a_mistake_in_the_variable_is_one_line(value, tmp_path):
     torch.save({"state_dict": timm.create_model("dgmn2_tiny").state_dict()}, tmp_path / "a.pth")
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")

@@ -116,7 +116,7 @@ CASES = {
 }
 
 
-LONG = ("nine nodes", "two blocks, two heads", "one row")
+LONG = ("nine nodes", "nine nodes, shared walks", "two blocks, two heads", "one row", "large heads")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LONG)) for case in CASES])
