@@ -82,8 +82,7 @@ def rows(kind: str, size: tuple[int, int], arguments: argparse.Namespace) -> Ite
             path = Path(folder) / ("model.onnx" if form == "ONNX" else "model.pt2")
             start = time.perf_counter()
             try:
-                # The compiler takes minutes for open sizes: a quick run has none.
-                exported = dgmn.export(predictor, path, size=size, dynamic=not (arguments.quick and form == "pt2"))
+                exported = dgmn.export(predictor, path, size=size, dynamic=form == "ONNX" or arguments.any_size)
             except InputError as error:
                 print(f"{kind}, {form}: {error}")
                 continue
@@ -168,6 +167,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="dgmn2_nano")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--any-size", action="store_true", help="packages for any size, which take long to compile")
     parser.add_argument("--quick", action="store_true", help="small networks and images, to see that it works")
     parser.add_argument("--out", type=Path, help=f"the CSV; default {CSV.relative_to(ROOT)}, and the table of the page")
     parser.add_argument("--table", action="store_true", help="only write the page's table again")
