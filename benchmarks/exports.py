@@ -77,7 +77,7 @@ def rows(kind: str, size: tuple[int, int], arguments: argparse.Namespace) -> Ite
     done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for form, module in (("ONNX", onnx_graph), ("pt2", package)):
-            if detects and form == "pt2":
+            if form not in arguments.forms or (detects and form == "pt2"):
                 continue
             path = Path(folder) / ("model.onnx" if form == "ONNX" else "model.pt2")
             start = time.perf_counter()
@@ -166,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="dgmn2_nano")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--forms", nargs="+", default=("ONNX", "pt2"), choices=("ONNX", "pt2"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--any-size", action="store_true", help="packages for any size, which take long to compile")
     parser.add_argument("--quick", action="store_true", help="small networks and images, to see that it works")
