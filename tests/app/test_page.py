@@ -4,6 +4,7 @@ Screenshots are kept in the folder that the environment variable DGMN_SCREENSHOT
 """
 
 import base64
+import importlib.util
 import os
 import re
 import shutil
@@ -21,10 +22,13 @@ from PIL import Image
 
 from untrained import checkpoint
 
-pytest.importorskip("gradio", reason="the extra app is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright's Python package is not installed")
+# Not imported here: gradio takes seconds and 80 MB of every test worker, and the page is another process.
+MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(MISSING != [], reason=f"not installed: {', '.join(MISSING)}"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
+]
 SHOTS = os.environ.get("DGMN_SCREENSHOTS")
 
 
@@ -68,7 +72,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as tool:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as tool:
         camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         yield browser

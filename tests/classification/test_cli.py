@@ -215,6 +215,7 @@ def test_bad_image_in_a_worker_is_named(
     _one_line(capsys, "broken.png: not an image")
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_model(
     trained: Path, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

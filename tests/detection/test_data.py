@@ -121,6 +121,7 @@ def test_a_part_of_an_image(root):
     assert {tuple(data._sets["val"][i][0].shape[1:]) for i in range(2)} == {(40, 60), (60, 40)}
 
 
+@pytest.mark.slow
 def test_the_sides_of_a_part():
     """The image gets a short side of 400, 500 or 600. The part has sides of 384 to 600."""
     image, target = torch.zeros(3, 480, 960), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}

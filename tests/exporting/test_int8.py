@@ -111,6 +111,7 @@ def test_the_command(small_run, few_digits, tmp_path, capsys, monkeypatch):
     assert "top-1" not in told  # nothing says what the photos show
 
 
+@pytest.mark.slow
 def test_too_lossy(digits, tmp_path, monkeypatch):
     folder, model = digits
     monkeypatch.setattr(int8, "LOSS", -0.01)

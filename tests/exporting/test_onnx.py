@@ -162,6 +162,7 @@ def test_networks_that_need_grid_sample(load, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_other_runtimes_find_what_they_need(written):
     path = written.path
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -184,6 +184,7 @@ def test_a_continued_run_refuses_another_optimiser(options, message, fit, tmp_pa
     assert written[0]["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 2e-4
 
 
+@pytest.mark.slow
 def test_a_continued_run_says_what_else_changes(fit, colors, tmp_path, capsys):
     assert fit() == 0
     Image.new("RGB", (32, 32), "red").save(colors / "train/red/4.png")
@@ -221,6 +222,7 @@ def test_hidden_folders_are_no_classes(fit, colors, capsys):
     assert "8 training and 8 validation images of 2 classes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_without_the_facts_of_its_training(fit, tmp_path, capsys):
     """Checkpoints of earlier versions lack them. Other groups of parameters are refused all the same."""
     assert fit() == 0
@@ -234,6 +236,7 @@ def test_a_run_without_the_facts_of_its_training(fit, tmp_path, capsys):
     assert fit("--ckpt_path", "last", epochs=2) == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_weights_that_overflow(fit, colors, tmp_path, capsys):
     assert fit() == 0
     best = tmp_path / "run/checkpoints/best.ckpt"
