@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ Run = Callable[[np.ndarray], object]
 
 def exported(name: str, folder: Path) -> Path:
     path = folder / f"{name}.onnx"
-    with warnings.catch_warnings(), kernel_nodes(name == KERNEL, OPSET):
+    with warnings.catch_warnings(), kernel_nodes(OPSET) if name == KERNEL else nullcontext():
         warnings.simplefilter("ignore")
         network, image = timm.create_model(name.split()[0]).eval(), torch.randn(1, 3, 224, 224)
         torch.onnx.export(network, (image,), path, dynamo=False, opset_version=OPSET, input_names=["images"])

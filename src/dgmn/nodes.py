@@ -227,6 +227,11 @@ def sampled_nodes(model: nn.Module, images: Tensor | Sequence[Tensor], at: Point
     return [layer.at(at) for layer in node_maps(model, images)]
 
 
+def label(nodes: SampledNodes | SampledLayer) -> str:
+    """What tells nodes from the others of their layer: "head 3", or "rate 4"."""
+    return f"rate {nodes.sampling_rate}" if nodes.head is None else f"head {nodes.head}"
+
+
 def check_point(at: Point, left: float, top: float, right: float, bottom: float) -> None:
     """Checks that a point lies in an image, or the part of it, with these borders.
 

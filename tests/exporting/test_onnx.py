@@ -236,6 +236,32 @@ def test_the_command_with_a_detector(options, small_run, photos, tmp_path, capsy
     assert run(["predict", str(photos[0]), "--ckpt_path", str(model), "--score", "0"]) == 0
 
 
+def found(*scores):
+    return torch.zeros(len(scores), 4), torch.tensor(scores), torch.ones(len(scores), dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "error"), [((), (), None), ((0.9, 0.2), (0.9, 0.2), 0.0), ((0.9,), (), "differ")]
+)
+def test_what_is_compared_of_detectors(ours, theirs, error):
+    def compared():
+        return comparison.compare(lambda _: found(*theirs), lambda: lambda _: found(*ours), [torch.zeros(3, 8, 8)], "x")
+
+    if error == "differ":
+        with pytest.raises(comparison.DifferenceError, match="differ by inf"):
+            compared()
+    else:
+        assert compared().error == error
+
+
+def test_the_picture_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    picture, what = comparison.scene.__wrapped__()
+    assert picture.size == (288, 192)
+    assert np.asarray(picture).std() > 10
+    assert "scikit-learn" in what
+
+
 def test_a_file_that_differs_is_not_kept(load, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "LIMIT", 0.0)
     with pytest.raises(InputError, match=r"is not written: onnxruntime's results differ by .* more than 0e"):

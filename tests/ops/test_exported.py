@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgmn.ops import exported, reference
+from dgmn.ops.tracing import recorded_as
 
 
 def make_inputs(batch, height, width, heads, dim, kernel_size, shared, dtype=torch.float32):
@@ -31,7 +32,7 @@ def check(got, want, tolerance=1e-5):
     gathers=st.booleans(),
 )
 def test_sampling(sizes, kernel_size, dilation, shared, biased, gathers):
-    with exported.without_grid_sample(gathers):
+    with recorded_as("gathers" if gathers else "grid_sample"):
         check_sampling(sizes, kernel_size, dilation, shared, biased)
 
 
@@ -78,6 +79,6 @@ def test_half_precision(dtype):
 def test_far_walks_read_nothing(walk, gathers):
     query, key, value, offset, bias = make_inputs(1, 3, 4, 1, 2, 2, False)
     offset[..., 0, 0] = walk
-    with exported.without_grid_sample(gathers):
+    with recorded_as("gathers" if gathers else "grid_sample"):
         got = exported.sampled_attention(query, key, value, offset, bias, 0.3, 2, 1)
     check(got, reference.sampled_attention(query, key, value, offset, bias, 0.3, 2, 1, 0.0))

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dgmn.detection.predictor import DetectionResult
 from dgmn.errors import InputError
-from dgmn.nodes import Point, SampledLayer, SampledNodes
-from dgmn.onnx_network import OnnxDetector, OnnxNetwork
+from dgmn.nodes import Point, SampledLayer, SampledNodes, label
+from dgmn.onnx_network import OnnxNetwork
 from dgmn.pictures import distinct_colors, heat_sheet, node_sheet, overlay
 from dgmn.predictor import Nodes, Predictor
 from dgmn.segmentation.predictor import SegmentationPredictor, SegmentationResult
@@ -104,7 +104,7 @@ class View:
         Raises:
             InputError: the network samples no nodes, or not for this point.
         """
-        if isinstance(self.predictor.network, OnnxNetwork | OnnxDetector):
+        if isinstance(self.predictor.network, OnnxNetwork):
             raise InputError("an ONNX file does not tell its nodes: choose the checkpoint that it was made from")
         at = point or (self.image.width / 2, self.image.height / 2)
         part = self.predictor.part(self.image, at)
@@ -174,10 +174,6 @@ class View:
 
 def _key(layer: SampledLayer) -> tuple[str, str]:
     return layer.layer, label(layer)
-
-
-def label(nodes: SampledNodes | SampledLayer) -> str:
-    return f"rate {nodes.sampling_rate}" if nodes.head is None else f"head {nodes.head}"
 
 
 def as_html(picture: Image.Image, alt: str, marks: Sequence[tuple[Point, str]] = ()) -> str:

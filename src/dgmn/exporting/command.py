@@ -37,8 +37,11 @@ def run_export(options: argparse.Namespace) -> int:
     sizes = "any size" if done.fixed is None else f"{height} x {width} only: {done.fixed}"
     print(f"{done.path}: {megabytes:.1f} MB, images of {sizes}\n")
     print(f"checked on {done.image}: {', '.join(' x '.join(map(str, size)) for size in dict.fromkeys(done.sizes))}")
+    error = "unknown: no object was found in these images; give --image, one with objects"
+    if done.error is not None:
+        error = f"{done.error:.1e} of the largest result{'' if done.int8 is None else ', before int8'}"
     rows = [
-        ("largest error", f"{done.error:.1e} of the largest result{'' if done.int8 is None else ', before int8'}"),
+        ("largest error", error),
         (
             f"{height} x {width}",
             f"{done.milliseconds:.1f} ms in {RUNTIMES[done.path.suffix]}, {done.pytorch:.1f} in PyTorch",

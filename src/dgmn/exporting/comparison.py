@@ -35,13 +35,14 @@ class Comparison:
 
     Attributes:
         sizes: the images: (B, H, W), of detectors (H, W).
-        error: the largest difference, relative to the largest result of its kind.
+        error: the largest difference, relative to the largest result of its kind; None if a detector found nothing in
+            any image, so that there was nothing to compare.
         milliseconds: median time of the first images in the runtime.
         pytorch: the same in PyTorch.
     """
 
     sizes: tuple[tuple[int, ...], ...]
-    error: float
+    error: float | None
     milliseconds: float
     pytorch: float
 
@@ -106,23 +107,27 @@ def compare(
         raise
     except Exception as error:
         raise DifferenceError(f"{runtime} does not run it: {said(error)}") from error
-    worst = 0.0
+    distances: list[float] = []
     for images, got in zip(given, results, strict=True):
         try:
             wanted = network(images)
         except Exception as error:  # whatever a network says about a size that it does not take
             raise DifferenceError(f"PyTorch does not run it: {said(error)}") from error
+        distance: float | None
         if isinstance(wanted, tuple):
             distance = _distance(got, wanted, images.shape[-2:])
         elif got[0].shape == wanted.shape:
             distance = float((got[0] - wanted).abs().amax() / wanted.abs().amax().clamp_min(1e-30))
         else:
             raise DifferenceError(f"{runtime} gives {tuple(got[0].shape)} instead of {tuple(wanted.shape)}")
+        if distance is None:
+            continue
         if not distance <= LIMIT:
             raise DifferenceError(f"{runtime}'s results differ by {distance:.1e}, more than {LIMIT:.0e}")
-        worst = max(worst, distance)
+        distances.append(distance)
     ours, theirs = milliseconds(lambda: run(given[0]), lambda: network(given[0]))
-    return Comparison(tuple((*x.shape[:-3], *x.shape[-2:]) for x in given), worst, ours, theirs)
+    sizes = tuple((*images.shape[:-3], *images.shape[-2:]) for images in given)
+    return Comparison(sizes, max(distances, default=None), ours, theirs)
 
 
 def said(error: Exception) -> str:
@@ -131,11 +136,11 @@ def said(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor], size: Sequence[int]) -> float:
+def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor], size: Sequence[int]) -> float | None:
     """How far any object of a kind is from the closest of the other: corners in images, scores, and masks.
 
     The order of the objects does not matter, because equal scores have none. Nor do objects at the end of the list,
-    whose scores are those of objects that just did not get into it.
+    whose scores are those of objects that just did not get into it. None: there are no others.
     """
     sides = torch.tensor([size[1], size[0]] * 2)
 
@@ -146,12 +151,12 @@ def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor], size: Sequence[in
         return torch.cat(columns, 1).double()
 
     if min(len(got[1]), len(wanted[1])) == 0:
-        return 0.0 if len(got[1]) == len(wanted[1]) else math.inf
+        return None if len(got[1]) == len(wanted[1]) else math.inf
     one, other = numbers(got), numbers(wanted)
     distances = torch.cdist(one, other, p=torch.inf)
     lowest = max(float(got[1].min()), float(wanted[1].min())) + LIMIT
     nearest = [distances.amin(1 - dim)[objects[1] > lowest] for dim, objects in ((0, got), (1, wanted))]
-    return max((float(x.max()) for x in nearest if len(x)), default=0.0)
+    return max((float(x.max()) for x in nearest if len(x)), default=None)
 
 
 def milliseconds(*runs: Callable[[], object]) -> list[float]:

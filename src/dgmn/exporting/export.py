@@ -22,7 +22,7 @@ from dgmn.exporting.int8 import Quantised
 from dgmn.exporting.kernel_nodes import kernel_nodes
 from dgmn.images import AnyImage, to_image
 from dgmn.onnx_network import METADATA, OnnxNetwork, onnxruntime_library
-from dgmn.ops.exported import without_grid_sample
+from dgmn.ops.tracing import recorded_as
 from dgmn.predictor import Predictor
 from dgmn.sharing import check_licence, description_of
 from dgmn_base.files import writing
@@ -42,7 +42,7 @@ class Exported:
         sizes: the images on which the runtime was compared with PyTorch: (B, H, W), of detectors (H, W).
         image: what they were made of.
         error: the largest difference of a result, relative to the largest of its kind: logits, or boxes, scores, labels
-            and masks. Of a file in 8 bits: before it was quantised.
+            and masks. Of a file in 8 bits: before it was quantised. None: a detector found nothing in the images.
         milliseconds: median time of the first size in the runtime.
         pytorch: the same in PyTorch, eager, with as many threads.
         fixed: why the file takes one height and width only; None if it takes any.
@@ -52,7 +52,7 @@ class Exported:
     path: Path
     sizes: tuple[tuple[int, ...], ...]
     image: str
-    error: float
+    error: float | None
     milliseconds: float
     pytorch: float
     fixed: str | None
@@ -112,13 +112,8 @@ def export(
     path = Path(path)
     if not isinstance(model, Predictor) or isinstance(model.network, OnnxNetwork):
         raise InputError(f"model: got {model!r}; accepted a predictor of a network in PyTorch, from dgmn.load")
-    images = _checked(path, model.task, grid_sample, int8, calibrate)
+    images = _checked(path, model.task, grid_sample, kernel, int8, calibrate)
     if kernel:
-        others = {"grid_sample=False": not grid_sample, "int8=True": int8, f"out={path}": path.suffix != ".onnx"}
-        for other in filter(others.get, others):
-            raise InputError(
-                f"kernel: got True with {other}; accepted for .onnx in float32, where it samples by itself"
-            )
         onnxruntime_library()
     if licence is not None:
         check_licence(licence)
@@ -137,7 +132,8 @@ def export(
     if licence is not None:
         facts["license"] = licence  # as others spell it
     runtime, form = RUNTIMES[path.suffix], onnx_graph if path.suffix == ".onnx" else package
-    with without_grid_sample(not grid_sample), kernel_nodes(kernel, onnx_graph.OPSET), torch.no_grad():
+    recorded = kernel_nodes(onnx_graph.OPSET) if kernel else recorded_as("grid_sample" if grid_sample else "gathers")
+    with recorded, torch.no_grad():
         for open_sizes in (True, False) if dynamic else (False,):
             try:
                 content = form.converted(network, given[0], facts, open_sizes, model.task)
@@ -175,7 +171,7 @@ def _quantised(
 
 
 def _checked(
-    path: Path, task: str, grid_sample: bool, int8: bool, calibrate: str | os.PathLike[str] | None
+    path: Path, task: str, grid_sample: bool, kernel: bool, int8: bool, calibrate: str | os.PathLike[str] | None
 ) -> Path | None:
     """The folder of images for `int8`.
 
@@ -189,8 +185,13 @@ def _checked(
             f"out: got {path}; a detector is written as .onnx only: how many objects it finds depends on the image, "
             "which torch.export does not trace"
         )
-    if path.suffix == ".pt2" and (int8 or not grid_sample):
-        raise InputError(f"{'int8' if int8 else 'grid_sample'}: is for .onnx, got {path}")
+    if path.suffix == ".pt2" and (int8 or kernel or not grid_sample):
+        raise InputError(f"{'int8' if int8 else 'kernel' if kernel else 'grid_sample'}: is for .onnx, got {path}")
+    if kernel and (int8 or not grid_sample):
+        raise InputError(
+            f"kernel: got True with {'int8=True' if int8 else 'grid_sample=False'}; accepted in float32, and without "
+            "grid_sample, since it samples by itself"
+        )
     if int8 != (calibrate is not None):
         raise InputError(f"calibrate: got {calibrate}; int8 needs a folder of images, and nothing else does")
     if calibrate is None:

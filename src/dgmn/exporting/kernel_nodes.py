@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch.onnx import symbolic_helper
 
-from dgmn.ops.tracing import keeping_kernels
+from dgmn.ops.tracing import recorded_as
 
 
 @contextmanager
-def kernel_nodes(wanted: bool, opset: int) -> Iterator[None]:
-    """Whether graphs that are recorded get these nodes, and not standard operators."""
+def kernel_nodes(opset: int) -> Iterator[None]:
+    """Graphs that are recorded get these nodes, and not standard operators."""
     onnx: Any = torch.onnx  # the functions for this are public, but not listed
-    names = {f"dgmn::{name}": node for name, node in _NODES.items() if wanted}
+    names = {f"dgmn::{name}": node for name, node in _NODES.items()}
     for name, node in names.items():
         onnx.register_custom_op_symbolic(name, node, opset)
     try:
-        with keeping_kernels(wanted):
+        with recorded_as("kernels"):
             yield
     finally:
         for name in names:

@@ -11,7 +11,7 @@ from torchvision.models.detection.transform import resize_boxes
 
 from dgmn.about import about
 from dgmn.errors import InputError
-from dgmn.exporting.comparison import Run
+from dgmn.exporting.comparison import Run, said
 from dgmn.onnx_network import open_session
 
 OPSET = 18  # of GridSample as TensorRT reads it
@@ -75,8 +75,7 @@ def converted(network: nn.Module, example: Tensor, facts: dict[str, str], open_s
                 dynamic_axes={name: axes, **dict.fromkeys(outputs, every)},
             )
     except Exception as error:  # whatever a network does that ONNX has no operator for
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"model: {type(network).__name__} has no form in ONNX: {reason}") from error
+        raise InputError(f"model: {type(network).__name__} has no form in ONNX: {said(error)}") from error
     finally:
         for operator in _SYMBOLICS:
             torch.onnx.unregister_custom_op_symbolic(operator, OPSET)  # type: ignore[attr-defined] # public, not listed

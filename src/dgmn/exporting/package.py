@@ -10,7 +10,7 @@ from torch.export import Dim
 from dgmn.errors import InputError
 from dgmn.exporting.comparison import DifferenceError, Run, said
 from dgmn.exporting.quiet import quiet
-from dgmn.ops.exported import standard_operators
+from dgmn.ops.tracing import recorded_as
 
 _SMALLEST = 128  # side of the example: torch.export binds sizes of 1, which small images have in the last stages
 
@@ -32,7 +32,7 @@ def converted(network: nn.Module, example: Tensor, facts: dict[str, str], open_s
     images = torch.nn.functional.interpolate(example, (height, width)).repeat(2, 1, 1, 1)
     axes: dict[int, Any] = {0: Dim.AUTO, **({2: Dim.AUTO, 3: Dim.AUTO} if open_sizes else {})}
     kind = type(network).__name__
-    with standard_operators(), quiet():
+    with recorded_as("standard"), quiet():
         try:
             program = torch.export.export(network, (images,), dynamic_shapes=(axes,))
         except Exception as error:  # whatever a network does that torch.export does not trace

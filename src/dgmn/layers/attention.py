@@ -14,7 +14,7 @@ from dgmn.ops import position_scores, sampled_attention
 from dgmn.ops.linear import add_linear, is_inference_on_cpu, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
-from dgmn.ops.tracing import is_exporting, is_plain, is_watched, keeps_kernels, opaque, surely_equal
+from dgmn.ops.tracing import is_exporting, is_plain, is_recorded_as, is_watched, opaque, surely_equal
 
 LINEAR = (nn.Linear, PackedLinear)  # classes whose weights may be used without a call
 
@@ -171,7 +171,7 @@ class DGMN2Attention(nn.Module):
         """Query, key and value, (B, H, W, heads, D)."""
         batch, height, width, _ = x.shape
         qkv: Tensor = self.qkv(x).reshape(batch, height, width, 3, self.num_heads, self.head_dim)
-        if is_exporting() and not keeps_kernels():  # once for all three, as the exported attention wants them
+        if is_exporting() and not is_recorded_as("kernels"):  # once for all three, as the exported attention wants them
             maps = qkv.permute(0, 3, 4, 5, 1, 2).unbind(1)
             return tuple(each.permute(0, 3, 4, 1, 2) for each in maps)
         return qkv.unbind(3)

@@ -4,44 +4,13 @@ The results are those of `reference.py`. Nodes come before positions in memory, 
 rows, and no step needs Einsum, which runtimes take apart into transpositions.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dgmn.ops.precision import compute_dtype, without_autocast
 from dgmn.ops.reference import node_coordinates, windows
-
-_gathers = ContextVar("gathers", default=False)
-_standard = ContextVar("standard", default=False)
-
-
-@contextmanager
-def standard_operators() -> Iterator[None]:
-    """The primitives in operators of PyTorch, for programs that run where there is no dgmn."""
-    token = _standard.set(True)
-    try:
-        yield
-    finally:
-        _standard.reset(token)
-
-
-def is_standard() -> bool:
-    """Whether [`standard_operators`][dgmn.ops.exported.standard_operators] holds."""
-    return _standard.get()
-
-
-@contextmanager
-def without_grid_sample(gathers: bool = True) -> Iterator[None]:
-    """Whether nodes are sampled by gathering pixels, for runtimes without GridSample."""
-    token = _gathers.set(gathers)
-    try:
-        yield
-    finally:
-        _gathers.reset(token)
+from dgmn.ops.tracing import is_recorded_as
 
 
 def _channels_first(x: Tensor) -> Tensor:
@@ -63,7 +32,7 @@ def _sampling_grid(offset: Tensor, heads: int, kernel_size: int, dilation: int) 
 def _sampled(x: Tensor, grid: Tensor, nodes: int) -> Tensor:
     """The nodes of a map (B, H, W, heads, D), as (B, heads, D, K, H * W)."""
     batch, height, width, heads, dim = x.shape
-    if _gathers.get():
+    if is_recorded_as("gathers"):
         return _gathered(x, grid, nodes)
     maps = x.permute(0, 3, 4, 1, 2).reshape(batch * heads, dim, height, width)
     sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

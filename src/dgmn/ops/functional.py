@@ -17,7 +17,7 @@ from dgmn.ops import direct, exported, library, native, reference
 from dgmn.ops.direct import is_direct
 from dgmn.ops.precision import has_autocast
 from dgmn.ops.selfcheck import is_trusted
-from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_transformed, keeps_kernels
+from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_recorded_as, is_transformed
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
@@ -250,7 +250,7 @@ def unsupported(
 
 def _plain() -> ModuleType:
     """The primitives in plain PyTorch, which ONNX and TorchScript get in a form of its own."""
-    if keeps_kernels():
+    if is_recorded_as("kernels"):
         return reference
     return exported if is_jit_tracing() or (is_exporting() and torch.onnx.is_in_onnx_export()) else reference
 
@@ -258,7 +258,7 @@ def _plain() -> ModuleType:
 def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: float = 0.0) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if keeps_kernels() and is_jit_tracing():
+    if is_recorded_as("kernels") and is_jit_tracing():
         backend = "native"  # the node of the graph, whatever computes in PyTorch
     elif backend == "auto" and _FORCED:
         if _FORCED not in BACKENDS:
@@ -274,7 +274,7 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
-    if _plain() is exported or (is_exporting() and exported.is_standard()):
+    if _plain() is exported or (is_exporting() and is_recorded_as("standard")):
         return "reference"
     if value.device.type == "cpu":
         if native.LIBRARY is None and not torch.compiler.is_compiling():

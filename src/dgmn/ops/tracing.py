@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,28 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_keeps = ContextVar("keeps", default=False)
+Form = Literal["grid_sample", "gathers", "kernels", "standard"]
+_form: ContextVar[Form | None] = ContextVar("form", default=None)
 
 
 @contextmanager
-def keeping_kernels(keeps: bool = True) -> Iterator[None]:
-    """Whether a graph for ONNX gets the kernels as nodes; otherwise it gets standard operators."""
-    token = _keeps.set(keeps)
+def recorded_as(form: Form) -> Iterator[None]:
+    """The form that a graph to be exported gives to the primitives.
+
+    Args:
+        form: standard operators of ONNX, with its GridSample ("grid_sample", the default for ONNX) or without
+            ("gathers"); the kernels as single nodes ("kernels"); or operators of PyTorch alone ("standard").
+    """
+    token = _form.set(form)
     try:
         yield
     finally:
-        _keeps.reset(token)
+        _form.reset(token)
 
 
-def keeps_kernels() -> bool:
-    """Whether the code runs for a graph that gets the kernels as nodes."""
-    return _keeps.get()
+def is_recorded_as(form: Form) -> bool:
+    """Whether [`recorded_as`][dgmn.ops.tracing.recorded_as] says so."""
+    return _form.get() == form
 
 
 def is_exporting() -> bool:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dgmn.errors import InputError, check_number
 from dgmn.images import stacked
-from dgmn.nodes import SampledLayer, SampledNodes
+from dgmn.nodes import SampledLayer, SampledNodes, label
 from dgmn.pictures.drawing import INK, PAPER, fitting
 from dgmn.pictures.nodes import FAMILIES, FINE, RECEIVER, Color, disc, within
 
@@ -72,7 +72,7 @@ def node_sheet(
                 if other is not None:
                     _draw(canvas, other, family, largest, factor, _SECOND, _SECOND_RECEIVER, arrows)
                 _draw(canvas, first, family, largest, factor, FAMILIES[family][:2], RECEIVER, arrows)
-                panels.append(_captioned(canvas.reduce(FINE), _name(first)))
+                panels.append(_captioned(canvas.reduce(FINE), label(first)))
             ramps = [FAMILIES[family][:2], *([_SECOND] if second else [])]
             bar = [] if family == "positions" else [_bar(ramps, largest, picture.height)]
             most = columns or len(panels)
@@ -122,10 +122,6 @@ def _panel(image: Image.Image, side: int) -> tuple[Image.Image, float]:
     factor = side / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC), factor
-
-
-def _name(nodes: SampledNodes) -> str:
-    return f"rate {nodes.sampling_rate}" if nodes.head is None else f"head {nodes.head}"
 
 
 def _values(nodes: SampledNodes, family: str) -> list[float]:
