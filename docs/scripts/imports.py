@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from test_architecture import FLOORS  # noqa: E402 - the tests define the floors
 
-PACKAGES = ("dgmn", "dgmn_base")  # `dgmn_cli.py` stands on both and is not a package
+PACKAGES = ("dgmn", "dgmn_base")  # `dgmn_cli` stands on both
 
 
 def part(module: str) -> str | None:

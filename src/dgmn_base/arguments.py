@@ -20,6 +20,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"dgmn: error: {one_line(message)} ({self.prog} --help explains all options)\n")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="let the recipe name classes of this package, too; can be repeated",
+    )
+
+
 def positive(text: str) -> int:
     number = _whole(text)
     if not number:
