@@ -218,6 +218,7 @@ DROP = """([selector, content, name]) => {
 
 
 def drop(page, content, name="photo.jpg"):
+    page.wait_for_selector("#photo button:has-text('Drop')")  # while the page takes a file, it takes no other
     page.evaluate(DROP, ["#photo button", base64.b64encode(content).decode(), name])
 
 
