@@ -1,7 +1,8 @@
 """Exports networks with random weights and times the files beside PyTorch: `python benchmarks/exports.py`.
 
-Writes `exports_cpu.csv` after every network, and its rows as the table of `docs/export.md`. PyTorch and the files take
-turns on one image, so that a slower clock affects all. `--table` writes the table again from the CSV alone.
+Writes `exports_cpu.csv`, and its rows as the table of `docs/export.md`. All networks are exported before any is timed,
+so only the last minutes need an idle machine. PyTorch and the files take turns on one image, so that a slower clock
+affects all. `--table` writes the table again from the CSV alone.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.detection.builders import BUILDERS as DETECTORS
 from dgmn.detection.predictor import DetectionPredictor
 from dgmn.errors import InputError
-from dgmn.exporting import onnx_graph, package
+from dgmn.exporting import Exported, onnx_graph, package
 from dgmn.exporting.comparison import batches, milliseconds, scene
 from dgmn.predictor import Predictor
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
@@ -66,17 +68,25 @@ def network(kind: str, backbone: str, size: tuple[int, int], quick: bool) -> Pre
     return predictor
 
 
-def rows(kind: str, size: tuple[int, int], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each file of a network."""
+@dataclass
+class Prepared:
+    """A network with its files, ready to be timed."""
+
+    kind: str
+    size: tuple[int, int]
+    runs: dict[str, Callable[[], object]]  # "eager", "compiled", and the files by their form
+    files: dict[str, tuple[Exported, float, float]]  # with their megabytes, and the seconds that the export took
+
+
+def prepare(kind: str, size: tuple[int, int], arguments: argparse.Namespace) -> Prepared:
     predictor = network(kind, arguments.backbone, size, arguments.quick)
     detects = predictor.task == "detection"
     run = predictor.network
     (images, *_) = batches(scene()[0], *size, None if detects else predictor.preprocessing)
-    called: dict[str, Callable[[], object]] = {"eager": lambda: run([images] if detects else images)}
+    prepared = Prepared(kind, size, {"eager": lambda: run([images] if detects else images)}, {})
     if not detects:
-        compiled = torch.compile(run)
-        called["compiled"] = lambda: compiled(images)
-    done: dict[str, Any] = {}
+        compiled = torch.compile(run, dynamic=False)
+        prepared.runs["compiled"] = lambda: compiled(images)
     with tempfile.TemporaryDirectory() as folder:
         for form, module in (("ONNX", onnx_graph), ("pt2", package)):
             if form not in arguments.forms or (detects and form == "pt2"):
@@ -89,20 +99,27 @@ def rows(kind: str, size: tuple[int, int], arguments: argparse.Namespace) -> Ite
                 print(f"{kind}, {form}: {error}")
                 continue
             content = path.read_bytes()
-            done[form] = (exported, len(content) / 1e6, time.perf_counter() - start)
+            prepared.files[form] = (exported, len(content) / 1e6, time.perf_counter() - start)
             opened = module.opened(content)
-            called[form] = lambda opened=opened: opened(images)  # type: ignore[misc]
+            prepared.runs[form] = lambda opened=opened: opened(images)  # type: ignore[misc]
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for each in called.values():
+        for each in prepared.runs.values():
             each()
-        times = dict(zip(called, milliseconds(*called.values()), strict=True))
-    for form, (exported, megabytes, seconds) in done.items():
+    return prepared
+
+
+def rows(prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """One row for each file of a network."""
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        times = dict(zip(prepared.runs, milliseconds(*prepared.runs.values()), strict=True))
+    for form, (exported, megabytes, seconds) in prepared.files.items():
         fixed = "any" if exported.fixed is None else "one"
         checked = " ".join("x".join(map(str, each)) for each in exported.sizes)
         yield {
-            "network": kind,
-            "size": f"{size[0]}x{size[1]}",
+            "network": prepared.kind,
+            "size": "x".join(map(str, prepared.size)),
             "file": form,
             "sizes": f"{fixed}: {checked}",
             "megabytes": f"{megabytes:.1f}",
@@ -181,14 +198,15 @@ def main() -> None:
     if arguments.quick and arguments.out is None:
         parser.error("--quick needs --out FILE: its figures are not for the documentation")
     torch.set_num_threads(arguments.threads)
-    about, found, path = facts(arguments), [], arguments.out or CSV
+    prepared = []
     for kind in arguments.kinds:
         size = (64, 96) if arguments.quick else (224, 224) if kind == "classifier" else (256, 384)
-        found += rows(kind, size, arguments)
-        write_csv(path, about, found)
-        torch.compiler.reset()
+        prepared.append(prepare(kind, size, arguments))
+        print(f"{kind}: exported", flush=True)
         gc.collect()
-        print(table(path).splitlines()[-1], flush=True)
+    path = arguments.out or CSV
+    write_csv(path, facts(arguments), [row for each in prepared for row in rows(each)])
+    print(table(path))
     if arguments.out is None:
         write_table(table(path))
 
