@@ -4,6 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn.layers import DGMN2Attention, DGMN2Block, RelativePosition
+from dgmn.layers.attention import DGMN2Mlp
 
 from golden_vectors import array
 
@@ -175,6 +176,20 @@ def test_other_kernel_sizes(kernel_size):
     out.sum().backward()
     assert layer.offset.bias.grad.abs().sum() > 0
     assert layer.offset.out_features == 2 * kernel_size**2
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (3, 2, 1, 0), (1, 2, 3, 0)])
+def test_maps_in_any_order_of_memory(order, learns):
+    """A map of channels first, seen from behind, and its like: for a branch, for the sum with another, for both."""
+    plain = torch.randn(2, 4, 5, 6)
+    view = plain.permute(order).contiguous().permute([order.index(i) for i in range(4)])
+    for layer in (DGMN2Attention(6, 2, (4, 5)), DGMN2Mlp(6, 12)):
+        layer.eval()
+        with torch.set_grad_enabled(learns):
+            expected = layer(plain, plain)
+            for x, residual in ((view, plain), (plain, view), (view, view)):
+                torch.testing.assert_close(layer(x, residual), expected)
 
 
 @pytest.mark.parametrize("batch", [0, 1])

@@ -37,10 +37,9 @@ def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Ten
     Returns:
         (..., D).
     """
-    out = torch.add(residual, bias)
-    rows = out.view(-1, out.shape[-1])
+    rows = torch.add(residual.reshape(-1, len(weight)), bias)
     torch.addmm(rows, x.reshape(-1, x.shape[-1]), weight.T, out=rows)
-    return out
+    return rows.view(residual.shape)
 
 
 def perceptron(
