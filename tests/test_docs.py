@@ -4,8 +4,8 @@ Every block says its language. One of Python or of commands runs here, or a comm
 
     <!-- not run: needs COCO -->
 
-The blocks of a page run one after the other in one folder, with small data. `<!-- first: model = ... -->` is code that the
-test runs before the block below it, for names that readers bring themselves.
+The blocks of a page run one after the other in one folder, with small data. `<!-- first: model = ... -->` is code that
+runs before the block below it, for names that readers bring themselves.
 """
 
 import ast
@@ -36,7 +36,8 @@ from dgmn_base.recipes import find_recipe, read_recipe
 from dgmn_cli import _COMMANDS, run
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+OUTSIDE = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
+PAGES = [*OUTSIDE, *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 LANGUAGES = ("python", "bash", "text", "cpp", "bibtex", "yaml")
 TRAININGS = ("fit", "validate", "test", "validate-data")
 # `photos` of a page is a dataset of this task.
@@ -61,6 +62,10 @@ class Block:
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
+
+    @property
+    def runs(self) -> bool:
+        return self.language in ("python", "bash") and self.reason is None
 
     def commands(self) -> list[list[str]]:
         """The words of every command of dgmn, without what is before it in the same line."""
@@ -102,7 +107,7 @@ def _blocks(page: str) -> Iterator[Block]:
 
 
 BLOCKS = [block for page in PAGES for block in _blocks(page)]
-RUN = {page: [b for b in BLOCKS if b.page == page and b.language in ("python", "bash") and not b.reason] for page in PAGES}
+RUN = {page: [b for b in BLOCKS if b.page == page and b.runs] for page in PAGES}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -186,7 +191,7 @@ def test_messages_in_troubleshooting_are_ours() -> None:
         assert message.replace("'", '"') in source, message
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", OUTSIDE)
 def test_links_lead_somewhere(page: str) -> None:
     """Of the pages outside of docs/, which mkdocs does not check."""
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
@@ -222,7 +227,8 @@ def reader(tmp_path, published, small_run, few_digits, few_scenes, few_coco_scen
                 shutil.copytree(run, tmp_path / "runs" / name)
             shutil.copytree(data[task], tmp_path / f"runs/quickstart{suffix}" / ("scenes" if suffix else "digits"))
         task = TASKS.get(page, "classification")
-        (_folders_of_masks if task == "segmentation" else shutil.copytree)(data[task], tmp_path / "photos")
+        prepare = {"classification": _cats_and_dogs, "segmentation": _folders_of_masks, "detection": shutil.copytree}
+        prepare[task](data[task], tmp_path / "photos")
         (tmp_path / "holiday").mkdir()
         for i, pixels in enumerate(load_sample_images().images):
             picture = Image.fromarray(pixels)
@@ -234,16 +240,23 @@ def reader(tmp_path, published, small_run, few_digits, few_scenes, few_coco_scen
     return enter
 
 
+def _cats_and_dogs(digits: Path, folder: Path) -> None:
+    for split in ("train", "val", "test"):
+        for digit, animal in enumerate(("cat", "dog")):
+            shutil.copytree(digits / split / str(digit), folder / split / animal)
+
+
 def _folders_of_masks(scenes: Path, folder: Path) -> None:
-    """A dataset in Cityscapes' layout as folders of images and masks."""
+    """A dataset in Cityscapes' layout as folders of images and masks, with a class for all digits."""
     for split in ("train", "val"):
-        for kind, name, ending in (("images", "leftImg8bit", ""), ("masks", "gtFine", "_labelTrainIds")):
+        for kind in ("images", "masks"):
             (folder / kind / split).mkdir(parents=True)
-            for path in sorted((scenes / name / split).rglob(f"*{ending}.png")):
-                number = path.name.split("_")[1]
-                shutil.copy(path, folder / kind / split / f"{number}.png")
-    names = ["photo", *map(str, range(10))]
-    (folder / "classes.txt").write_text("\n".join(names) + "\n")
+        for image in sorted((scenes / "leftImg8bit" / split).rglob("*.png")):
+            stem = image.name.removesuffix("_leftImg8bit.png")
+            shutil.copy(image, folder / "images" / split / f"{stem}.png")
+            with Image.open(scenes / "gtFine" / split / "scenes" / f"{stem}_gtFine_labelTrainIds.png") as mask:
+                mask.point(lambda value: min(value, 1)).save(folder / "masks" / split / f"{stem}.png")
+    (folder / "classes.txt").write_text("photo\ndigit\n")
 
 
 def _run(arguments: list[str]) -> None:

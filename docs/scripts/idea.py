@@ -8,6 +8,7 @@ CKPT is the checkpoint of a classifier with DGMN2. docs/idea.md says how it was 
 import sys
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.v2 import functional as TF
@@ -18,12 +19,13 @@ from dgmn.images import save_image
 from dgmn.nodes import SampledLayer, SampledNodes, node_maps
 from dgmn.ops import sampled_aggregate
 from dgmn.pictures import heat_sheet, node_sheet
+from dgmn.predictor import Predictor
 
 IMAGES = Path(__file__).parents[1] / "images"
-POINT, OTHER = (175, 105), (300, 240)  # the cat's eye, and its chest
-SIZE = (192, 288)  # height and width at which the network sees the photograph
-LAYER, FINE = "stages.2.blocks.1.attn", "stages.0.blocks.0.attn"
-SIDE, SCALE = 300, 3  # width of a panel; drawn larger, then reduced, which smooths
+POINT, OTHER = (172, 113), (265, 242)  # the cat's eye and its nose
+SIZE = (64, 96)  # height and width at which the network sees the photograph: the cat is as large as those of CIFAR-10
+LAYER, FINE = "stages.2.blocks.1.attn", "stages.0.blocks.1.attn"
+SIDE, SCALE = 224, 3  # width of a panel; drawn larger, then reduced, which smooths
 RED, YELLOW, INK, PAPER = (230, 20, 20), (255, 205, 50), (30, 30, 30), (255, 255, 255)
 Point = tuple[float, float]
 
@@ -69,7 +71,7 @@ def beside(panels: list[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def three(photo: Image.Image, layer: SampledLayer, nodes: SampledNodes) -> Image.Image:
+def three(photo: Image.Image, layer: SampledLayer, nodes: SampledNodes) -> list[Image.Image]:
     convolution, everything, sampled = (
         Panel(photo, title) for title in ("a convolution", "a plain transformer", "DGMN2")
     )
@@ -83,7 +85,7 @@ def three(photo: Image.Image, layer: SampledLayer, nodes: SampledNodes) -> Image
     moved(sampled, nodes)
     for panel in (convolution, everything, sampled):
         panel.dot(nodes.receiver, 4, RED)
-    return beside([panel.picture() for panel in (convolution, everything, sampled)], 3)
+    return [panel.picture() for panel in (convolution, everything, sampled)]
 
 
 def moved(panel: Panel, nodes: SampledNodes, weighted: bool = False) -> None:
@@ -120,25 +122,36 @@ def message(photo: Image.Image, layer: SampledLayer) -> Image.Image:
     return beside(panels, 2)
 
 
-def main() -> None:
-    network = dgmn.load(sys.argv[1], device="cpu").network
-    photo = Image.open(IMAGES / "cat.jpg").convert("RGB")
-    prepared = about(network).preprocessing
-    pixels = TF.resize(TF.to_dtype(TF.to_image(photo), scale=True), list(SIZE), antialias=True)
+def seen(predictor: Predictor, photo: Image.Image, size: tuple[int, int]) -> list[SampledLayer]:
+    """What the layers sample in the photograph at this height and width, in pixels of the photograph."""
+    prepared = about(predictor.network).preprocessing
+    pixels = TF.resize(TF.to_dtype(TF.to_image(photo), scale=True), list(size), antialias=True)
     image = TF.normalize(pixels, list(prepared.mean), list(prepared.std))[None]
-    scale = (photo.width / SIZE[1], photo.height / SIZE[0])
-    maps = [layer.placed(scale, (0, 0)) for layer in node_maps(network, image)]
+    with torch.no_grad():
+        shares = predictor.network(image).softmax(-1)[0]
+    print(size, ", ".join(f"{predictor.names[i]} {shares[i]:.0%}" for i in shares.argsort(descending=True)[:3]))
+    scale = (photo.width / size[1], photo.height / size[0])
+    return [layer.placed(scale, (0, 0)) for layer in node_maps(predictor.network, image)]
+
+
+def main() -> None:
+    predictor = dgmn.load(sys.argv[1], device="cpu")
+    photo = Image.open(IMAGES / "cat.jpg").convert("RGB")
+    maps = seen(predictor, photo, SIZE)
     last = {layer.stage: layer.layer for layer in maps}.values()
-    here = [layer for layer in maps if layer.layer == LAYER]
-    one = max(here, key=lambda layer: float(layer.walk_lengths().mean()))
+    heads = [layer for layer in maps if layer.layer == LAYER]
+    one = max(heads, key=lambda layer: float((layer.at(POINT).positions - layer.at(POINT).grid).norm(dim=-1).mean()))
     nodes = one.at(POINT)
-    fine = next(layer for layer in maps if layer.layer == FINE)
+    fine = next(layer for layer in seen(predictor, photo, (3 * SIZE[0], 3 * SIZE[1])) if layer.layer == FINE)
+    convolution, everything, sampled = three(photo, one, nodes)
     for name, picture in {
-        "idea_three.png": three(photo, one, nodes),
-        "idea_steps.png": steps(photo, nodes),
-        "idea_message.png": message(photo, fine),
-        "idea_two.jpg": node_sheet(photo, [nodes], [one.at(OTHER)], side=620),
-        "cat_nodes.jpg": node_sheet(photo, [nodes], side=720),
+        "idea_convolution.jpg": convolution,
+        "idea_transformer.jpg": everything,
+        "idea_dgmn2.jpg": sampled,
+        "idea_steps.jpg": steps(photo, nodes),
+        "idea_message.jpg": message(photo, fine),
+        "idea_two.jpg": node_sheet(photo, [nodes], [one.at(OTHER)], side=500),
+        "cat_nodes.jpg": node_sheet(photo, [nodes], side=500),
         "cat_stages.jpg": node_sheet(photo, [layer.at(POINT) for layer in maps if layer.layer in last], columns=3),
         "cat_density.jpg": heat_sheet(photo, [layer for layer in maps if layer.layer in last]),
     }.items():

@@ -51,11 +51,11 @@ def zoo(task: str) -> str:
     }[task]
     numbers = {**metrics, "params_m": "parameters, M", "gmacs": "GMACs"}
     digits = 2 if task == "segmentation" else 1
-    rows = [
-        (f"`{m.name}`", m.method, m.schedule, *(f"{m.metrics[n]:.{digits}f}" if n in m.metrics else "" for n in numbers))
-        for m in ZOO
-        if m.task == task
-    ]
+    rows = []
+    for m in ZOO:
+        if m.task == task:
+            values = [f"{m.metrics[number]:.{digits}f}" if number in m.metrics else "" for number in numbers]
+            rows.append((f"`{m.name}`", m.method, m.schedule, *values))
     return table(("name", "network", "training", *numbers.values()), rows)
 
 
@@ -117,11 +117,10 @@ def scaling() -> str:
     facts, rows = read("scaling_cpu.csv")
     cases = dict.fromkeys(row["case"] for row in rows)
     found = {(row["contender"], row["case"]): row for row in rows}
-    names = dict(NETWORKS)
-    lines = [
-        (names[name], *(f"{1e3 * float(found[name, case]['ms']) / float(found[name, case]['pixels']):.2f}" for case in cases))
-        for name in dict.fromkeys(row["contender"] for row in rows)
-    ]
+    names, lines = dict(NETWORKS), []
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        costs = [1e3 * float(found[name, case]["ms"]) / float(found[name, case]["pixels"]) for case in cases]
+        lines.append((names[name], *(f"{cost:.2f}" for cost in costs)))
     return f"{table(('µs a pixel', *(case.replace('x', ' x ') for case in cases)), lines)}\n\n{measured_on(facts)}"
 
 
@@ -129,9 +128,7 @@ def compiled() -> str:
     facts, rows = read("compiled_cpu.csv")
     ms = {row["contender"]: f"{float(row['ms']):.0f}" for row in rows}
     names = dict(NETWORKS)
-    lines = [
-        (names[name], ms.get(name, ""), ms[f"{name}:compiled"]) for name in names if f"{name}:compiled" in ms
-    ]
+    lines = [(names[name], ms.get(name, ""), ms[f"{name}:compiled"]) for name in names if f"{name}:compiled" in ms]
     return f"{table(('network', 'eager, ms', 'compiled, ms'), lines)}\n\n{measured_on(facts)}"
 
 
@@ -150,40 +147,36 @@ BLOCKS: dict[str, Callable[[], str]] = {
 def chart() -> str:
     """Two bar charts as SVG, with letters that can be read on a phone."""
     facts, rows = read("models_cpu.csv")
+    titles = {name: re.sub("[`]| of timm|the same, ", "", title) for name, title in NETWORKS}
     speeds = {
-        row["contender"]: float(row["images_per_s"])
+        titles[row["contender"]]: float(row["images_per_s"])
         for row in rows
-        if row["case"] == "224x224" and row["mode"] == "inference"
+        if (row["case"], row["mode"]) == ("224x224", "inference") and "fused" not in row["contender"]
     }
-    shown = ("dgmn2_small", "dgmn2_small:original", "swin_tiny_patch4_window7_224", "pvt_v2_b2", "convnext_tiny", "resnet50")
-    titles = {name: re.sub("[`]| of timm", "", title) for name, title in NETWORKS}
-    bars = [(titles[name].replace("the same, ", ""), speeds[name], f"{speeds[name]:.1f}") for name in shown]
     _, cpu = read("ops_cpu.csv")
     _, gpu_rows = read("gpu_h200_times.csv")
-    ratios = [
-        (f"CPU, {mode}", geometric(float(r["ratio"]) for r in cpu if (r["contender"], r["mode"]) == ("native", name)))
-        for mode, name in (("forward", "forward"), ("with backward", "forward+backward"))
-    ]
-    ratios += [
-        (f"H200, {mode}", geometric(float(r["number"]) for r in gpu_rows if r["quantity"] == f"{name}, speed-up" and r["case"].endswith("float32")))
-        for mode, name in (("forward", "forward"), ("with backward", "forward + backward"))
-    ]
-    faster = [("original formulation", 1.0, "1"), *((name, ratio, f"{ratio:.1f}") for name, ratio in ratios)]
+    faster = {"original formulation": 1.0}
+    for title, mode in (("forward", "forward"), ("with backward", "forward+backward")):
+        found = [row for row in cpu if (row["contender"], row["mode"]) == ("native", mode)]
+        faster[f"CPU, {title}"] = geometric(float(row["ratio"]) for row in found)
+    for title, mode in zip(("forward", "with backward"), MODES, strict=True):
+        found = [row for row in gpu_rows if row["quantity"] == f"{mode}, speed-up" and "float32" in row["case"]]
+        faster[f"H200, {title}"] = geometric(float(row["number"]) for row in found)
     parts, y = [], 8
-    for title, rows_ in (
+    for title, bars in (
         ("Attention, times as fast (float32)", faster),
-        ("Whole networks, images a second (CPU)", bars),
+        ("Whole networks, images a second (CPU)", speeds),
     ):
         parts.append(f'<text x="10" y="{y + 18}" class="title">{title}</text>')
         y += 30
-        most = max(value for _, value, _ in rows_)
-        for name, value, label in rows_:
-            color = "#e08a3c" if "original" in name else "#1f5fa8" if "dgmn2" in name or "," in name else "#999999"
-            width = 210 * value / most
+        for name, value in bars.items():
+            ours = bars is faster or name == titles["dgmn2_small"]
+            color = "#e08a3c" if "original" in name else "#1f5fa8" if ours else "#999999"
+            width = 210 * value / max(bars.values())
             parts.append(
                 f'<text x="168" y="{y + 16}" text-anchor="end">{name}</text>'
                 f'<rect x="176" y="{y + 2}" width="{width:.1f}" height="19" fill="{color}"/>'
-                f'<text x="{180 + width:.1f}" y="{y + 16}">{label}</text>'
+                f'<text x="{180 + width:.1f}" y="{y + 16}">{value:.1f}</text>'
             )
             y += 25
         y += 10
