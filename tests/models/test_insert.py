@@ -46,6 +46,11 @@ FAMILIES = {
 GETTER = {"features_only": True, "feature_cls": "getter", "out_indices": (-2, -1)}
 
 
+def fewer(names, *few):
+    """A parameter for each name; all but a few are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in few)) for name in names]
+
+
 def create(name, **options):
     """A network whose branches all count, as in a pretrained one: timm starts some with norms or scales of 0."""
     torch.manual_seed(0)
@@ -107,7 +112,7 @@ def test_every_family(name, tmp_path):
         assert (places[pattern].channels, places[pattern].layout) == (channels, layout)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", fewer(FAMILIES, "resnet10t", "convnext_tiny", "pvt_v2_b0", "vit_tiny_patch16_224"))
 def test_features_of_every_family(name):
     """Maps pass through modules, and stay those of the plain network at the start."""
     plain = create(name, **GETTER)
@@ -361,7 +366,7 @@ def outputs(network, image):
     return found[0] if isinstance(found, list) else {"logits": found}
 
 
-@pytest.mark.parametrize("kind", ["classifier", *SMALL])
+@pytest.mark.parametrize("kind", fewer(["classifier", *SMALL], "classifier", "mask_rcnn", "setr_naive", "dilated_fcn"))
 def test_checkpoints_say_what_was_inserted(kind, tmp_path):
     network = whole(kind)
     assert sum(isinstance(module, DGMN) for module in network.modules()) == 1
@@ -430,7 +435,13 @@ def test_complexity_counts_what_was_added(capsys):
     assert row[1] == f"+{added:,}"
     # The products of a message: its predictors' convolutions (18 walks, 72 weights, 9 affinities), on a map of 2 x 2.
     assert float(row[3]) == pytest.approx(4 * 4 * (18 + 72 + 9) * 9 * 512 / 1e9, abs=0.01)
-    assert run(["complexity", "retinanet_dgmn2_tiny", "--size", "64", "--insert", "stages.3.blocks.*.mlp"]) == 0
-    assert "inserted" in capsys.readouterr().out
     assert run(["complexity", "resnet10t", "--insert", "layer9"]) == 2
     assert "names no layer of this ResNet" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["retinanet_dgmn2_tiny", "semantic_fpn_dgmn2_tiny"])
+def test_complexity_counts_what_was_added_to_a_backbone(model, capsys):
+    assert run(["complexity", model, "--size", "64", "--insert", "stages.3.blocks.*.mlp"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "inserted" in line).split()
+    assert row[1] == f"+{2 * sum(p.numel() for p in DGMN(512).parameters()):,}"
