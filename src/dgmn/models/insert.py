@@ -56,8 +56,8 @@ def insert(
         InputError (a ValueError): no place has such a name, or a module cannot stand there; there is no such module, or
             it does not take the arguments. The network is unchanged then.
     """
-    given = {"places": places, "module": module, "gate": gate, "size": size, **arguments}
-    insert_all(network, {name: value for name, value in given.items() if value is not None})
+    options = {name: value for name, value in {"gate": gate, "size": size}.items() if value is not None}
+    insert_all(network, {"places": places, "module": module, **options, **arguments})
     return network
 
 
