@@ -13,6 +13,7 @@ from dgmn.errors import InputError, did_you_mean
 from dgmn.layers import context_module
 from dgmn.models.node_attention import attention_blocks, node_attention, put_attention
 from dgmn.models.places import ATTENTION, Layout, Place, Shapes, Size, last_layer, named
+from dgmn.ops.tracing import is_node_of
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -44,7 +45,8 @@ def insert(
             its letters. [`places`][dgmn.models.places.places] lists the layers.
         module: one of `dgmn.layers.context.MODULES`, for instance "dgmn", "non_local"; or "dgmn2_attention".
         gate: what the module changes is multiplied with a learned number that starts with this. At 0 the network
-            starts unchanged: the first step moves only the gate, the next ones the module, too. None: no gate.
+            starts unchanged: the first step moves only the gate, the next ones the module, too. None: no gate, for
+            instance because the module starts as the identity by itself.
         size: height and width of an image that the network takes, from which the sizes of its maps are learned. None:
             what timm says of the network, or 224.
         **arguments: more arguments for the module, for instance `sampling_rates=(1, 4, 8)`.
@@ -116,18 +118,34 @@ def _insert(
         if hasattr(layer, "module"):
             raise InputError(f"places: {place.name} has a module behind it already")
         if layer not in added:
-            added[layer] = _built(module, place, arguments), place.layout
+            added[layer] = _built(module, place, arguments, gate), place.layout
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     for layer, (built, layout) in added.items():
         put_behind(layer, built, gate, layout)
         built.to(like).train(network.training)
 
 
-def _built(module: str, place: Place, arguments: Mapping[str, Any]) -> nn.Module:
+def _built(module: str, place: Place, arguments: Mapping[str, Any], gate: float | None) -> nn.Module:
     try:
-        return context_module(module, place.channels, arguments)
+        built = context_module(module, place.channels, arguments)
     except InputError as error:
         raise InputError(f"{error} (behind {place.name})") from error
+    if gate == 0 and _is_identity(built, place.channels):
+        raise InputError(
+            f"gate: {module} starts as the identity by itself, and with a gate of 0 neither would ever learn: "
+            "leave the gate out"
+        )
+    return built
+
+
+def _is_identity(module: nn.Module, channels: int) -> bool:
+    """Whether a module gives what it gets, on a map that has passed a ReLU; on the meta device nobody knows."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        return False
+    x = torch.rand((1, channels, 4, 4), generator=torch.Generator().manual_seed(0), device="cpu").to(device)
+    with torch.no_grad():
+        return torch.equal(module.eval()(x), x)
 
 
 def put_behind(layer: nn.Module, module: nn.Module, gate: float | None = None, layout: Layout = "NCHW") -> None:
@@ -155,6 +173,8 @@ def _everything() -> tuple[str, ...]:
 
 
 def _behind(layer: nn.Module, _: tuple[Any, ...], output: Tensor, layout: Layout) -> Tensor:
+    if is_node_of(layer, output):
+        return output
     module = cast(nn.Module, layer.module)
     if layout == "NCHW":
         return cast(Tensor, module(output))
@@ -163,6 +183,8 @@ def _behind(layer: nn.Module, _: tuple[Any, ...], output: Tensor, layout: Layout
 
 
 def _gated(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    if is_node_of(module, output):
+        return output
     x = inputs[0]
     return x + cast(Tensor, module.inserted_gate) * (output - x)
 
