@@ -440,7 +440,7 @@ def test_export(kind, tmp_path):
     """The file is compared with PyTorch before it is kept."""
     folder = dgmn.save(whole(kind), tmp_path / "shared", classes=["a", "b", "c"])
     assert dgmn.export(
-        dgmn.load(folder, device="cpu"), tmp_path / "model.onnx", size=(64, 96) if kind != "classifier" else 64
+        dgmn.load(folder, device="cpu"), tmp_path / "model.onnx", size=(64, 96) if kind != "classifier" else (64, 64)
     )
     assert dgmn.load(tmp_path / "model.onnx").names == ("a", "b", "c")
 
