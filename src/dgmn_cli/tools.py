@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dgmn_base.arguments import Parser, add_trust, names, place, positive, shapes, sizes
+from dgmn_base.arguments import Parser, add_trust, insertion, names, place, positive, shapes, sizes
 from dgmn_base.errors import InputError
 
 
@@ -94,6 +94,13 @@ def complexity_command(arguments: list[str]) -> int:
         help="task of the default models (default classification)",
     )
     parser.add_argument(
+        "--insert",
+        type=insertion,
+        metavar="PLACES|YAML",
+        help="also count every MODEL with modules inserted, as dgmn.insert does it: names or globs of layers, or "
+        "'{places: layer4.*.act2, module: non_local}'",
+    )
+    parser.add_argument(
         "--table",
         type=int,
         choices=(2, 3, 4, 5, 13, 14, 15, 16, 17),
@@ -103,11 +110,13 @@ def complexity_command(arguments: list[str]) -> int:
     if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
     if options.table is not None:
-        if options.models or options.size or options.task != "classification":
-            parser.error("--table has its own networks and sizes: give no MODEL, --size or --task")
+        if options.models or options.size or options.insert or options.task != "classification":
+            parser.error("--table has its own networks and sizes: give no MODEL, --size, --insert or --task")
         from dgmn.paper_tables import show_table
 
         return show_table(options)
+    if options.insert is not None and not options.models:
+        parser.error("--insert needs a MODEL: the names of layers are its own")
     from dgmn.complexity import complexity
 
     return complexity(options)
