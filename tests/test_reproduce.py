@@ -135,10 +135,10 @@ def test_a_classifier(right, wrong, code, few_digits, tmp_path, monkeypatch, cap
 def test_a_detector(few_coco_scenes, tmp_path, monkeypatch, capsys):
     """Untrained weights find nothing; both scores of Mask R-CNN are compared."""
     monkeypatch.chdir(tmp_path)
-    torch.save(mask_rcnn("dgmn2_nano", 10).state_dict(), "weights.pth")
+    torch.save(mask_rcnn("dgmn2_nano", 10, channels=16, representation_size=32).state_dict(), "weights.pth")
     arguments = ["mask_rcnn_dgmn2_tiny", "--data", str(few_coco_scenes), "--ckpt_path", "weights.pth", *QUIET]
-    small = ["--model.model_args.min_size", "64", "--model.model_args.max_size", "96", "--data.val", "val"]
-    small += ["--model.num_classes", "10", "--model.backbone", "dgmn2_nano"]
+    small = ["--model.model_args", "{min_size: 64, max_size: 96, channels: 16, representation_size: 32}"]
+    small += ["--model.num_classes", "10", "--model.backbone", "dgmn2_nano", "--data.val", "val"]
     assert run(["reproduce", *arguments, *small]) == 1
     lines = capsys.readouterr().out.splitlines()
     found = {line[:7].strip(): line.split()[2:] for line in lines if line.startswith(("box AP ", "mask AP "))}
@@ -163,5 +163,19 @@ def test_a_segmenter(multi_scale, few_scenes, tmp_path, monkeypatch, capsys):
     masks = [np.asarray(Image.open(path)) for path in sorted((few_scenes / "gtFine/val").rglob("*labelTrainIds.png"))]
     labels = np.concatenate([mask[mask != 255] for mask in masks])
     expected = 100 * np.mean(labels == 0) / len(np.unique(labels))
+    assert "for the published weights" in out
     name, published = ("mIoU ms+flip", "79.40") if multi_scale else ("mIoU", "78.09")
     assert re.search(rf"^{re.escape(name)} +{expected:.2f} +{published} ", out, re.MULTILINE), out
+
+
+@pytest.mark.slow
+def test_a_training_of_ones_own_may_differ_by_more(small_run, few_scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = small_run("semantic_fpn") / "checkpoints/last.ckpt"
+    arguments = ["semantic_fpn_dgmn2_tiny", "--data", str(few_scenes), "--ckpt_path", str(checkpoint), *QUIET]
+    small = ["--model.backbone", "dgmn2_nano", "--model.model_args", "{pyramid_channels: 16, channels: 16}"]
+    small += ["--model.num_classes", "11", "--model.inference.mode", "whole", "--model.inference.fit", "[64, 96]"]
+    assert run(["reproduce", *arguments, *small]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^mIoU +\d+\.\d\d +78.09 +-\d+\.\d\d +0.5$", out, re.MULTILINE)
+    assert "for a training of your own" in out

@@ -7,7 +7,6 @@ from pathlib import Path
 from dgmn.report import say
 from dgmn.weights import fetch, read_checkpoint
 from dgmn_base.paper import Entry
-from dgmn_base.paper.commands import PUBLISHED
 from dgmn_base.paper.listing import write_csv
 from dgmn_base.terminal import format_table
 
@@ -47,7 +46,9 @@ def reproduce(entry: Entry, options: argparse.Namespace, arguments: Sequence[str
     # Only runs of ours describe their network.
     trained = read_checkpoint(weights).description is not None
     tolerance = TRAINED_TOLERANCE if trained else PUBLISHED_TOLERANCE
-    logged = evaluate([str(weights) if part == PUBLISHED else part for part in arguments])
+    arguments = list(arguments)
+    arguments[arguments.index("--model.checkpoint") + 1] = str(weights)
+    logged = evaluate(arguments)
     if not logged:  # another process reports
         return 0
     rows, near = [], True

@@ -15,9 +15,6 @@ FOLDERS = {"classification": "imagenet", "detection": "coco", "segmentation": "c
 
 MULTI_SCALE = ["--model.inference.scales", "[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]", "--model.inference.flip", "true"]
 
-PUBLISHED = "PUBLISHED"
-"""Stands for the file of published weights until they are fetched."""
-
 _PHASES = 3  # of the training for the test server of Cityscapes, Table 12
 
 
@@ -72,12 +69,12 @@ def evaluating(entry: Entry) -> list[str]:
 
 
 def check_evaluation(entry: Entry, options: Namespace, overrides: Sequence[str]) -> list[str]:
-    """The arguments of `dgmn validate` with which `dgmn reproduce` evaluates a row.
+    """The arguments of `dgmn validate` with which `dgmn reproduce` evaluates a row, found without torch.
 
     Args:
         entry: the row.
-        options: those of `dgmn reproduce`: `data`, `ckpt_path` (None: published weights, whose file is not known yet)
-            and `multi_scale`.
+        options: those of `dgmn reproduce`: `data`, `ckpt_path` (None: the published weights; their file is not known
+            yet, and --model.checkpoint is empty) and `multi_scale`.
         overrides: more options of `dgmn validate`.
 
     Raises:
@@ -93,7 +90,7 @@ def check_evaluation(entry: Entry, options: Namespace, overrides: Sequence[str])
         raise InputError(f"{entry.name} has no published weights: give --ckpt_path FILE, of your own training")
     if options.ckpt_path is not None and not Path(options.ckpt_path).is_file():
         raise InputError(f"--ckpt_path {options.ckpt_path}: no such file")
-    arguments = evaluation(entry, options.data, options.ckpt_path or PUBLISHED, options.multi_scale)
+    arguments = evaluation(entry, options.data, options.ckpt_path or "", options.multi_scale)
     folder = ["--trainer.default_root_dir", f"runs/reproduce/{entry.name}"]
     return checked_arguments("validate", [*arguments, *folder, *overrides])
 
