@@ -156,7 +156,8 @@ def test_rows_can_be_trained(entry):
     else:
         assert named["--model.model_args.pretrained"] == "true"
     with torch.device("meta"):
-        network = build_named({**SEGMENTERS, **DETECTORS}, entry.builder, backbone, entry.table.classes, args)
+        classes = int(named.get("--model.num_classes", entry.table.classes))
+        network = build_named({**SEGMENTERS, **DETECTORS}, entry.builder, backbone, classes, args)
     modules = [module for module in network.modules() if isinstance(module, DGMN)]
     if entry.number in FIRST_PAPER:
         name = entry.row.name

@@ -21,9 +21,9 @@ _EQUAL = {
 _NAMES = "tests/weights/test_load.py::test_every_official_tensor_is_loaded"
 _TWO_STAGES = "tests/detection/test_deformable_detr.py::test_every_weight_of_the_official_two_stages_is_used"
 _METRICS = {
-    "detection": ("the AP equals that of pycocotools", "tests/detection/test_metrics.py::test_equals_pycocotools"),
+    "detection": ("AP is computed as pycocotools does", "tests/detection/test_metrics.py::test_equals_pycocotools"),
     "segmentation": (
-        "the mIoU equals that of cityscapesscripts",
+        "mIoU is computed as cityscapesscripts does",
         "tests/segmentation/test_metrics.py::test_equals_cityscapesscripts",
     ),
 }
