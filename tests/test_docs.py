@@ -139,13 +139,17 @@ class _ParsedError(Exception):
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_name_what_exists(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands, options and recipes, also of blocks that are not run, and scripts and extras."""
-    parse = Parser.parse_args
+    parse, parse_known = Parser.parse_args, Parser.parse_known_args
 
     def only_parsed(self: Parser, arguments: list[str]) -> None:
+        monkeypatch.setattr(Parser, "parse_known_args", parse_known)  # parse_args calls it
         parse(self, arguments)
         raise _ParsedError
 
-    monkeypatch.setattr(Parser, "parse_args", only_parsed)
+    def only_known_parsed(self: Parser, arguments: list[str]) -> None:
+        parse_known(self, arguments)
+        raise _ParsedError
+
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for block in BLOCKS:
         if block.page != page or block.language != "bash":
@@ -155,6 +159,8 @@ def test_commands_name_what_exists(page: str, monkeypatch: pytest.MonkeyPatch) -
         for script in re.findall(r"\b(?:benchmarks|docs|tests|examples)/[\w/]+\.py", block.text):
             assert (ROOT / script).is_file(), f"{block}: no file {script}"
         for command, *arguments in block.commands():
+            monkeypatch.setattr(Parser, "parse_args", only_parsed)
+            monkeypatch.setattr(Parser, "parse_known_args", only_known_parsed)
             try:
                 if command in TRAININGS and arguments != ["--help"]:
                     checked_arguments(command, [*arguments, "--print_config"])
