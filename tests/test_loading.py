@@ -165,6 +165,9 @@ def test_nodes(kind, load, photo):
     assert isinstance(nodes, Nodes)
     assert len(nodes) == len(list(nodes)) > len(nodes.layers) > 1
     assert nodes[0].layer == nodes.layers[0]
+    assert repr(nodes) == str(nodes)
+    assert str(nodes).startswith(f"the nodes of (70, 40) in {len(nodes.layers)} layers, {nodes.layers[0]} to ")
+    assert len(repr(nodes.maps[0])) < 400
     assert nodes.draw().size == nodes.draw(nodes.layers[-1]).size
     assert nodes.draw(nodes.layers[0]).tobytes() != nodes.draw().tobytes()
     assert nodes._repr_png_().startswith(b"\x89PNG")

@@ -172,7 +172,9 @@ class DgmnCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         network = self.model.model
         parameters = sum(p.numel() for p in network.parameters())
-        say(f"{type(network).__name__} with {parameters / 1e6:.2f} M parameters; this run's folder: {self.root}")
+        scratch = self.model.from_scratch and kwargs.get("ckpt_path") is None
+        size = f"{parameters / 1e6:.2f} M parameters{', from random weights' if scratch else ''}"
+        say(f"{type(network).__name__} with {size}; this run's folder: {self.root}")
         try:
             with alone_in(self.root) if rank_zero_only.rank == 0 else nullcontext():
                 checkpoint_of("fit", kwargs.get("ckpt_path"), self.root)  # again: another run may have just ended

@@ -25,6 +25,7 @@ _PURPOSES = {
     "train": "dgmn fit, validate, test, quickstart and validate-data",
     "detr": "Deformable DETR and Sparse R-CNN",
     "export": "ONNX",
+    "app": "dgmn app",
     "bench": "charts of dgmn bench",
 }
 _SECONDS = 1.5  # how long to measure a speed

@@ -1,7 +1,7 @@
 """The nodes that a network samples for a position of an image (Fig. 5 of the paper)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -70,9 +70,9 @@ class SampledLayer:
     sampling_rate: int
     head: int | None
     kernel_size: int
-    walks: Tensor
-    affinities: Tensor | None
-    weights: Tensor | None
+    walks: Tensor = field(repr=False)
+    affinities: Tensor | None = field(repr=False)
+    weights: Tensor | None = field(repr=False)
     scale: Point
     corner: Point = (0.0, 0.0)
 

@@ -86,6 +86,12 @@ class Nodes(Drawable, Sequence[SampledNodes]):
     maps: tuple[SampledLayer, ...]
     at: Point
 
+    def __str__(self) -> str:
+        layers = f"{len(self.layers)} layers, {self.layers[0]} to {self.layers[-1]}" if self.maps else "no layer"
+        return f"the nodes of ({self.at[0]:g}, {self.at[1]:g}) in {layers}; draw() shows them, [0] is the first map's"
+
+    __repr__ = __str__
+
     @cached_property
     def found(self) -> tuple[SampledNodes, ...]:
         """One entry for every layer and each of its sampling rates or heads."""

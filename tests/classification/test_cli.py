@@ -141,7 +141,10 @@ MISTAKES = {
     "no such weights": (["--model.checkpoint", "none.pth"], "none.pth"),
     "no such checkpoint": (["--ckpt_path", "none.ckpt"], "none.ckpt: no such file"),
     "odd batch with mixup": (["--model.mixup", "0.8", "--data.batch_size", "7"], "even"),
-    "batch too large": (["--data.batch_size", "1000"], "data.batch_size 1000"),
+    "batch too large": (
+        ["--data.batch_size", "1000"],
+        "an epoch has only 100 images per device; give --data.batch_size 24",
+    ),
     "bad image size": (["--data.image_size", "0"], "image_size must be from 1 to 4096"),
     "endless": (["--trainer.max_epochs", "-1"], "trainer.max_epochs"),
     "no devices": (["--trainer.accelerator", "cpu", "--trainer.devices", "0"], "devices"),

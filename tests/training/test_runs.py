@@ -96,6 +96,7 @@ def test_lines_where_the_output_is_no_terminal(
 ) -> None:
     assert run(["fit", *arguments(few_digits, tmp_path / "run", "--trainer.max_epochs", "2")]) == 0
     out = capsys.readouterr().out
+    assert "M parameters, from random weights; this run's folder: " in out
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
     form = r"epoch {} of 2, train/loss \d\.\d{{4}}, val/top1 \d\.\d{{4}}, \d+ s left"
     assert len(lines) == 2

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import os
 import time
 from importlib import import_module
 from pathlib import Path
@@ -43,8 +44,9 @@ def quickstart(options: argparse.Namespace) -> int:
     ]
     print(f"\n{format_table(('quickstart', ''), rows)}\n")
     print("Next:")
+    start = "uv run " if "UV" in os.environ else ""  # uv sets it; the command is not on the path then
     for line in example.next_commands(data, best):
-        print(f"  {line}")
+        print(f"  {start}{line}")
     return 0
 
 

@@ -47,7 +47,8 @@ def _truth(result: Any) -> str:
 def next_commands(data: Path, checkpoint: Path) -> list[str]:
     return [
         f"dgmn predict {data / 'test' / '3'} --ckpt_path {checkpoint}",
-        "dgmn fit -c recipes/classification/finetune.yaml --data.root YOUR_IMAGES --model.num_classes N",
+        "dgmn fit -c recipes/classification/finetune.yaml --data.root YOUR_IMAGES --model.num_classes N "
+        "--model.model_args.pretrained true",
         "dgmn quickstart --task segmentation",
         "dgmn fit --help",
     ]

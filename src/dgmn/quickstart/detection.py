@@ -87,6 +87,6 @@ def next_commands(data: Path, checkpoint: Path) -> list[str]:
     return [
         f"dgmn predict {data / 'test'} --ckpt_path {checkpoint} --pictures out",
         f"dgmn validate-data -c {recipe} --data.root YOUR_IMAGES",
-        f"dgmn fit -c {recipe} --data.root YOUR_IMAGES --model.num_classes N",
+        f"dgmn fit -c {recipe} --data.root YOUR_IMAGES --model.num_classes N --model.model_args.pretrained true",
         "dgmn fit --help",
     ]

@@ -76,6 +76,7 @@ def next_commands(data: Path, checkpoint: Path) -> list[str]:
     return [
         f"dgmn predict {data / 'leftImg8bit/test'} --ckpt_path {checkpoint} --pictures out",
         "dgmn validate-data -c recipes/segmentation/finetune_folder.yaml --data.root YOUR_IMAGES",
-        "dgmn fit -c recipes/segmentation/finetune_folder.yaml --data.root YOUR_IMAGES --model.num_classes N",
+        "dgmn fit -c recipes/segmentation/finetune_folder.yaml --data.root YOUR_IMAGES --model.num_classes N "
+        "--model.model_args.pretrained true",
         "dgmn fit --help",
     ]

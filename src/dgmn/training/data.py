@@ -142,9 +142,10 @@ class ImageData(L.LightningDataModule):
         epoch = trainer.fit_loop.epoch_progress.current.processed
         cast(Any, sampler).set_epoch(epoch)
         if len(cast(Sized, sampler)) < self.batch_size:
-            raise InputError(
-                f"data.batch_size {self.batch_size}: an epoch has only {len(cast(Sized, sampler))} images per device"
-            )
+            some = len(cast(Sized, sampler))
+            smaller = max(some // 8 * 2, min(some, 2))  # mixup needs an even number
+            advice = f"; give --data.batch_size {smaller}, for instance" if some else ""
+            raise InputError(f"data.batch_size {self.batch_size}: an epoch has only {some} images per device{advice}")
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
         options: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": True}
         if groups is not None:

@@ -53,6 +53,7 @@ class Task(L.LightningModule):
         monitor: the metric that chooses the best checkpoint, and "max" or "min".
         model: the network.
         filled: whether all weights came from a file, so that the network can be evaluated as it is.
+        from_scratch: whether no weights are loaded, neither from a file nor published ones.
         lr_multipliers: factors of the learning rate. A factor applies to parameters whose names contain its key; the
             longest matching key counts.
     """
@@ -74,6 +75,7 @@ class Task(L.LightningModule):
         weights = None if checkpoint is None else read_checkpoint(checkpoint)
         self.model = build(**network_args, preprocessing=None if weights is None else weights.preprocessing)
         self.network_args = {**network_args, "model_args": without_sources(network_args["model_args"] or {})}
+        self.from_scratch = weights is None and not (network_args["model_args"] or {}).get("pretrained")
         if weights is not None:
             self.filled = start_from(self.model, weights)
         else:  # timm's weights fill a whole classifier, but only the backbone of other networks
