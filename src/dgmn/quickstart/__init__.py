@@ -44,9 +44,9 @@ def quickstart(options: argparse.Namespace) -> int:
     ]
     print(f"\n{format_table(('quickstart', ''), rows)}\n")
     print("Next:")
-    start = "uv run " if "UV" in os.environ else ""  # uv sets it; the command is not on the path then
+    prefix = "uv run " if "UV" in os.environ else ""  # uv sets it; the command is not on the path then
     for line in example.next_commands(data, best):
-        print(f"  {start}{line}")
+        print(f"  {prefix}{line}")
     return 0
 
 
