@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dgmn.detection.coco import load_annotations
 from dgmn.detection.layouts import CocoFiles, Layout, find_layout
 from dgmn.errors import InputError
 from dgmn.images import image_size
@@ -35,13 +36,13 @@ def convert_data(options: argparse.Namespace) -> int:
         what = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}{shown}"
         raise InputError(f"{options.folder}: {what}; nothing is written")
     total = sum(map(len, images.values()))
-    print(f"{layout.title} layout, {len(layout.truth(parts[0])['categories'])} classes, {total:,} images")
+    print(f"{layout.title} layout, {len(_content(layout, parts[0])['categories'])} classes, {total:,} images")
     progress = Progress()
     done = 0
     with writing_folder(out) as folder:
         for part in parts:
             name = "val" if part in ("valid", "validation") and "val" not in parts else part.replace("/", "_")
-            content, paths = layout.truth(part), images[part]
+            content, paths = _content(layout, part), images[part]
             above = os.path.commonpath([path.parent for path in paths.values()])
             names = {number: path.relative_to(above) for number, path in paths.items()}
             for number, path in paths.items():
@@ -59,6 +60,11 @@ def convert_data(options: argparse.Namespace) -> int:
             print(f"{name}: {len(paths):,} images, {len(content['annotations']):,} objects")
     print(f"\nwritten: {out}")
     return 0
+
+
+def _content(layout: Layout, part: str) -> dict[str, Any]:
+    truth = layout.truth(part)
+    return load_annotations(truth) if isinstance(truth, Path) else truth
 
 
 def _images(layout: Layout, part: str, problems: list[str]) -> dict[Any, Path]:

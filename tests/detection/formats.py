@@ -67,9 +67,8 @@ def yolo_of_cvat(coco: Path, out: Path) -> None:
     write(out / "obj.names", "\n".join(names))
     lines = [f"classes = {len(names)}", "names = data/obj.names", "backup = backup/"]
     for part, content in contents(coco).items():
-        write(
-            out / f"{part}.txt", "\n".join(f"data/obj_{part}_data/{image['file_name']}" for image in content["images"])
-        )
+        paths = [f"data/obj_{part}_data/{image['file_name']}" for image in content["images"]]
+        write(out / f"{part}.txt", "\n".join(paths))
         lines.append(f"{'valid' if part == 'val' else part} = data/{part}.txt")
     write(out / "obj.data", "\n".join(lines))
 

@@ -85,7 +85,7 @@ def test_several_years_of_voc(coco_scenes, tmp_path):
     layout = find_layout(tmp_path, None)
     assert layout.splits() == [f"VOC{year}/{part}" for year in (2007, 2012) for part in ("test", "train", "val")]
     assert len(layout.samples("VOC2007/train+VOC2012/val", masks=False).images) == 8 + 5
-    with pytest.raises(InputError, match="no part 'train' in .* there are VOC2007/test, VOC2007/train"):
+    with pytest.raises(InputError, match=r"no part 'train' in .* there are VOC2007/test, VOC2007/train"):
         layout.samples("train", masks=False)
     (folder / "VOC2012/Annotations/train_000003.xml").unlink()
     (folder / "VOC2012/JPEGImages/train_000005.png").unlink()
@@ -151,7 +151,10 @@ def test_shapes_of_labelme(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"points": [[1, 1], [2, 2]], "shape_type": "circle"}, "shapes[0]: a 'circle' is no object with a box"),
+        (
+            {"points": [[1, 1], [2, 2]], "shape_type": "circle"},
+            "shapes[0]: a 'circle' is no object with a box: draw a rectangle or a polygon",
+        ),
         ({"points": [[1, 1], [2, 2]]}, "shapes[0]: a polygon needs three points or more, got 2 points"),
         ({"points": [[1, 1]] * 3, "shape_type": "rectangle"}, "shapes[0]: a rectangle needs two corners, got 3 points"),
         ({"points": [[1, 1], [2, 2], [float("nan"), 1]]}, "shapes[0]: points must be a list of [x, y] in pixels"),
@@ -192,9 +195,9 @@ def test_a_folder_that_could_be_several_layouts(coco_scenes, tmp_path):
     assert DetectionData(coco_scenes, layout="coco").layout.name == "coco"
     assert DetectionData(coco_scenes, layout="yolo").layout.name == "yolo"
     assert DetectionData(coco_scenes, annotations="annotations/{split}.json").layout.name == "coco"
-    with pytest.raises(InputError, match="data.images is for the layout coco, data.layout is yolo"):
+    with pytest.raises(InputError, match=r"data.images is for the layout coco, data.layout is yolo"):
         DetectionData(coco_scenes, layout="yolo", images="images").layout  # noqa: B018
-    with pytest.raises(InputError, match="data.layout 'yoloo': no such layout, did you mean yolo"):
+    with pytest.raises(InputError, match=r"data.layout 'yoloo': no such layout, did you mean yolo"):
         DetectionData(coco_scenes, layout="yoloo").layout  # noqa: B018
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no known layout \(COCO: annotations/.*LabelMe: .*\); it is empty"):
@@ -202,7 +205,7 @@ def test_a_folder_that_could_be_several_layouts(coco_scenes, tmp_path):
     (coco_scenes / "data.yaml").unlink()
     for name in ("a.yaml", "b.yml"):
         (coco_scenes / name).write_text("train: train\nnames: [a]")
-    with pytest.raises(InputError, match="a.yaml, b.yml could all be meant: name the right one data.yaml"):
+    with pytest.raises(InputError, match=r"a.yaml, b.yml could all be meant: name the right one data.yaml"):
         DetectionData(coco_scenes, layout="yolo").layout  # noqa: B018
 
 
@@ -223,7 +226,7 @@ def test_images_of_yolo(tmp_path, capsys):
     for sample, width, height in ((samples[1], 40, 30), (samples[2], 30, 40)):
         assert sample[0].shape == (3, height, width)
         assert sample[1]["boxes"].tolist() == [[0, 0, width, height]]
-    (told,) = {problem for problem in data.validate(lambda *state: None).problems}
+    (told,) = set(data.validate(lambda *state: None).problems)
     assert "images/damaged.png: not an image" in told
 
 
