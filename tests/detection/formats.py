@@ -134,9 +134,11 @@ def labelme(coco: Path, out: Path) -> None:
         for image, things in _images(content):
             shapes = []
             for name, entry in things:
-                (polygon,) = entry["segmentation"]
-                points = [polygon[i : i + 2] for i in range(0, len(polygon), 2)]
-                shapes.append({"label": name, "points": points, "group_id": None, "shape_type": "polygon", "flags": {}})
+                x, y, w, h = entry["bbox"]
+                (outline,) = entry.get("segmentation") or [[x + w, y, x, y + h]]
+                points = [outline[i : i + 2] for i in range(0, len(outline), 2)]
+                kind = "polygon" if entry.get("segmentation") else "rectangle"
+                shapes.append({"label": name, "points": points, "group_id": None, "shape_type": kind, "flags": {}})
             facts = {"imagePath": image["file_name"], "imageData": None}
             sizes = {"imageHeight": image["height"], "imageWidth": image["width"]}
             if shapes:  # LabelMe writes no file for an image without objects
