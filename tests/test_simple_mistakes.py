@@ -153,7 +153,7 @@ def test_suggestions():
 
 
 def test_the_help_of_every_command(capsys):
-    for command in ("predict", "zoo", "complexity", "quickstart", "bench", "validate-data"):
+    for command in ("predict", "zoo", "complexity", "quickstart", "bench", "validate-data", "convert-data"):
         with pytest.raises(SystemExit) as stop:
             run([command, "--help"])
         assert stop.value.code == 0

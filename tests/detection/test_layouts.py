@@ -169,6 +169,23 @@ def test_mistakes_in_labels_are_named_by_line(coco, tmp_path):
         assert told in problem
 
 
+def test_labels_of_yolo_that_are_nowhere(coco, tmp_path):
+    """A link to a folder of images has its labels beside that folder, as in Ultralytics' code."""
+    formats.yolo(coco, tmp_path / "yolo")
+    root = tmp_path / "linked"
+    root.mkdir()
+    (root / "data.yaml").write_text((tmp_path / "yolo/data.yaml").read_text())
+    (root / "images").symlink_to(tmp_path / "yolo/images")
+    check_same(root, coco, masks=True)
+    (tmp_path / "yolo/labels").rename(tmp_path / "yolo/elsewhere")
+    problems = {part: [] for part in ("train", "test")}
+    for part, told in problems.items():
+        DetectionData(root).layout.samples(part, masks=False, problems=told)
+    expected = root / "labels/train/000001.txt"
+    assert problems["train"] == [f"{root / 'data.yaml'}: train: none of 8 images has labels; no {expected}"]
+    assert problems["test"] == []
+
+
 @pytest.fixture(scope="module")
 def two_classes(tmp_path_factory):
     root = tmp_path_factory.mktemp("two_classes")

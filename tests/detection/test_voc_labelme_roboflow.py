@@ -1,5 +1,6 @@
 """What Pascal VOC, LabelMe and Roboflow write beside boxes, and folders that could be several layouts."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -7,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detection import formats
@@ -230,6 +233,58 @@ def test_images_of_yolo(tmp_path, capsys):
     assert "images/damaged.png: not an image" in told
 
 
+FILES = {
+    "train/a.xml": voc_file(voc_object("x", (1, 1, 5, 5))),
+    "train/a.json": json.dumps({"shapes": [{"label": "x", "points": [[1, 1], [5, 1], [5, 5]]}], "imagePath": "a.jpg"}),
+    "data.yaml": "path: .\ntrain: [train, list.txt]\nnames: {0: x, 1: y}\nnc: 2\nkpt_shape: [1, 2]\n",
+    "obj.data": "classes = 2\nnames = obj.names\ntrain = data/list.txt\n",
+    "train/_annotations.coco.json": json.dumps(
+        {
+            "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+            "categories": [{"id": 0, "name": "all"}, {"id": 1, "name": "x", "supercategory": "all"}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_change_of_a_file_is_read_or_refused(name, data, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / f"changed_{name.replace('/', '_')}"
+    image(root / "train/a.jpg")
+    for other, text in {"list.txt": "./train/a.jpg\n", "obj.names": "x\ny\n"}.items():
+        formats.write(root / other, text)
+    text = FILES[name].encode()
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(start + 8, len(text))))
+    parts = (
+        b"null",
+        b"-1",
+        b"1e999",
+        b"true",
+        b"[",
+        b"]",
+        b"{}",
+        b"\xff",
+        b"\0",
+        b"..",
+        b"/",
+        b"&x;",
+        b"<!--",
+        b'""',
+        b"\n",
+    )
+    new = data.draw(st.one_of(st.sampled_from(parts), st.binary(max_size=4), st.just(b"9" * 5000)))
+    (root / name).write_bytes(text[:start] + new + text[end:])
+    layout = {"xml": "voc", "yaml": "yolo", "data": "yolo"}.get(name.rpartition(".")[2], "labelme")
+    with contextlib.suppress(InputError):
+        found = find_layout(root, "roboflow" if "coco" in name else layout)
+        samples = found.samples("train", masks=layout != "voc")
+        assert all(found.read(entry, samples, masks=False) for entry in samples.images)
+
+
 def test_commands(coco_scenes, tmp_path, capsys, monkeypatch):
     """A dataset is validated and converted, and what was written has the same targets."""
     root, out = tmp_path / "voc", tmp_path / "converted"
@@ -237,6 +292,8 @@ def test_commands(coco_scenes, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["validate-data", "-c", RECIPE, "--data.root", "voc"]) == 0
     assert "Pascal VOC layout, 10 classes, 13 images\n" in capsys.readouterr().out
+    assert run(["validate-data", "-c", RECIPE, "--data.root", "voc", "--data.layout", "labelme"]) == 1
+    assert "no part 'train' in voc: expected a folder voc/train with images and .json files" in capsys.readouterr().out
     assert run(["convert-data", "voc", "--to", "coco", "--out", "converted"]) == 0
     assert "Pascal VOC layout, 10 classes, 16 images\n" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["annotations", "test", "train", "val"]

@@ -112,7 +112,11 @@ class Yolo(DescribedLayout):
         else:
             entries = self.facts[part] if isinstance(self.facts[part], list) else [self.facts[part]]
             images = [image for entry in entries for image in self._images(part, entry, problems)]
-        return [(image, labels_of(image)) for image in sorted(set(images))]
+        pairs = [(image, labels_of(image)) for image in sorted(set(images))]
+        if pairs and part != "test" and not any(file for _, file in pairs):
+            place = _places_of_labels(pairs[0][0])[0]
+            problems.append(f"{self.source(part)}: {part}: none of {len(pairs)} images has labels; no {place}")
+        return pairs
 
     def _images(self, part: str, entry: Any, problems: list[str]) -> list[Path]:
         """The images that an entry of a part stands for: a folder, a list in a text file, or an image."""
@@ -199,10 +203,15 @@ class Yolo(DescribedLayout):
 
 def labels_of(image: Path) -> Path | None:
     """The file with the labels of an image; None if there is none."""
+    return next((file for file in _places_of_labels(image) if file.is_file()), None)
+
+
+def _places_of_labels(image: Path) -> list[Path]:
+    """Where the labels of an image may be; `images` can be a link."""
     path = os.path.abspath(image)
-    before, found, after = path.rpartition(f"{os.sep}images{os.sep}")
-    places = [f"{before}{os.sep}labels{os.sep}{after}"] if found else []
-    return next((file for place in (*places, path) if (file := Path(place).with_suffix(".txt")).is_file()), None)
+    parts = [place.rpartition(f"{os.sep}images{os.sep}") for place in (path, os.path.realpath(image))]
+    swapped = [f"{before}{os.sep}labels{os.sep}{after}" for before, found, after in parts if found]
+    return [Path(place).with_suffix(".txt") for place in (*swapped, path)]
 
 
 def _descriptions(root: Path) -> list[Path]:
