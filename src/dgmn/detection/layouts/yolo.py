@@ -245,7 +245,8 @@ def _facts(file: Path) -> dict[str, Any]:
         names = facts.get("names")
         near = _near(names, [file.parent]) if names else ()
         facts["names"] = next((path for path in near if _exists(path)), None)
-        facts["nc"] = int(facts["classes"]) if facts.get("classes", "").isdecimal() else None
+        number = facts.get("classes")
+        facts["nc"] = int(number) if number and number.isdecimal() and len(number) < 9 else number
         return {"val" if name == "valid" else name: value for name, value in facts.items()}
     import yaml
 
