@@ -43,7 +43,9 @@ def convert_data_command(arguments: list[str]) -> int:
     parser.add_argument("folder", type=place, metavar="FOLDER", help="the dataset")
     parser.add_argument("--to", choices=("coco",), default="coco", help="the layout to write (default coco)")
     parser.add_argument("--out", type=place, required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--layout", metavar="NAME", help="yolo, voc, roboflow or labelme; default: look")
+    parser.add_argument(
+        "--layout", metavar="NAME", help="its layout: yolo, voc, roboflow or labelme (default: look into the folder)"
+    )
     parser.add_argument("--link", action="store_true", help="link to the images instead of copying them")
     options = parser.parse_args(arguments)
     if not Path(options.folder).is_dir():
