@@ -6,22 +6,18 @@ affects all. `--table` writes the table again from the CSV alone.
 """
 
 import argparse
-import csv
 import gc
-import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import dgmn
-from dgmn.bench.report import environment
 from dgmn.classification.builders import classifier
 from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.detection.builders import BUILDERS as DETECTORS
@@ -32,11 +28,10 @@ from dgmn.exporting.comparison import batches, milliseconds, scene
 from dgmn.predictor import Predictor
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 from dgmn.segmentation.predictor import SegmentationPredictor
-from dgmn_base.files import writing
 
-ROOT = Path(__file__).resolve().parent.parent
-CSV, PAGE = ROOT / "benchmarks/results/exports_cpu.csv", ROOT / "docs/export.md"
-START, END = "<!-- the table of benchmarks/exports.py -->\n", "<!-- its end -->\n"
+from pages import RESULTS, ROOT, facts, markdown, read_csv, write_csv, write_table
+
+CSV, PAGE = RESULTS / "exports_cpu.csv", ROOT / "docs/export.md"
 COLUMNS = ("network", "size", "file", "sizes", "megabytes", "error", "ms", "eager_ms", "compiled_ms", "export_s")
 CLASSES = 20
 KINDS = ("classifier", *SEGMENTERS, "retinanet", "mask_rcnn", "deformable_detr", "sparse_rcnn")
@@ -131,54 +126,18 @@ def rows(prepared: Prepared) -> Iterator[dict[str, Any]]:
         }
 
 
-def facts(arguments: argparse.Namespace) -> dict[str, str]:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    changed = " with changes" if git("status", "--porcelain", "--", "src", "csrc") else ""
-    import onnxruntime
-
-    return {
-        **environment("cpu", "float32"),
-        "commit": git("rev-parse", "--short", "HEAD") + changed,
-        "onnxruntime": onnxruntime.__version__,
-        "backbone": arguments.backbone + (", one block a stage" if arguments.quick else ""),
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def write_csv(path: Path, about: dict[str, str], found: list[dict[str, Any]]) -> None:
-    text = StringIO()
-    text.writelines(f"# {key}: {value}\n" for key, value in about.items())
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    with writing(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def table(path: Path) -> str:
     """The rows of a CSV for the documentation."""
-    lines = path.read_text().splitlines()
-    about = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
-    found = list(csv.DictReader(line for line in lines if not line.startswith("# ")))
+    about, found = read_csv(path)
     header = ("network", "image", "file", "sizes", "MB", "largest error", "ms", "eager", "`torch.compile`", "export")
     text = f"Backbone {about.pop('backbone')}, {CLASSES} classes, random weights, one image, milliseconds; "
     text += "; ".join(f"{key} {value}" for key, value in about.items()) + ".\n\n"
-    text += f"| {' | '.join(header)} |\n|{' --- |' * len(header)}\n"
+    rows = []
     for row in found:
         sizes = row["sizes"].partition(":")[0]
         cells = (f"`{row['network']}`", row["size"], row["file"], sizes, row["megabytes"], row["error"], row["ms"])
-        text += f"| {' | '.join((*cells, row['eager_ms'], row['compiled_ms'] or '-', row['export_s'] + ' s'))} |\n"
-    return text
-
-
-def write_table(text: str) -> None:
-    page = PAGE.read_text()
-    before, _, rest = page.partition(START)
-    _, _, after = rest.partition(END)
-    with writing(PAGE) as file:
-        file.write((before + START + "\n" + text + "\n" + END + after).encode())
+        rows.append((*cells, row["eager_ms"], row["compiled_ms"] or "-", row["export_s"] + " s"))
+    return text + markdown(header, rows)
 
 
 def main() -> None:
@@ -193,7 +152,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the page's table again")
     arguments = parser.parse_args()
     if arguments.table:
-        write_table(table(CSV))
+        write_table(PAGE, Path(__file__).name, table(CSV))
         return
     if arguments.quick and arguments.out is None:
         parser.error("--quick needs --out FILE: its figures are not for the documentation")
@@ -204,11 +163,18 @@ def main() -> None:
         prepared.append(prepare(kind, size, arguments))
         print(f"{kind}: exported", flush=True)
         gc.collect()
+    import onnxruntime
+
     path = arguments.out or CSV
-    write_csv(path, facts(arguments), [row for each in prepared for row in rows(each)])
+    about = facts(
+        onnxruntime=onnxruntime.__version__,
+        backbone=arguments.backbone + (", one block a stage" if arguments.quick else ""),
+        threads=str(torch.get_num_threads()),
+    )
+    write_csv(path, about, COLUMNS, [row for each in prepared for row in rows(each)])
     print(table(path))
     if arguments.out is None:
-        write_table(table(path))
+        write_table(PAGE, Path(__file__).name, table(path))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             *("bench", "cli", "complexity", "convert_data", "doctor", "loading", "paper_tables", "predict"),
-            *("quickstart", "sharing", "validate_data", "zoo"),
+            *("quickstart", "reproduce", "sharing", "validate_data", "zoo"),
         ),
         6,
     ),

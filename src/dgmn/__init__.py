@@ -2,7 +2,7 @@
 
 `import dgmn` registers the networks with timm: `timm.create_model("dgmn2_tiny")`. `dgmn.load(checkpoint)` gives a
 trained network, ready to predict; `dgmn.save` and `dgmn.push_to_hub` share it; `dgmn.export` writes it for other
-runtimes.
+runtimes. `dgmn.insert` puts modules into any network.
 """
 
 from importlib.metadata import version
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from dgmn import layers, models, ops, weights
 from dgmn.models.fuse import fuse
+from dgmn.models.insert import insert
+from dgmn.models.places import places
 from dgmn.weights import LoadReport, load_checkpoint
 from dgmn_base.lazy import lazy_names
 
@@ -25,12 +27,14 @@ __all__ = [
     "__version__",
     "export",
     "fuse",
+    "insert",
     "layers",
     "load",
     "load_checkpoint",
     "models",
     "onnxruntime_library",
     "ops",
+    "places",
     "push_to_hub",
     "save",
     "weights",

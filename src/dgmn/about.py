@@ -1,7 +1,8 @@
 """What a network says about itself. Other code asks here instead of comparing names of networks.
 
 A network of ours has a method `about()`. For timm's networks the answer comes from what timm knows of them. A module
-inside a network that replaces a plainer one has a method `adds()`.
+inside a network that replaces a plainer one has a method `adds()`, and `lacks()` if the plainer one has weights that it
+has not.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,7 +81,8 @@ class About:
         backbone: name of its backbone, a part that other networks share; "" for a network that is a backbone.
         added: prefixes of names that a plain network of this kind lacks. Weights without them fill everything else.
             The modules in the network report these names, not the network.
-        optional: prefixes of names of parts that it may have been built without.
+        optional: prefixes of names of parts that it may have been built without, and of weights of a plain network
+            that modules in it lack.
         undecayed: names of weights without weight decay, as patterns.
         official: gives the weights of a published file under the names of this network; None for another file.
         products: runs all multiplications on a batch, for a network whose call does more than that.
@@ -115,15 +117,27 @@ class Adds(Protocol):
         ...
 
 
+@runtime_checkable
+class Lacks(Protocol):
+    """A module that lacks weights of the plain module that it replaces."""
+
+    def lacks(self) -> tuple[str, ...]:
+        """Prefixes of the names of these weights."""
+        ...
+
+
 def about(network: nn.Module) -> About:
-    """What a network says about itself. All names are names of its own weights."""
-    added = (
-        f"{name}.{beginning}".removeprefix(".")
-        for name, module in network.named_modules()
-        if isinstance(module, Adds)
-        for beginning in module.adds()
-    )
-    return replace(_word(network), added=tuple(added))
+    """What a network says about itself. All names are names of its own weights, or of a plain network's."""
+    added: list[str] = []
+    lacking: list[str] = []
+    for name, module in network.named_modules():
+        inside = f"{name}.".removeprefix(".")
+        if isinstance(module, Adds):
+            added += [inside + beginning for beginning in module.adds()]
+        if isinstance(module, Lacks):
+            lacking += [inside + beginning for beginning in module.lacks()]
+    word = _word(network)
+    return replace(word, added=tuple(added), optional=(*word.optional, *lacking))
 
 
 def _word(network: nn.Module) -> About:

@@ -226,14 +226,24 @@ class DgmnCLI(LightningCLI):
 
 def run_training(command: str, arguments: Sequence[str]) -> int:
     """Runs `dgmn fit | validate | test` with these arguments."""
+    _run(command, arguments)
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> dict[str, float]:
+    """Runs `dgmn validate` with these arguments. Returns its metrics; in all processes but the first, nothing."""
+    trainer = _run("validate", arguments).trainer
+    return {name: float(value) for name, value in trainer.logged_metrics.items()} if trainer.is_global_zero else {}
+
+
+def _run(command: str, arguments: Sequence[str]) -> DgmnCLI:
     _quieten()
     trusted, arguments = trusted_packages(arguments)
     try:
         with only_classes(trusted):
-            DgmnCLI([command, *with_recipes(arguments)])
+            return DgmnCLI([command, *with_recipes(arguments)])
     except Exception as error:
         raise _explained(error) from error
-    return 0
 
 
 def describe_recipe(recipe: str, trusted: Sequence[str] = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dgmn.detection.builders import BUILDERS as DETECTORS
 from dgmn.errors import InputError
 from dgmn.layers import RelativePosition
 from dgmn.models.build import build_named
+from dgmn.models.insert import insert_all
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 from dgmn.weights import ZOO, ZooModel
 from dgmn_base.terminal import format_table
@@ -103,12 +104,13 @@ def complexity(options: argparse.Namespace) -> int:
         raise InputError(f"MODEL: one task at a time, got models for {' and '.join(sorted(tasks))}")
     task = tasks.pop()
     size = (options.size[0], options.size[-1]) if options.size else _PAPER[task][0]
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for name in names:
         row = published.get(name)
         try:
             with torch.device("meta"):  # counting needs only shapes
                 cost = count(_network(name, row), size)
+                more = None if options.insert is None else count(_network(name, row, options.insert), size)
         except InputError as error:
             if options.models:
                 raise
@@ -126,6 +128,9 @@ def complexity(options: argparse.Namespace) -> int:
                 paper["gmacs"] if same_size else "-",
             )
         )
+        if more is not None:
+            macs = ((more.macs - cost.macs) / 1e9, (more.original_macs - cost.original_macs) / 1e9)
+            rows.append(("  inserted", f"{more.params - cost.params:+,}", "-", *(f"{x:+.2f}" for x in macs), "-"))
     print(f"One image of {size[0]} x {size[1]}, {_PAPER[task][1]} classes")
     header = ("model", "parameters", "paper", "GMACs", "GMACs, original form", "paper")
     print(format_table(header, rows))
@@ -149,12 +154,17 @@ def _defaults(task: str) -> list[str]:
     return [*sorted(set(ours) - set(paper)), *paper]
 
 
-def _network(name: str, row: ZooModel | None) -> nn.Module:
+def _network(name: str, row: ZooModel | None, insert: Any = None) -> nn.Module:
     if row is not None and row.task != "classification":
-        return cast(nn.Module, build_named(_BUILDERS[row.task], row.builder, row.backbone, _PAPER[row.task][1]))
+        args = None if insert is None else {"backbone_args": {"insert": insert}}
+        classes = _PAPER[row.task][1]
+        return cast(nn.Module, build_named(_BUILDERS[row.task], row.builder, row.backbone, classes, args))
     if not timm.is_model(name):
         near = ", ".join(timm.list_models("dgmn2_*"))
         raise InputError(
             f"timm knows no model {name!r}, nor does dgmn zoo; for instance {near}, semantic_fpn_dgmn2_tiny"
         )
-    return cast(nn.Module, timm.create_model(name))
+    network = cast(nn.Module, timm.create_model(name))
+    if insert is not None:
+        insert_all(network, insert)
+    return network

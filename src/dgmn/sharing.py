@@ -49,7 +49,8 @@ def save(
         dgmn.save(retinanet("dgmn2_tiny", 2), "shared", classes=["cat", "dog"])
 
     [`dgmn.load`][dgmn.loading.load] reads the folder. A classifier's folder is also one of timm
-    (`timm.create_model("local-dir:shared", pretrained=True)`) and of transformers (`AutoModelForImageClassification`).
+    (`timm.create_model("local-dir:shared", pretrained=True)`) and of transformers (`AutoModelForImageClassification`),
+    unless [`dgmn.insert`][dgmn.models.insert.insert] put modules into it.
 
     Args:
         model: a predictor, which knows everything else; or a network, from timm or a builder of
@@ -210,7 +211,7 @@ def _weights(network: nn.Module, again: Predictor) -> dict[str, Tensor]:
 
 
 def _config(network: Any, description: Mapping[str, Any]) -> dict[str, Any]:
-    if description["task"] != "classification":
+    if not _is_timm_s(description):
         return {"library_name": "dgmn", "dgmn": dict(description)}
     from timm.models import filter_pretrained_cfg
 
@@ -232,6 +233,11 @@ def _config(network: Any, description: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_timm_s(description: Mapping[str, Any]) -> bool:
+    """Whether timm can build the network itself: it knows nothing of modules that were inserted."""
+    return description["task"] == "classification" and "insert" not in (description["model_args"] or {})
+
+
 def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
@@ -240,7 +246,7 @@ def _card(description: Mapping[str, Any], licence: str | None) -> str:
     task, model = description["task"], description["model"]
     what = f"`{model}`" + (f" on `{description['backbone']}`" if "backbone" in description else "")
     others = ""
-    if task == "classification":
+    if _is_timm_s(description):
         others = """
 timm and transformers read this folder, too, after `import dgmn`:
 

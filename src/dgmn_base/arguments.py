@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from typing_extensions import override
 
@@ -68,6 +68,22 @@ def point(text: str) -> tuple[float, float]:
 
 def names(text: str) -> list[str]:
     return list(dict.fromkeys(name for name in text.split(",") if name))
+
+
+def insertion(text: str) -> Any:
+    """What `dgmn.insert` gets: a text is the places, separated by commas; in brackets it is YAML, as in recipes."""
+    if not text.startswith(("{", "[")):
+        return {"places": names(text)}
+    import yaml
+
+    from dgmn_base.recipes import check_size
+
+    try:
+        check_size(text)
+        return yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise argparse.ArgumentTypeError(f"must be places or YAML with places in it, got {text!r} ({reason})") from None
 
 
 def sizes(text: str) -> list[tuple[int, int]]:

@@ -181,6 +181,7 @@ def _check_option(option: str, data: str, model: str) -> None:
         known = classes.get(known[name])
 
 
+@cache
 def _classes(class_path: str) -> dict[str, dict[str, str]]:
     """All classes in the folder of a class of ours, with their arguments and types; {} for other packages' classes."""
     folder = package_folder() / "/".join(class_path.split(".")[1:2])

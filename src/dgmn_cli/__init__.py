@@ -16,6 +16,7 @@ from dgmn_cli.tools import (
     convert_data_command,
     doctor_command,
     quickstart_command,
+    reproduce_command,
     validate_data_command,
     zoo_command,
 )
@@ -35,6 +36,7 @@ dgmn: dynamic graph message passing networks for classification, detection and s
   dgmn convert-data FOLDER --out NEW    write a detection dataset of YOLO, VOC, Roboflow or LabelMe as COCO's
   dgmn zoo      [download NAME|verify]  list, fetch or check the published models
   dgmn complexity [MODEL ...]           count parameters and multiply-adds, beside the paper's
+  dgmn reproduce [ROW]                  list the papers' results and how to get each, or evaluate one
   dgmn doctor                           show what this machine is and what runs on it, for reports about problems
   dgmn bench ops|models [options]       measure time and memory of operators, or of networks beside timm's
 
@@ -206,6 +208,7 @@ _COMMANDS = {
     "convert-data": convert_data_command,
     "zoo": zoo_command,
     "complexity": complexity_command,
+    "reproduce": reproduce_command,
     "bench": bench_command,
     "doctor": doctor_command,
     "quickstart": quickstart_command,

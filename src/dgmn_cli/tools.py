@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dgmn_base.arguments import Parser, add_trust, names, place, positive, shapes, sizes
+from dgmn_base.arguments import Parser, add_trust, insertion, names, place, positive, shapes, sizes
 from dgmn_base.errors import InputError
 
 
@@ -117,23 +117,81 @@ def complexity_command(arguments: list[str]) -> int:
         help="task of the default models (default classification)",
     )
     parser.add_argument(
+        "--insert",
+        type=insertion,
+        metavar="PLACES|YAML",
+        help="also count every MODEL with modules inserted, as dgmn.insert does it: names or globs of layers, or "
+        "'{places: layer4.*.act2, module: non_local}'",
+    )
+    parser.add_argument(
         "--table",
         type=int,
-        choices=(2, 3, 4, 5, 13, 14, 15, 16, 17),
-        help="count all rows of one of the paper's tables on convolutional networks, and show how to train each",
+        choices=range(1, 18),
+        metavar="N",
+        help="count all rows of the paper's Table N, 1 to 17, and show the options that train each",
     )
     options = parser.parse_args(arguments)
     if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
     if options.table is not None:
-        if options.models or options.size or options.task != "classification":
-            parser.error("--table has its own networks and sizes: give no MODEL, --size or --task")
+        if options.models or options.size or options.insert or options.task != "classification":
+            parser.error("--table has its own networks and sizes: give no MODEL, --size, --insert or --task")
         from dgmn.paper_tables import show_table
 
         return show_table(options)
+    if options.insert is not None and not options.models:
+        parser.error("--insert needs a MODEL: the names of layers are its own")
     from dgmn.complexity import complexity
 
     return complexity(options)
+
+
+def reproduce_command(arguments: list[str]) -> int:
+    parser = Parser(
+        "dgmn reproduce",
+        usage="dgmn reproduce [ROW] [--csv FILE] [--data FOLDER [--ckpt_path FILE] [--multi_scale] [options]]",
+        description="Lists the results of the paper's tables and of the authors' repository: how to train and evaluate "
+        "each, what was verified here and what was not. With --data, evaluates one and shows the measured score beside "
+        "the published one; exit code 1 if they differ by more than the tolerance.",
+        epilog="Example: dgmn reproduce retinanet_dgmn2_tiny --data coco. More options, for instance "
+        "--trainer.devices 1, go to dgmn validate.",
+    )
+    parser.add_argument(
+        "row", nargs="?", metavar="ROW", help="a row, the beginning of rows' names, or a table (table7); default: all"
+    )
+    parser.add_argument("--csv", type=place, metavar="FILE", help="write the rows to this file, too")
+    parser.add_argument("--data", type=place, metavar="FOLDER", help="ImageNet, COCO or Cityscapes: evaluate ROW on it")
+    parser.add_argument(
+        "--ckpt_path",
+        metavar="FILE",
+        help="weights, published or of your run (default: the published ones are fetched)",
+    )
+    parser.add_argument(
+        "--multi_scale", action="store_true", help="segmentation: at several scales and mirrored, for that score"
+    )
+    options, overrides = parser.parse_known_args(arguments)
+    from dgmn_base.paper import ENTRIES, find_rows
+    from dgmn_base.paper.listing import show, write_csv
+
+    entries = list(ENTRIES.values()) if options.row is None else find_rows(options.row)
+    if options.data is None:
+        others = [*overrides, *(name for name in ("--ckpt_path", "--multi_scale") if getattr(options, name[2:]))]
+        if others:
+            given = others[0].partition("=")[0]
+            raise InputError(f"{given}: only for an evaluation: dgmn reproduce ROW --data FOLDER")
+        show(entries)
+        if options.csv:
+            write_csv(Path(options.csv), entries)
+        return 0
+    if options.row is None or len(entries) > 1:
+        some = ", ".join(entry.name for entry in entries[:3])
+        raise InputError(f"--data evaluates one row: give its whole name, for instance one of {some}")
+    from dgmn_base.paper.commands import check_evaluation
+
+    arguments = check_evaluation(entries[0], options, overrides)
+    from dgmn.reproduce import reproduce
+
+    return reproduce(entries[0], options, arguments)
 
 
 def bench_command(arguments: list[str]) -> int:

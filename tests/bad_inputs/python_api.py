@@ -147,6 +147,10 @@ def create(**options: Any) -> Callable[[World], Any]:
     return lambda world: timm.create_model("dgmn2_nano", **options)
 
 
+def insert(*arguments: Any, **options: Any) -> Callable[[World], Any]:
+    return lambda world: dgmn.insert(nano(), *arguments, **options)
+
+
 @cache
 def nano() -> Any:
     return timm.create_model("dgmn2_nano", num_classes=2).eval()
@@ -177,6 +181,22 @@ NETWORKS: Calls = {
     "image-int": (lambda world: nano()(torch.zeros(1, 3, 64, 64, dtype=torch.long)), "x must|type"),
     "fuse-none": (lambda world: dgmn.fuse(None), "model must be a torch.nn.Module"),
     "fuse-class": (lambda world: dgmn.fuse(torch.nn.Linear), "model must be a torch.nn.Module"),
+    "insert-none": (lambda world: dgmn.insert(None, "stages.3"), "network must be a torch.nn.Module"),
+    "insert-nowhere": (insert("stage.3"), "places: 'stage.3' names no layer of this DGMN2, did you mean stages.3"),
+    "insert-everywhere": (insert("*.*.*.*"), "where no such module can stand"),
+    "insert-regex": (insert("[", "dgmn"), "places"),
+    "insert-stars": (insert("*" * 5000 + "x"), "places"),
+    "insert-number": (insert(3), "places must be the name of a layer"),
+    "insert-set": (insert({"stages.3"}), "places must be the name of a layer"),
+    "insert-module-none": (insert("stages.3", None), "module: no None"),
+    "insert-gate-true": (insert("stages.3", gate=True), "gate must be a finite number"),
+    "insert-gate-infinite": (insert("stages.3", gate=float("inf")), "gate must be a finite number"),
+    "insert-size-text": (insert("stages.3", size="large"), "size must be the height and width"),
+    "insert-size-float": (insert("stages.3", size=(64.0, 64.0)), "size must be a whole number"),
+    "insert-rates-none": (insert("stages.3", sampling_rates=()), "sampling_rates must not be empty"),
+    "insert-channels": (insert("stages.3", channels=3), "channels"),
+    "places-text": (lambda world: dgmn.places("dgmn2_nano"), "network must be a torch.nn.Module"),
+    "places-size": (lambda world: dgmn.places(nano(), size=(1, 0)), "size must be a whole number"),
 }
 
 
@@ -193,6 +213,8 @@ def builder_calls() -> Iterator[tuple[str, Callable[[World], Any], str]]:
             "backbone-none": ({"backbone": None}, "backbone"),
             "backbone-args-text": ({"backbone_args": "x"}, "backbone_args must be a dict"),
             "backbone-argument": ({"backbone_args": {"zzz": 1}}, "zzz"),
+            "backbone-insert-text": ({"backbone_args": {"insert": "stages.3"}}, "insert: got 'stages.3'; accepted"),
+            "backbone-insert-nowhere": ({"backbone_args": {"insert": {"places": "x"}}}, "places: 'x' names no layer"),
             "classes-zero": ({"num_classes": 0}, "num_classes"),
             "classes-negative": ({"num_classes": -1}, "num_classes"),
             "classes-text": ({"num_classes": "ten"}, "num_classes"),

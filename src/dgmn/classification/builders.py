@@ -10,6 +10,7 @@ from dgmn.about import Preprocessing
 from dgmn.errors import InputError
 from dgmn.models.build import with_preprocessing
 from dgmn.models.features import check_name
+from dgmn.models.insert import insert_all
 
 
 def classifier(
@@ -23,7 +24,8 @@ def classifier(
     Args:
         model: name for `timm.create_model`.
         num_classes: number of classes in the data.
-        model_args: more arguments for the network.
+        model_args: more arguments for the network; `insert` is for [`insert`][dgmn.models.insert.insert], a dict of its
+            arguments or a list of such dicts.
         preprocessing: preprocessing of the images; None takes timm's own for the network.
 
     Raises:
@@ -33,9 +35,13 @@ def classifier(
     if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(f"model.num_classes must be at least 2, got {num_classes}")
     args = dict(model_args or {})
+    inserted = args.pop("insert", None)
     if preprocessing is not None:
         args = with_preprocessing(args, preprocessing)
     try:
-        return cast(nn.Module, timm.create_model(model, num_classes=num_classes, **args))
+        network = cast(nn.Module, timm.create_model(model, num_classes=num_classes, **args))
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"model: {model} cannot be built with {model_args}: {error}") from error
+    if inserted is not None:
+        insert_all(network, inserted)
+    return network

@@ -208,8 +208,9 @@ def _checked(
 
 
 def _checked_size(size: Sequence[int]) -> tuple[int, int]:
-    if len(size) != 2 or not all(type(side) is int and 1 <= side <= 10_000 for side in size):
-        raise InputError(f"size: got {list(size)}; accepted a height and a width in 1..10000")
+    right = isinstance(size, Sequence) and len(size) == 2
+    if not right or not all(type(side) is int and 1 <= side <= 10_000 for side in size):
+        raise InputError(f"size: got {size!r}; accepted a height and a width in 1..10000")
     return size[0], size[1]
 
 

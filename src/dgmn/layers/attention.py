@@ -167,10 +167,15 @@ class DGMN2Attention(nn.Module):
         points = sampling_points(walks, self.kernel_size, 1)
         return attention_weights(query, key, *points, self.rel_pos(query, self.backend), self.head_dim**-0.5)
 
+    def query_key_value(self, x: Tensor) -> Tensor:
+        """Query, key and value side by side, (B, H, W, 3C); a subclass may compute them in another way."""
+        qkv: Tensor = self.qkv(x)
+        return qkv
+
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value, (B, H, W, heads, D)."""
         batch, height, width, _ = x.shape
-        qkv: Tensor = self.qkv(x).reshape(batch, height, width, 3, self.num_heads, self.head_dim)
+        qkv = self.query_key_value(x).reshape(batch, height, width, 3, self.num_heads, self.head_dim)
         if is_exporting() and not is_recorded_as("kernels"):  # once for all three, as the exported attention wants them
             maps = qkv.permute(0, 3, 4, 5, 1, 2).unbind(1)
             return tuple(each.permute(0, 3, 4, 1, 2) for each in maps)

@@ -42,6 +42,8 @@ def built_as(network: nn.Module) -> dict[str, Any] | None:
     if not (cfg.get("architecture") and getattr(network, "num_classes", 0)):
         return None
     args = {name: value for name, value in getattr(network, "_model_args", {}).items() if name != "num_classes"}
+    if "inserted" in vars(network):  # by dgmn.insert
+        args["insert"] = network.inserted
     return {"model": cfg["architecture"], "num_classes": network.num_classes, "model_args": without_sources(args)}
 
 

@@ -1,6 +1,5 @@
 """ResNets with DGMN modules inside, or with modules that the paper compares with (paper, section 5)."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from dgmn.about import About, about_timm, unwrapped
 from dgmn.errors import InputError
 from dgmn.layers import DeformableConv2d, context_module
+from dgmn.models.insert import put_behind
 from dgmn.models.official import refuse_released
 from dgmn.weights.keys import match_keys
 
@@ -86,23 +86,12 @@ class DGMNResNet(ResNet):
                     raise InputError(f"module_args: deformable takes none here, got {dict(module_args)}")
                 found.conv2 = _deformable(found.conv2)
                 continue
-            # Activation and module together take the activation's place, so that the names of all weights stay.
             activation, channels = ("act3", found.conv3) if at == "res4" else ("act2", found.conv2)
             added = context_module(module, channels.out_channels, module_args).to(channels.weight)
-            setattr(found, activation, Inserted(getattr(found, activation), added))
+            put_behind(found.get_submodule(activation), added)
 
     def about(self) -> About:
         return replace(about_timm(self), classifier=("fc.",), multiple=1, official=refuse_released)
-
-
-class Inserted(nn.Sequential):
-    """An activation and a module behind it, in the activation's place in a network."""
-
-    def __init__(self, act: nn.Module, module: nn.Module) -> None:
-        super().__init__(OrderedDict(act=act, module=module))
-
-    def adds(self) -> tuple[str, ...]:
-        return ("module.",)
 
 
 def _blocks(layers: Sequence[int], at: Place) -> Iterator[str]:

@@ -9,6 +9,7 @@ from timm.models._features import FeatureGetterNet
 
 from dgmn.about import about
 from dgmn.errors import InputError, did_you_mean
+from dgmn.models.insert import insert_all
 from dgmn.models.plain import PlainPyramid
 
 
@@ -48,7 +49,8 @@ def feature_maps(
     Args:
         name: name of the network.
         pretrained: load its published weights.
-        args: more arguments for the network.
+        args: more arguments for the network; `insert` is for [`insert`][dgmn.models.insert.insert], a dict of its
+            arguments or a list of such dicts.
         output_stride: stride of the last map.
         levels: how many of the last maps are needed; a plain network gives only these.
         exact: whether a plain network must have exactly the strides 4, 8, 16 and 32, or those next to them.
@@ -77,6 +79,7 @@ def feature_maps(
 
 def _created(name: str, pretrained: bool, options: dict[str, Any], feature_cls: Any) -> Any:
     """The network of timm with these options, or an error that says why there is none."""
+    inserted = options.pop("insert", None)
     args = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
     try:
         try:  # the getter keeps the names of the weights, and always gives maps with channels first
@@ -102,6 +105,11 @@ def _created(name: str, pretrained: bool, options: dict[str, Any], feature_cls: 
             f"backbone {name}: takes images of its own size only; give it another one as "
             "backbone_args {img_size: [H, W]}, or {dynamic_img_size: true} where it has that"
         )
+    if inserted is not None:
+        try:
+            insert_all(maps, inserted)
+        except InputError as error:
+            raise InputError(f"backbone {name}: {error}") from error
     return maps
 
 

@@ -57,6 +57,16 @@ def is_symbolic(x: object) -> bool:
     return isinstance(x, torch.fx.Proxy)
 
 
+def is_node_of(module: nn.Module, x: object) -> bool:
+    """Whether a value of torch.fx.symbolic_trace stands for a call of this module, which then runs the module's hooks.
+
+    Tracing runs the hooks of an [`opaque`][dgmn.ops.tracing.opaque] module, too; they must not be recorded once more.
+    """
+    return isinstance(x, torch.fx.Proxy) and (
+        x.node.op == "call_module" and x.node.target == x.tracer.path_of_module(module)  # type: ignore[attr-defined]
+    )
+
+
 def opaque(cls: type[Module]) -> type[Module]:
     """Makes a module a single node of every torch.fx graph: no tracer looks into it, whatever its leaf modules are.
 

@@ -243,7 +243,7 @@ def load_checkpoint(
 
     It finds the weights in the file (see [`read_checkpoint`][dgmn.weights.read_checkpoint]) and recognises their names
     (ours, or those of the official classifiers, detectors and segmenters). Weights without the modules of a
-    `DGMNResNet` or `dilated_fcn` fill everything except these modules.
+    `DGMNResNet`, a `dilated_fcn` or `dgmn.insert` fill everything except these modules.
 
     Args:
         model: the network to fill: a classifier, or a backbone from `timm.create_model(..., features_only=True)`.

@@ -1,0 +1,70 @@
+"""The command `dgmn reproduce ROW --data FOLDER`: evaluates a row of the paper's tables."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dgmn.report import say
+from dgmn.weights import fetch, read_checkpoint
+from dgmn_base.paper import Entry
+from dgmn_base.paper.listing import write_csv
+from dgmn_base.terminal import format_table
+
+PUBLISHED_TOLERANCE = 0.1
+"""Points that published weights may differ by: the last printed digit, and decoders of images."""
+
+TRAINED_TOLERANCE = 0.5
+"""Points that a training of one's own may differ by: a usual difference between seeds, which was not measured here."""
+
+_LOGGED = {
+    "top-1": "val/top1",
+    "box AP": "val/box_AP",
+    "mask AP": "val/mask_AP",
+    "mIoU": "val/miou",
+    "mIoU ms+flip": "val/miou",
+}
+
+
+def reproduce(entry: Entry, options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Evaluates a row and prints the measured score beside the published one.
+
+    Args:
+        entry: the row.
+        options: those of the command: `ckpt_path`, `multi_scale` and `csv`.
+        arguments: those of `dgmn validate`, from [`check_evaluation`][dgmn_base.paper.commands.check_evaluation].
+
+    Returns:
+        1 if a score differs by more than the tolerance, else 0.
+
+    Raises:
+        InputError (a ValueError): the weights do not fill the network, or the data is wrong.
+        ConnectionError: the published weights cannot be fetched.
+    """
+    from dgmn.cli import evaluate
+
+    weights = Path(options.ckpt_path or fetch(entry.row.published))
+    # Only runs of ours describe their network.
+    trained = read_checkpoint(weights).description is not None
+    tolerance = TRAINED_TOLERANCE if trained else PUBLISHED_TOLERANCE
+    arguments = list(arguments)
+    arguments[arguments.index("--model.checkpoint") + 1] = str(weights)
+    logged = evaluate(arguments)
+    if not logged:  # another process reports
+        return 0
+    rows, near = [], True
+    for metric, score in zip(entry.table.metrics, entry.row.scores, strict=True):
+        at_scales = "mIoU ms+flip" in entry.table.metrics and (metric == "mIoU ms+flip")
+        if score == "-" or at_scales != options.multi_scale:
+            continue
+        measured = 100 * logged[_LOGGED[metric]]
+        difference = measured - float(score)
+        near &= abs(difference) <= tolerance
+        rows.append((metric, f"{measured:.2f}", score, f"{difference:+.2f}", f"{tolerance:g}"))
+    print(f"\n{format_table((entry.name, 'measured', 'published', 'difference', 'tolerance'), rows)}")
+    whose = "a training of your own; seeds differ, too" if trained else "the published weights"
+    say(f"{'within' if near else 'outside'} the tolerance, in points, for {whose}")
+    if options.csv:
+        measured_scores = ", ".join(f"{metric} {value}" for metric, value, *_ in rows)
+        columns = {"measured": measured_scores, "tolerance": f"{tolerance:g}", "weights": str(weights)}
+        write_csv(Path(options.csv), [entry], columns)
+    return 0 if near else 1
