@@ -23,8 +23,8 @@ FLOORS = {
     **dict.fromkeys(("classification", "detection", "pictures", "predictor", "segmentation"), 5),
     **dict.fromkeys(
         (
-            *("bench", "cli", "complexity", "doctor", "loading", "paper_tables", "predict", "quickstart"),
-            *("reproduce", "sharing", "validate_data", "zoo"),
+            *("bench", "cli", "complexity", "convert_data", "doctor", "loading", "paper_tables", "predict"),
+            *("quickstart", "reproduce", "sharing", "validate_data", "zoo"),
         ),
         6,
     ),

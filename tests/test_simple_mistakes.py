@@ -153,7 +153,8 @@ def test_suggestions():
 
 
 def test_the_help_of_every_command(capsys):
-    for command in ("predict", "zoo", "complexity", "quickstart", "bench", "reproduce", "validate-data"):
+    commands = ("predict", "zoo", "complexity", "quickstart", "bench", "reproduce", "validate-data", "convert-data")
+    for command in commands:
         with pytest.raises(SystemExit) as stop:
             run([command, "--help"])
         assert stop.value.code == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from dgmn.errors import InputError
@@ -96,6 +96,15 @@ def _decoded(source: Any, name: str, upright: bool) -> Image.Image:
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image, name)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image that is turned upright, read from its header; errors as of `load_image`."""
+    with opened(path, os.fspath(path)) as image:
+        width, height = image.size
+        # Of a PNG without EXIF data, Pillow would decode all pixels to look for it after them.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        return (width, height) if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else (height, width)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         )
     shown = Progress()
     report = data.validate(lambda split, total, done: shown.show(done, total, f"{split} images"))
+    if report.told:
+        print(report.told)
     if report.rows:
         print(format_table(report.header, report.rows))
     if report.samples:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,7 +41,12 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images in a folder and its subfolders, sorted; none if there is no such folder.
+    """The images in a folder and its subfolders; otherwise as `files_in`."""
+    return files_in(folder, EXTENSIONS)
+
+
+def files_in(folder: Path, extensions: Collection[str]) -> list[Path]:
+    """The files with these extensions in a folder and its subfolders, sorted; none if there is no such folder.
 
     Hidden files and folders are left out: file managers and notebooks leave them beside images. Links to folders are
     followed, but each folder is read once, so a link to a folder above it does no harm.
@@ -63,7 +68,7 @@ def images_in(folder: Path) -> list[Path]:
             continue
         read.add((here.st_dev, here.st_ino))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        found += [path for name in names if not is_hidden(name) and is_image(path := Path(place, name))]
+        found += [path for name in names if not is_hidden(name) and _is_file(path := Path(place, name), extensions)]
     return sorted(found)
 
 
@@ -78,7 +83,11 @@ def folders_in(folder: Path) -> list[str]:
 
 def is_image(path: Path) -> bool:
     """Whether a file has the extension of an image."""
-    return path.suffix.lower() in EXTENSIONS and path.is_file()
+    return _is_file(path, EXTENSIONS)
+
+
+def _is_file(path: Path, extensions: Collection[str]) -> bool:
+    return path.suffix.lower() in extensions and path.is_file()
 
 
 def is_hidden(name: str) -> bool:

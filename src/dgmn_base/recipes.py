@@ -11,7 +11,6 @@ from dgmn_base.errors import InputError
 _LARGEST = 2**20
 _DEEPEST = 50
 _MOST_VALUES = 100_000
-_TOO_DEEP = f"a recipe is nested at most {_DEEPEST} deep, this one is deeper"
 
 
 def package_folder() -> Path:
@@ -77,8 +76,12 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def check_size(text: str) -> None:
+def check_size(text: str, what: str = "a recipe") -> None:
     """Checks the size of a text in YAML or JSON, how deep it is nested, and how much its aliases repeat.
+
+    Args:
+        text: the text.
+        what: what it is, in messages.
 
     Raises:
         InputError: it is too large or too deep for a recipe.
@@ -87,7 +90,8 @@ def check_size(text: str) -> None:
     import yaml
 
     if len(text) > _LARGEST:
-        raise InputError(f"a recipe has at most {_LARGEST} characters, this one has more")
+        raise InputError(f"{what} has at most {_LARGEST} characters, this one has more")
+    too_deep = f"{what} is nested at most {_DEEPEST} deep, this one is deeper"
     sizes: dict[str, int] = {}  # of the values that aliases repeat
     around: list[tuple[str | None, int]] = []  # anchor and size of every value that is not complete yet
     try:
@@ -96,7 +100,7 @@ def check_size(text: str) -> None:
             if isinstance(event, yaml.CollectionStartEvent):
                 around.append((anchor, size))
                 if len(around) > _DEEPEST:
-                    raise InputError(_TOO_DEEP)
+                    raise InputError(too_deep)
                 continue
             if isinstance(event, yaml.CollectionEndEvent):
                 anchor, size = around.pop()
@@ -108,10 +112,10 @@ def check_size(text: str) -> None:
                 size += around[-1][1]
                 around[-1] = (around[-1][0], size)
             if size > _MOST_VALUES:
-                raise InputError(f"a recipe has at most {_MOST_VALUES} values, this one has more or repeats itself")
+                raise InputError(f"{what} has at most {_MOST_VALUES} values, this one has more or repeats itself")
     except yaml.YAMLError as error:
         if "maximum nesting depth" in str(error):
-            raise InputError(_TOO_DEEP) from error
+            raise InputError(too_deep) from error
         raise
 
 

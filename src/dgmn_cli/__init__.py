@@ -13,6 +13,7 @@ from dgmn_cli.networks import app_command, export_command, predict_command
 from dgmn_cli.tools import (
     bench_command,
     complexity_command,
+    convert_data_command,
     doctor_command,
     quickstart_command,
     reproduce_command,
@@ -32,6 +33,7 @@ dgmn: dynamic graph message passing networks for classification, detection and s
   dgmn app      [CKPT|NAME ...]         show predictions and the nodes behind them in the browser, on this machine
   dgmn export   CKPT --out FILE.onnx    write a network for onnxruntime, or compiled (.pt2), and check it
   dgmn validate-data -c RECIPE          find mistakes in a dataset before you train on it
+  dgmn convert-data FOLDER --out NEW    write a detection dataset of YOLO, VOC, Roboflow or LabelMe as COCO's
   dgmn zoo      [download NAME|verify]  list, fetch or check the published models
   dgmn complexity [MODEL ...]           count parameters and multiply-adds, beside the paper's
   dgmn reproduce [ROW]                  list the papers' results and how to get each, or evaluate one
@@ -53,7 +55,7 @@ A recipe is a YAML file with the data, the network and the training. These come 
 Often changed:
   --data.root FOLDER                your images; classification: FOLDER/train/<class>/*.jpg, FOLDER/val/<class>/*.jpg;
                                     detection: FOLDER/train/*.jpg, FOLDER/annotations/instances_train.json, the same
-                                    for val;
+                                    for val, or the layout of YOLO, Pascal VOC, Roboflow or LabelMe;
                                     segmentation: FOLDER/images/train/*.jpg, FOLDER/masks/train/*.png, the same for
                                     val, and FOLDER/classes.txt
   --model.num_classes N             the number of classes in your data
@@ -196,12 +198,14 @@ _SYNONYMS = {
     "download": "zoo",
     "flops": "complexity",
     "benchmark": "bench",
+    "convert": "convert-data",
 }
 _COMMANDS = {
     "predict": predict_command,
     "app": app_command,
     "export": export_command,
     "validate-data": validate_data_command,
+    "convert-data": convert_data_command,
     "zoo": zoo_command,
     "complexity": complexity_command,
     "reproduce": reproduce_command,

@@ -32,6 +32,29 @@ def validate_data_command(arguments: list[str]) -> int:
     return validate_data(options, overrides)
 
 
+def convert_data_command(arguments: list[str]) -> int:
+    parser = Parser(
+        "dgmn convert-data",
+        usage="dgmn convert-data FOLDER --to coco --out FOLDER",
+        description="Writes a detection dataset of YOLO, Pascal VOC, Roboflow or LabelMe in COCO's layout: "
+        "images and annotations/instances_*.json. Training takes all these layouts as they are.",
+        epilog="Example: dgmn convert-data photos --to coco --out photos_coco",
+    )
+    parser.add_argument("folder", type=place, metavar="FOLDER", help="the dataset")
+    parser.add_argument("--to", choices=("coco",), default="coco", help="the layout to write (default coco)")
+    parser.add_argument("--out", type=place, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--layout", metavar="NAME", help="its layout: yolo, voc, roboflow or labelme (default: look into the folder)"
+    )
+    parser.add_argument("--link", action="store_true", help="link to the images instead of copying them")
+    options = parser.parse_args(arguments)
+    if not Path(options.folder).is_dir():
+        raise InputError(f"{options.folder}: there is no such folder")
+    from dgmn.convert_data import convert_data
+
+    return convert_data(options)
+
+
 def zoo_command(arguments: list[str]) -> int:
     parser = Parser(
         "dgmn zoo",

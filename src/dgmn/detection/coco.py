@@ -77,20 +77,29 @@ class CocoSet:
 
 
 def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:
-    """Reads and checks a file of annotations.
+    """Reads a file of annotations, such as `instances_train.json`; otherwise as `check_coco`."""
+    return check_coco(load_annotations(file), file, folder, problems, masks)
+
+
+def check_coco(
+    content: dict[str, list[Any]], file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True
+) -> CocoSet:
+    """Checks annotations in COCO's format.
 
     Category ids can have gaps: a label is an id's place among the sorted ids. Ids of annotations mean nothing. Boxes
     are cut off at the image's border. As in mmdet, boxes of less than a pixel are left out, because they cannot be
     learnt.
 
     Args:
-        file: `instances_*.json`, or any other file in COCO's format.
+        content: the annotations, from [`load_annotations`][dgmn.detection.coco.load_annotations] or made of another
+            format.
+        file: where they are from, for messages.
         folder: folder with the images.
         problems: a list that gets all mistakes, one line each; None raises the first mistake.
         masks: keep the segmentations.
 
     Raises:
-        InputError: the file cannot be read, or (without `problems`) an entry is wrong; the message names it.
+        InputError: (without `problems`) an entry is wrong; the message names it.
     """
     found: list[str] = []
 
@@ -99,7 +108,6 @@ def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks
             raise InputError(f"{file}: {message}")
         found.append(f"{file}: {message}")
 
-    content = load_annotations(file)
     names = _categories(content["categories"], report)
     ids = tuple(sorted(names))
     images: dict[int | str, CocoImage] = {}

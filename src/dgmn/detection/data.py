@@ -15,14 +15,14 @@ from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
 
 from dgmn.detection.coco import CocoSet, decode_mask
-from dgmn.detection.layouts import LAYOUTS, Layout, Target
+from dgmn.detection.layouts import Layout, Target, find_layout
 from dgmn.detection.transforms import augmentation, transformed
 from dgmn.errors import InputError
-from dgmn.layout import find_layout
 from dgmn.pictures import boxed, distinct_colors, legend
 from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
 
+_COCO = ("{split}", "annotations/instances_{split}.json")
 _LEAST = 32  # pixels of the short side of an image that `leave_out_empty` keeps
 
 
@@ -83,16 +83,17 @@ def collate(batch: list[tuple[Tensor, Target] | None]) -> tuple[list[Tensor], li
 
 
 class DetectionData(ImageData):
-    """Images with objects, in COCO's format.
+    """Images with objects, in the layout of COCO, YOLO, Pascal VOC, Roboflow or LabelMe.
 
     Args:
-        root: folder with the images and annotations, as COCO unpacks: `train2017/*.jpg`, `val2017/*.jpg`,
-            `annotations/instances_train2017.json`.
+        root: folder with the images and annotations. COCO unpacks them as `train2017/*.jpg`, `val2017/*.jpg`,
+            `annotations/instances_train2017.json`; `docs/formats.md` shows the others.
         train: name of the training part.
         val: name of the validation part.
         test: name of the part for `dgmn test`; None takes `val`.
-        images: folder with a part's images, below `root`.
-        annotations: file with a part's annotations, below `root`.
+        images: in COCO's layout, the folder with a part's images, below `root`.
+        annotations: in COCO's layout, the file with a part's annotations, below `root`.
+        layout: "coco", "yolo", "voc", "roboflow" or "labelme"; None looks into the folder.
         masks: also load the masks, for Mask R-CNN.
         hflip: probability of mirroring a training image.
         crop: probability of resizing and cropping a training image as DETR does; see
@@ -119,6 +120,7 @@ class DetectionData(ImageData):
         test: str | None = None,
         images: str = "{split}",
         annotations: str = "annotations/instances_{split}.json",
+        layout: str | None = None,
         masks: bool = False,
         hflip: float = 0.5,
         crop: float = 0.0,
@@ -143,16 +145,18 @@ class DetectionData(ImageData):
         self.group_by_aspect = group_by_aspect
         self.ids_as_labels = ids_as_labels
         self.skip_bad_images = skip_bad_images
-        self._options = {"images": images, "annotations": annotations}
+        # Other values than the defaults say that the layout is COCO's.
+        self._places = {"images": images, "annotations": annotations} if (images, annotations) != _COCO else {}
+        self._layout_name = layout
 
     @cached_property
     def layout(self) -> Layout:
         """The layout of the dataset.
 
         Raises:
-            InputError: there is no such folder.
+            InputError: there is no such folder, or no layout fits it, or several do.
         """
-        return find_layout(LAYOUTS, self.root, self._options)
+        return find_layout(self.root, self._layout_name, **self._places)
 
     @cached_property
     def categories(self) -> CocoSet:
@@ -194,7 +198,7 @@ class DetectionData(ImageData):
             raise InputError(problem)
         counts = f"{len(train.images)} training and {len(val.images)} validation images"
         left_out = f"; {train.left_out} boxes of less than a pixel are left out" if train.left_out else ""
-        say(f"data: {counts} of {len(val.names)} categories{left_out}")
+        say(f"data: {self.layout.title} layout, {counts} of {len(val.names)} categories{left_out}")
 
     def _mistakes(self, train: CocoSet, val: CocoSet) -> list[str]:
         """What is wrong with the training and validation sets together."""
@@ -206,10 +210,11 @@ class DetectionData(ImageData):
                 if crowds
                 else ""
             )
-            found.append(f"{self.truth('train')}: no objects to learn from{why}")
+            found.append(f"{self.layout.source(self.splits['train'])}: no objects to learn from{why}")
         elif self.leave_out_empty and all(min(image.size) < _LEAST for image in train.images if image.to_learn):
             found.append(
-                f"{self.truth('train')}: leave_out_empty leaves no image: all have a side below {_LEAST} pixels"
+                f"{self.layout.source(self.splits['train'])}: leave_out_empty leaves no image: "
+                f"all have a side below {_LEAST} pixels"
             )
         if (train.names, train.ids) != (val.names, val.ids):
             odd = sorted(set(train.names) ^ set(val.names))
@@ -252,6 +257,9 @@ class DetectionData(ImageData):
             report.legend = partial(legend, list(in_samples), list(in_samples.values()))
         for name in dict.fromkeys(name for names, _, _ in columns for name in names):
             report.rows.append((name, *(counts[name] for _, *both in columns for counts in both)))
+        if sets:
+            total = sum(len(coco.images) for coco in sets)
+            report.told = f"{self.layout.title} layout, {len(sets[-1].names)} classes, {total:,} images"
         if len(sets) == 2:
             # If no image can be read, there are problems enough.
             report.problems += self._mistakes(*sets) if sets[0].images or not report.problems else []

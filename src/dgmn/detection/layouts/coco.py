@@ -16,6 +16,10 @@ class CocoFiles(Layout):
         annotations: file with a part's annotations, below `root`; `{split}` stands for the part's name.
     """
 
+    name = "coco"
+    title = "COCO"
+    files_told = "annotations/instances_train.json"
+
     def __init__(
         self, root: Path, images: str = "{split}", annotations: str = "annotations/instances_{split}.json"
     ) -> None:
@@ -25,7 +29,7 @@ class CocoFiles(Layout):
 
     @staticmethod
     def fits(root: Path) -> bool:
-        return (root / "annotations").is_dir()
+        return any((root / "annotations").glob("*.json"))
 
     def splits(self) -> list[str]:
         before, _, after = self.annotations.partition("{split}")
@@ -33,7 +37,10 @@ class CocoFiles(Layout):
         return sorted(f.relative_to(self.root).as_posix().removeprefix(before).removesuffix(after) for f in files)
 
     def truth(self, split: str) -> Path:
+        return self.source(split)
+
+    def source(self, split: str) -> Path:
         return self.root / self.annotations.replace("{split}", split)
 
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
-        return read_coco(self.truth(split), self.root / self.images.replace("{split}", split), problems, masks)
+        return read_coco(self.source(split), self.root / self.images.replace("{split}", split), problems, masks)

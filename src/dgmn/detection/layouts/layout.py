@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -17,6 +17,13 @@ Target = dict[str, Any]
 
 class Layout(DataLayout):
     """How images and their objects lie on disk. Every format is a subclass."""
+
+    name: ClassVar[str]
+    """The name for `--data.layout`."""
+    title: ClassVar[str]
+    """The name in messages."""
+    files_told: ClassVar[str]
+    """The files that show this layout, for messages."""
 
     @abstractmethod
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
@@ -34,6 +41,10 @@ class Layout(DataLayout):
     @abstractmethod
     def truth(self, split: str) -> Path | dict[str, Any]:
         """The annotations of a part in COCO's format, a file or its content, for the evaluation."""
+
+    @abstractmethod
+    def source(self, split: str) -> Path:
+        """Where the objects of a part are from, for messages."""
 
     def read(self, entry: CocoImage, categories: CocoSet, masks: bool) -> tuple[Tensor, Target]:
         """An image (3, H, W), uint8, and its target: `boxes`, `labels`, `image_id` and, if asked for, `masks`.

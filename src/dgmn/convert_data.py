@@ -1,0 +1,82 @@
+"""The command `dgmn convert-data`: writes a detection dataset of any layout as COCO has it."""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dgmn.detection.coco import load_annotations
+from dgmn.detection.layouts import CocoFiles, Layout, find_layout
+from dgmn.errors import InputError
+from dgmn.images import image_size
+from dgmn_base.errors import one_line
+from dgmn_base.files import writing, writing_folder
+from dgmn_base.terminal import Progress
+
+_SHOWN = 30  # problems that are printed
+
+
+def convert_data(options: argparse.Namespace) -> int:
+    out = Path(options.out)
+    if os.path.lexists(out):
+        raise InputError(f"--out {out}: it is there already, give a new folder")
+    layout = find_layout(Path(options.folder), options.layout)
+    if isinstance(layout, CocoFiles):
+        raise InputError(f"{options.folder}: it is in COCO's layout already")
+    parts = layout.splits()
+    if not parts:
+        raise InputError(f"{options.folder}: {layout.title} layout without a part such as {layout.files_told}")
+    problems: list[str] = []
+    images = {part: _images(layout, part, problems) for part in parts}
+    if problems:
+        print("\n".join(f"  {one_line(problem)}" for problem in problems[:_SHOWN]), flush=True)
+        shown = f", the first {_SHOWN} of them above" if len(problems) > _SHOWN else ""
+        what = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}{shown}"
+        raise InputError(f"{options.folder}: {what}; nothing is written")
+    total = sum(map(len, images.values()))
+    print(f"{layout.title} layout, {len(_content(layout, parts[0])['categories'])} classes, {total:,} images")
+    progress = Progress()
+    done = 0
+    with writing_folder(out) as folder:
+        for part in parts:
+            name = "val" if part in ("valid", "validation") and "val" not in parts else part.replace("/", "_")
+            content, paths = _content(layout, part), images[part]
+            above = os.path.commonpath([path.parent for path in paths.values()])
+            names = {number: path.relative_to(above) for number, path in paths.items()}
+            for number, path in paths.items():
+                target = folder / name / names[number]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if options.link:
+                    target.symlink_to(path)
+                else:
+                    shutil.copyfile(path, target)
+                done += 1
+                progress.show(done, total, "images")
+            entries = [{**entry, "file_name": names[entry["id"]].as_posix()} for entry in content["images"]]
+            with writing(folder / "annotations" / f"instances_{name}.json") as file:
+                file.write(json.dumps({**content, "images": entries}, allow_nan=False).encode())
+            print(f"{name}: {len(paths):,} images, {len(content['annotations']):,} objects")
+    print(f"\nwritten: {out}")
+    return 0
+
+
+def _content(layout: Layout, part: str) -> dict[str, Any]:
+    truth = layout.truth(part)
+    return load_annotations(truth) if isinstance(truth, Path) else truth
+
+
+def _images(layout: Layout, part: str, problems: list[str]) -> dict[Any, Path]:
+    """The absolute paths of the images of a part by their ids, checked; mistakes are added to `problems`."""
+    try:
+        images = layout.samples(part, masks=False, problems=problems).images
+    except InputError as error:
+        problems.append(str(error))
+        return {}
+    for image in images:
+        try:
+            image_size(image.path)
+        except (InputError, FileNotFoundError) as error:
+            problems.append(str(error))
+    return {image.id: Path(os.path.abspath(image.path)) for image in images}

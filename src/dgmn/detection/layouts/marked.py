@@ -1,0 +1,96 @@
+"""The base class of the layouts whose files name the classes of their objects: Pascal VOC and LabelMe."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from typing_extensions import override
+
+from dgmn.detection.layouts.described import DescribedLayout, Labels, numbered_lines
+from dgmn_base.files import files_in, folders_in, images_in, is_hidden
+
+_NO_CLASSES = ("__ignore__", "_background_")  # LabelMe's lists begin with them
+
+
+class MarkedLayout(DescribedLayout):
+    """A folder for each part, with images, and beside each a file with its objects. Images without a file are empty.
+
+    The classes are those of `classes.txt` or `labels.txt`, one name a line. If there is none, they are the names in the
+    files of all parts, sorted.
+    """
+
+    suffix: ClassVar[str]
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._read_files: dict[Path, Labels] = {}
+
+    @abstractmethod
+    def parsed(self, file: Path) -> Labels:
+        """Reads a file of labels; mistakes are in the result."""
+
+    @override
+    def labels(self, file: Path, size: tuple[int, int]) -> Labels:
+        if file not in self._read_files:
+            self._read_files[file] = self.parsed(file)
+        return self._read_files[file]
+
+    @cached_property
+    def classes(self) -> Sequence[str]:
+        listed = self.class_list()
+        if listed is not None:
+            return listed
+        found = [self.labels(file, (1, 1)) for part in self.splits() for file in self.files(part)]
+        return sorted({thing.category for labels in found for thing in labels.objects})
+
+    def class_list(self) -> list[str] | None:
+        """The names in the list of classes; None if there is no list."""
+        file = next((file for name in ("classes.txt", "labels.txt") if (file := self.root / name).is_file()), None)
+        return None if file is None else [name for _, name in numbered_lines(file) if name not in _NO_CLASSES]
+
+    def files(self, part: str) -> list[Path]:
+        """The files with the objects of a part."""
+        return files_in(self.root / part, (self.suffix,))
+
+    @override
+    def splits(self) -> list[str]:
+        return parts_with(self.root, self.suffix)
+
+    @override
+    def pairs(self, part: str, problems: list[str]) -> list[tuple[Path, Path | None]]:
+        folder = self.root / part
+        if not part or not folder.is_dir():
+            raise self.no_part(part, f"a folder {folder} with images and {self.suffix} files")
+        images = images_in(folder)
+        beside = {image.with_suffix(""): image for image in images}
+        of_image: dict[Path, Path | None] = dict.fromkeys(images)
+        for file in self.files(part):
+            named = (self.labels(file, (1, 1)).image or "").replace("\\", "/")
+            places = [file.parent / named, file.parent / named.rpartition("/")[2]] if named else []
+            stem = file.with_suffix("")
+            # The name tells a.jpg from a.png. But after files were renamed, it is often the old one.
+            image = next((place for place in places if place.with_suffix("") == stem and place in of_image), None)
+            image = image or beside.get(stem) or next((place for place in places if _is_file(place)), None)
+            if image is None:
+                problems.append(f"{file}: no image {stem}.*{f' or {places[0]}' if places else ''}")
+            elif of_image.get(image) is not None:
+                problems.append(f"{file}: {of_image[image]} has the objects of {image}, too")
+            else:
+                of_image[image] = file
+        return sorted(of_image.items())
+
+
+def parts_with(root: Path, suffix: str) -> list[str]:
+    """The folders in `root` that hold files with this extension."""
+    return [
+        name for name in folders_in(root) if any(not is_hidden(file.name) for file in (root / name).glob(f"*{suffix}"))
+    ]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
