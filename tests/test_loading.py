@@ -207,7 +207,7 @@ def test_one_image_in_every_form(kind, load, photo):
         assert (result.name == str(photo)) == (name in ("path", "text"))
 
 
-@pytest.mark.parametrize("kind", OF_EACH_TASK)
+@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
 def test_many_images(kind, load, few_coco_scenes, photo):
     model = load(kind)
     folder = few_coco_scenes / "val"

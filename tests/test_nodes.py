@@ -399,7 +399,7 @@ def photo(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
+@pytest.mark.parametrize("task", ["classification", pytest.param("segmentation", marks=pytest.mark.slow), "detection"])
 def test_command(task, photo, tmp_path, capsys):
     arguments = ["predict", str(photo), "--ckpt_path", checkpoint(task, tmp_path), "--device", "cpu"]
     assert run([*arguments, "--nodes", str(tmp_path / "out")]) == 0

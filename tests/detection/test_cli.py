@@ -197,6 +197,7 @@ def test_starting_from_other_weights(trained, few_coco_scenes, tmp_path, officia
         assert fit(root, tmp_path / "b", *other, *steps, model=model) == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_image_in_the_middle_of_training(coco_scenes, tmp_path, capsys):
     image = coco_scenes / "train/000003.png"
     image.write_bytes(image.read_bytes()[:500])

@@ -264,6 +264,7 @@ def test_the_picture_without_scikit_learn(monkeypatch):
     assert "scikit-learn" in what
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_not_kept(load, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "LIMIT", 0.0)
     with pytest.raises(InputError, match=r"is not written: onnxruntime's results differ by .* more than 0e"):
