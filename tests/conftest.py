@@ -113,8 +113,12 @@ def pytest_runtest_teardown(item, nextitem):
 
 
 _LONG = ("detection/test_cli", "segmentation/test_cli", "training/", "test_loading", "models/test_dgmn2")
+_LARGE = ("weights/test_zoo", "weights/test_load", "segmentation/test_builders")
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the files that take longest first, so that no worker has to finish them alone at the end."""
-    items.sort(key=lambda item: not any(part in item.nodeid for part in _LONG))
+    """Puts the files that take longest first, so that no worker has to finish them alone at the end.
+
+    So too those that hold most memory, because workers grow.
+    """
+    items.sort(key=lambda item: not any(part in item.nodeid for part in (*_LONG, *_LARGE)))
