@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -280,8 +280,8 @@ def _folders(root: Path) -> list[str]:
     """The parts of a dataset without a description: `images/train` or `train/images`, where there are labels."""
     folder = root / "images"
     inside = folders_in(folder) if folder.is_dir() and (root / "labels").is_dir() else []
-    is_part: Callable[[str], bool] = lambda name: all((root / name / each).is_dir() for each in ("images", "labels"))  # noqa: E731
-    return sorted({*inside, *filter(is_part, folders_in(root))})
+    parts = (name for name in folders_in(root) if all((root / name / each).is_dir() for each in ("images", "labels")))
+    return sorted({*inside, *parts})
 
 
 def _near(name: str, bases: Sequence[Path]) -> list[Path]:
