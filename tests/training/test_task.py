@@ -8,9 +8,10 @@ import lightning as L
 import pytest
 import torch
 from timm.layers import DropPath
-from torch import nn
+from torch import Tensor, nn
 
 from dgmn.classification import Augmentation, ClassificationData, ClassificationTask
+from dgmn.nodes import node_maps
 from dgmn.training import DropPathSchedule, WarmupCosine
 from dgmn_cli import run
 
@@ -121,3 +122,39 @@ def test_averaged_weights_are_what_is_validated(few_digits: Path, tmp_path: Path
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     raw, averaged = checkpoint["current_model_state"], checkpoint["state_dict"]
     assert not torch.equal(raw["model.head.weight"], averaged["model.head.weight"])
+
+
+def test_walks_have_a_rate_of_their_own_and_their_length_is_logged(few_digits: Path, tmp_path: Path) -> None:
+    """A step at ten times the rate moves the predictors of walks ten times as far; what is logged is their length."""
+
+    class Watch(L.Callback):
+        lengths: dict[str, float]
+        moved: float
+
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            step = {name: p.detach() - self.before[name] for name, p in pl_module.named_parameters()}
+            attention = "model.stages.2.blocks.0.attn"
+            ratio = step[f"{attention}.offset.weight"].abs().max() / step[f"{attention}.qkv.weight"].abs().max()
+            self.moved = ratio.item()
+            self.lengths = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("walks/")}
+            layers: dict[str, list[Tensor]] = {}
+            batch = next(iter(trainer.datamodule.val_dataloader()))[0]
+            for image in batch:
+                for layer in node_maps(pl_module.model, image[None]):
+                    layers.setdefault(layer.stage, []).append(layer.walks.norm(dim=-1).mean())
+            self.expected = {name: torch.stack(means).mean().item() for name, means in layers.items()}
+
+    watch = Watch()
+    optimizer = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0)  # noqa: E731 - as the others of this file
+    schedule = lambda optimizer, steps: WarmupCosine(optimizer, steps, start=1.0)  # noqa: E731
+    task = ClassificationTask(
+        "dgmn2_nano", 3, optimizer=optimizer, schedule=schedule, lr_batch=None, lr_multipliers={"attn.offset": 10.0}
+    )
+    fit(few_digits, tmp_path, task, max_steps=1, limit_train_batches=1, num_sanity_val_steps=0, callbacks=[watch])
+    assert watch.moved == pytest.approx(10, rel=1e-3)
+    assert sorted(watch.lengths) == [f"walks/stage{number}" for number in (1, 2, 3, 4)]
+    for number in (1, 2, 3, 4):
+        assert watch.lengths[f"walks/stage{number}"] == pytest.approx(watch.expected[f"stages.{number - 1}"], rel=1e-4)

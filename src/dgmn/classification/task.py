@@ -34,6 +34,7 @@ class ClassificationTask(Task):
         schedule: makes the schedule of the learning rate; see [`Task`][dgmn.training.Task].
         lr_batch: total batch that the learning rate is for; see [`Task`][dgmn.training.Task].
         decay_norms_and_biases: what weight decay applies to; see [`Task`][dgmn.training.Task].
+        lr_multipliers: factors on the learning rate of single layers; see [`Task`][dgmn.training.Task].
     """
 
     name = "classification"
@@ -52,6 +53,7 @@ class ClassificationTask(Task):
         schedule: ScheduleCallable = WarmupCosine,
         lr_batch: int | None = 1024,
         decay_norms_and_biases: bool = False,
+        lr_multipliers: dict[str, float] | None = None,
     ) -> None:
         for name, value in {"mixup": mixup, "cutmix": cutmix}.items():
             if value is None or not 0 <= value < math.inf:
@@ -59,7 +61,8 @@ class ClassificationTask(Task):
         if label_smoothing is None or not 0 <= label_smoothing < 1:
             raise InputError(f"model.label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         network_args = {"model": model, "num_classes": num_classes, "model_args": model_args}
-        super().__init__(classifier, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
+        settings = (optimizer, schedule, lr_batch, decay_norms_and_biases, lr_multipliers)
+        super().__init__(classifier, network_args, checkpoint, *settings)
         self.label_smoothing = label_smoothing
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None

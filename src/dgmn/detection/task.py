@@ -20,7 +20,7 @@ from dgmn.detection.predictor import drawn
 from dgmn.errors import InputError
 from dgmn.models.build import build_named
 from dgmn.training.schedules import MultiStep
-from dgmn.training.task import ScheduleCallable, Table, Task, multiplied
+from dgmn.training.task import ScheduleCallable, Table, Task
 
 _DRAWN = 0.3  # least score of a detection that is drawn
 
@@ -39,8 +39,7 @@ class DetectionTask(Task):
         schedule: see `Task`.
         lr_batch: see `Task`.
         decay_norms_and_biases: see `Task`.
-        lr_multipliers: factors on the learning rate of the parameters whose names contain the key, for instance
-            `{backbone: 0.1}`. If several keys fit, the longest counts.
+        lr_multipliers: see `Task`.
     """
 
     name = "detection"
@@ -62,9 +61,8 @@ class DetectionTask(Task):
     ) -> None:
         network_args = {"model": model, "backbone": backbone, "num_classes": num_classes, "model_args": model_args}
         build = partial(build_named, BUILDERS)
-        super().__init__(build, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
-        self.lr_multipliers = lr_multipliers or {}
-        multiplied([], self.model, self.lr_multipliers)  # names mistakes before the data is read
+        settings = (optimizer, schedule, lr_batch, decay_norms_and_biases, lr_multipliers)
+        super().__init__(build, network_args, checkpoint, *settings)
         self.inference = inference
         self.masks = about(self.model).masks
         self.metrics = torch.nn.ModuleDict()

@@ -41,6 +41,7 @@ class SegmentationTask(Task):
         schedule: makes the schedule of the learning rate; see [`Task`][dgmn.training.Task].
         lr_batch: total batch that the learning rate is for; see [`Task`][dgmn.training.Task].
         decay_norms_and_biases: what weight decay applies to; see [`Task`][dgmn.training.Task].
+        lr_multipliers: factors on the learning rate of single layers; see [`Task`][dgmn.training.Task].
     """
 
     name = "segmentation"
@@ -59,10 +60,12 @@ class SegmentationTask(Task):
         schedule: ScheduleCallable = Polynomial,
         lr_batch: int | None = 8,
         decay_norms_and_biases: bool = False,
+        lr_multipliers: dict[str, float] | None = None,
     ) -> None:
         network_args = {"model": model, "backbone": backbone, "num_classes": num_classes, "model_args": model_args}
         build = partial(build_named, BUILDERS)
-        super().__init__(build, network_args, checkpoint, optimizer, schedule, lr_batch, decay_norms_and_biases)
+        settings = (optimizer, schedule, lr_batch, decay_norms_and_biases, lr_multipliers)
+        super().__init__(build, network_args, checkpoint, *settings)
         self.loss = loss
         self.inference = inference
         self.val_confusion: Metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)

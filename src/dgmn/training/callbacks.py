@@ -1,7 +1,9 @@
 """Callbacks of training runs: every run has some, and recipes can name others."""
 
 import random
+import re
 import time
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -12,6 +14,8 @@ from timm.layers import DropPath
 from typing_extensions import override
 
 from dgmn.errors import InputError
+from dgmn.layers import DGMN2Attention
+from dgmn.layers.dgmn import DGMNMessage
 from dgmn.report import say
 from dgmn_base.terminal import LINE_EVERY, duration
 
@@ -128,6 +132,59 @@ _OVERFLOWS = 50  # steps without a finite loss, one after the other, that end a 
 
 def _drop_paths(module: torch.nn.Module) -> list[tuple[str, DropPath]]:
     return [(name, part) for name, part in module.named_modules() if isinstance(part, DropPath)]
+
+
+class WalkLengths(L.Callback):
+    """Logs how far the nodes of a network walk, so that anybody sees whether its sampling is dynamic at all.
+
+    During a training, every validation logs `walks/stage3` and the like: the mean length of Δd_j (eq. 4) in pixels of
+    the map, over the layers of a stage and all positions and nodes of the first batch.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._lengths: dict[str, list[torch.Tensor]] = {}
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx or trainer.state.fn != TrainerFn.FITTING:
+            return
+        for name, module in pl_module.named_modules():
+            if isinstance(module, DGMN2Attention | DGMNMessage):
+                watch = partial(self._see, _stage(name))
+                self._handles.append(module.register_forward_pre_hook(watch))
+
+    def _see(self, stage: str, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        walks = module.predict_walks(inputs[0])
+        if walks is not None:
+            self._lengths.setdefault(stage, []).append(walks.norm(dim=-1).mean())
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for stage, lengths in self._lengths.items():
+            pl_module.log(f"walks/{stage}", torch.stack(lengths).mean(), batch_size=1, sync_dist=True)
+        self._handles, self._lengths = [], {}
+
+
+def _stage(name: str) -> str:
+    """The part of a network that a layer belongs to: "stage3" for "backbone.stages.2.blocks.1.attn"."""
+    stage = re.search(r"\bstages[._](\d+)", name)
+    if stage:
+        return f"stage{int(stage[1]) + 1}"
+    part = re.search(r"\blayers?[._]?\d+", name)
+    return part[0] if part else name
 
 
 class LastEvaluation(L.Callback):

@@ -21,7 +21,7 @@ from dgmn.about import about
 from dgmn.errors import InputError
 from dgmn.images import save_image, stacked
 from dgmn.report import say
-from dgmn.training.callbacks import FiniteTraining
+from dgmn.training.callbacks import FiniteTraining, WalkLengths
 from dgmn.training.schedules import fingerprint
 from dgmn.training.start import start_from
 from dgmn.weights import read_checkpoint
@@ -47,6 +47,9 @@ class Task(L.LightningModule):
             another total batch, the learning rate is scaled linearly. None: no scaling.
         decay_norms_and_biases: whether weight decay applies to all parameters, as in mmdet, mmseg, Deformable DETR and
             Sparse R-CNN. Otherwise it spares norms, biases and the parameters that the network names itself.
+        lr_multipliers: factors on the learning rate of the parameters whose names contain the key, for instance
+            `{backbone: 0.1}`. If several keys fit, the longest counts. The layers that predict walks are called
+            `attn.offset` in DGMN2 and `walks` in the DGMN module.
 
     Attributes:
         name: name of the task, stored in checkpoints.
@@ -54,8 +57,6 @@ class Task(L.LightningModule):
         model: the network.
         filled: whether all weights came from a file, so that the network can be evaluated as it is.
         from_scratch: whether no weights are loaded, neither from a file nor published ones.
-        lr_multipliers: factors of the learning rate. A factor applies to parameters whose names contain its key; the
-            longest matching key counts.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task(L.LightningModule):
         schedule: ScheduleCallable,
         lr_batch: int | None,
         decay_norms_and_biases: bool,
+        lr_multipliers: Mapping[str, float] | None,
     ) -> None:
         super().__init__()
         weights = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -84,7 +86,8 @@ class Task(L.LightningModule):
         self.schedule = schedule
         self.lr_batch = lr_batch
         self.decay_norms_and_biases = decay_norms_and_biases
-        self.lr_multipliers: Mapping[str, float] = {}
+        self.lr_multipliers = dict(lr_multipliers or {})
+        multiplied([], self.model, self.lr_multipliers)  # names mistakes before the data is read
         self._pictures: list[Image.Image] = []
         self._settings = self._checked_settings()
         self._facts: dict[str, Any] = {}
@@ -114,7 +117,7 @@ class Task(L.LightningModule):
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:
-        return [FiniteTraining()]
+        return [FiniteTraining(), WalkLengths()]
 
     @override
     def setup(self, stage: str) -> None:
@@ -271,7 +274,7 @@ class Task(L.LightningModule):
     def _training(self) -> dict[str, Any]:
         """What a continued run needs to be the same, as plain values."""
         data = self.trainer.datamodule
-        chosen = {"decay_norms_and_biases": self.decay_norms_and_biases, "lr_multipliers": dict(self.lr_multipliers)}
+        chosen = {"decay_norms_and_biases": self.decay_norms_and_biases, "lr_multipliers": self.lr_multipliers}
         size = {"steps": self.total_steps(), "images": data.training_images, "num_workers": data.num_workers}
         return {"kept": {**self._settings, **chosen}, **size, "root": str(getattr(data, "root", None))}
 
