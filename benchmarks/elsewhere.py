@@ -4,8 +4,8 @@ An object is a small arrow. Its class is the colour of the marker that lies some
 of the given distance; markers in other directions have colours of their own. So what a position needs is far away, at a
 place that the content decides.
 Small networks of equal recipe learn it, with one module between their convolutions and their classifier. A run that was
-stopped goes on where it stopped. The table is made from the CSV file: `--table`. The picture shows where the nodes of
-the last contender lie before and after training: `--picture FILE`.
+stopped goes on where it stopped. `--table` writes the table of docs/proof.md from the CSV file. The picture shows where
+the nodes of the last contender lie before and after training: `--picture FILE`.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from dgmn.complexity import count
 from dgmn.layers import DGMN, DGMN2Attention
 from dgmn.layers.context import DeformableConv2d, context_module
 
-from pages import RESULTS, append_row, markdown, row_facts, rows_of
+from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of, write_table
 
 SIDE = 32  # of an image, in pixels
 CHANNELS = 32
-CSV = RESULTS / "elsewhere.csv"
+CSV, PAGE = RESULTS / "elsewhere.csv", ROOT / "docs/proof.md"
 COLORS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]], np.float32)
 DIRECTIONS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])
 NOTHING = -100  # the label of pixels that count for nothing, as in PyTorch
@@ -242,7 +242,16 @@ def table(path: Path) -> str:
             cells[-1].append(spread([float(row["accuracy"]) for row in own if int(row["distance"]) == distance]))
         lengths = [float(row["walk_after"]) for row in own if row["walk_after"]]
         cells[-1].append(f"{statistics.mean(lengths):.1f} px" if lengths else "")
-    return markdown(titles, cells)
+    seeds = {len({r["seed"] for r in rows if r["contender"] == name}) for name in CONTENDERS} - {0}
+    counted = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    made = {
+        key: ", ".join(sorted({row[key] for row in rows})) for key in ("steps", "device", "torch", "commit", "date")
+    }
+    about = (
+        f"Accuracy in %, mean ± standard deviation of {counted} seeds; chance is 25 %. {made['steps']} steps; "
+        f"{made['device']}; {made['torch']}; commit {made['commit']}; {made['date']}."
+    )
+    return markdown(titles, cells) + "\n" + about + "\n"
 
 
 def draw(path: Path, distance: int, steps: int) -> None:
@@ -282,11 +291,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parallel", type=int, default=1, help="networks that are trained at the same time")
     parser.add_argument("--out", type=Path, default=CSV)
-    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--table", action="store_true", help="only write the table")
     parser.add_argument("--picture", type=Path, help="only draw the nodes, at the middle distance")
     given = parser.parse_args()
     if given.picture:
         draw(given.picture, sorted(given.distances)[len(given.distances) // 2], given.steps)
+        return
+    if given.table:
+        write_table(PAGE, "elsewhere.py", table(given.out))
         return
     done = {(r["contender"], int(r["distance"]), int(r["seed"]), int(r["steps"])) for r in rows_of(given.out)}
     wanted = [
@@ -294,7 +306,7 @@ def main() -> None:
         for seed in range(given.seeds)
         for distance in given.distances
         for name in given.contenders
-        if not given.table and (name, distance, seed, given.steps) not in done
+        if (name, distance, seed, given.steps) not in done
     ]
     with ProcessPoolExecutor(given.parallel, multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(row_of, *one, given.device) for one in wanted]):
