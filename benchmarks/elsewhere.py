@@ -278,7 +278,7 @@ def draw(path: Path, distance: int, steps: int) -> None:
             if column == 0:
                 axis.set_ylabel(when)
     figure.suptitle(f"Nodes of the arrow's centre, {name}, marker {distance} ± {distance // 4} pixels away")
-    axes[0][0].legend(loc="upper left", fontsize=7, facecolor="grey", labelcolor="white")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=2, facecolor="grey")
     figure.savefig(path, dpi=110)
 
 
