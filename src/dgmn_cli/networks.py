@@ -241,6 +241,7 @@ def app_command(arguments: list[str]) -> int:
             if Path(source).suffix or len(Path(source).parts) > 1:
                 raise InputError(f"{source}: no such file")
             find(source)
+    print("dgmn app: loading ...", file=sys.stderr, flush=True)  # importing what it needs takes seconds
     from dgmn.app.command import run_app
 
     return run_app(options)
