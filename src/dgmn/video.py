@@ -19,6 +19,7 @@ _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,asf,flv"
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first that this FFmpeg has
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 _TOLERATED = 0.5  # seconds that may be missing at the end
+_TICK = Fraction(1, 90_000)  # fine enough for every usual rate, and for one that varies
 _BT709 = 1  # FFmpeg's number of the colours of today's videos
 
 
@@ -58,7 +59,7 @@ class Video(AbstractContextManager["Video"]):
                 raise InputError(f"{path}: a video of an unknown codec")
             self._check_size(self._stream.codec_context)
             self._stack = stack.pop_all()
-        self.rate: Fraction = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        self.rate = _fraction(self._stream.average_rate) or _fraction(self._stream.guessed_rate) or Fraction(25)
         self._seconds = self._duration()
         self.total: int = self._stream.frames or round(self._seconds * self.rate)
 
@@ -115,7 +116,7 @@ class Video(AbstractContextManager["Video"]):
     def _duration(self) -> float:
         """The duration of the video in seconds that the file tells; 0 if it does not."""
         if self._stream.duration:
-            return float(self._stream.duration * self._stream.time_base)
+            return float(self._stream.duration * (_fraction(self._stream.time_base) or 0))
         alone = len(self._container.streams) == 1  # a longer sound would count, too
         return self._container.duration / self._av.time_base if alone and self._container.duration else 0.0
 
@@ -128,8 +129,7 @@ class Video(AbstractContextManager["Video"]):
     @property
     def pixel_aspect(self) -> Fraction | None:
         """Width by height of a pixel as it is shown."""
-        found: Fraction | None = self._stream.sample_aspect_ratio
-        return found or None
+        return _fraction(self._stream.sample_aspect_ratio)
 
 
 class VideoWriter(AbstractContextManager["VideoWriter"]):
@@ -168,8 +168,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         size = (self._stream.width, self._stream.height)
         frame = self._av.VideoFrame.from_image(picture if picture.size == size else picture.resize(size))
         frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace="ITU709")
-        frame.time_base = self._stream.codec_context.time_base
-        self._last = max(self._last + 1, round(seconds / frame.time_base))
+        frame.time_base = _TICK
+        self._last = max(self._last + 1, round(seconds / _TICK))
         frame.pts = self._last
         self._container.mux(self._stream.encode(frame))
         self.frames += 1
@@ -183,7 +183,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
             "yuv444p" if odd and name == "libx264" else "yuv420p"
         )  # colours of 2 x 2 pixels need even sides
         context = stream.codec_context
-        context.time_base = Fraction(1, 90_000)  # fine enough for every usual rate, and for a rate that varies
+        context.time_base = _TICK
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         if self.video.pixel_aspect is not None:
             context.sample_aspect_ratio = self.video.pixel_aspect
@@ -217,6 +217,11 @@ def frames(path: str | os.PathLike[str]) -> Iterator[Named]:
         yield from video
         if video.problem:
             raise InputError(video.problem)
+
+
+def _fraction(number: Any) -> Fraction | None:
+    """A ratio of PyAV, which has a type of its own from version 19 on; None if there is none."""
+    return Fraction(number.numerator, number.denominator) if number and number.denominator else None
 
 
 def _pyav(path: str | os.PathLike[str]) -> Any:
