@@ -76,6 +76,7 @@ def test_a_caption_moves_to_where_it_is_seen():
 
 
 def test_words_in_the_corner_of_a_small_image():
-    picture = inscribed(Image.new("RGB", (40, 30)), ["a very long class name 99.9%"] * 9, [(255, 0, 0)] * 9)
-    assert picture.size == (40, 30)
-    assert (np.asarray(picture)[20:] == 0).all(), "two thirds of the image stay free"
+    picture = inscribed(Image.new("RGB", (120, 90)), ["a very long class name 99.9%"] * 9, [(255, 0, 0)] * 9)
+    assert picture.size == (120, 90)
+    assert (np.asarray(picture)[45:] == 0).all()
+    assert (np.asarray(picture)[:, 90:] == 0).all(), "most of the image stays free"

@@ -241,7 +241,7 @@ def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: 
 def inscribed(image: Image.Image, lines: Sequence[str], colors: Sequence[tuple[int, int, int] | None]) -> Image.Image:
     """An image with lines of text in its upper left corner, each behind its colour if it has one.
 
-    They get at most a third of its height and half of its width; the last lines are left out.
+    They get about a third of its height and half of its width at most; the last lines are left out.
     """
     size = max(11, round(max(image.size) / 50))
     font = ImageFont.load_default(size=size)
