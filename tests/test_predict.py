@@ -134,7 +134,6 @@ def test_labels_are_never_overwritten(photos, predict, capsys):
     (photos / "labels/val").mkdir(parents=True)
     by_hand = photos / "labels/val/000001.txt"
     by_hand.write_text("0 0.5 0.5 0.1 0.1\n")
-    for kind in ("retinanet", "semantic_fpn"):
-        assert predict(photos / "images", "--labels", photos / "labels", kind=kind) == 2
-        assert f"{by_hand} is there already, give a new folder" in capsys.readouterr().err
+    assert predict(photos / "images", "--labels", photos / "labels") == 2
+    assert f"{by_hand} is there already, give a new folder" in capsys.readouterr().err
     assert files(photos / "labels") == ["val/000001.txt"]

@@ -46,7 +46,7 @@ def test_a_turned_video_is_upright(tmp_path):
     assert np.abs(np.asarray(turned[0].image).astype(int) - np.asarray(expected)).mean() < 2
 
 
-@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn", "retinanet"])
+@pytest.mark.parametrize("kind", ["classifier", pytest.param("semantic_fpn", marks=pytest.mark.slow), "retinanet"])
 def test_the_command(kind, small_run, tmp_path, capsys):
     times = [0, 40, 80, 200, 240, 700]  # its rate varies
     source = video(tmp_path / "in/clip.mov", frames=6, times=times, turned=90)
@@ -98,7 +98,7 @@ def test_a_video_without_a_frame_leaves_nothing(broken, small_run, tmp_path, cap
 
 
 def test_predict_in_python(broken, small_run, tmp_path):
-    model = dgmn.load(small_run("retinanet"), device="cpu")
+    model = dgmn.load(small_run("classifier"), device="cpu")
     names = [result.name for result in model.predict(str(video(tmp_path / "a.mp4", frames=3)))]
     assert names == [f"{tmp_path / 'a.mp4'} frame {i}" for i in range(3)]
     results = model.predict(broken["cut"])
