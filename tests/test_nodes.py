@@ -404,25 +404,25 @@ def test_command(task, photo, tmp_path, capsys):
     arguments = ["predict", str(photo), "--ckpt_path", checkpoint(task, tmp_path), "--device", "cpu"]
     assert run([*arguments, "--nodes", str(tmp_path / "out")]) == 0
     assert f"nodes: {tmp_path / 'out'}" in capsys.readouterr().out
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["00000_photo_48_32.png"]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["photo_48_32.png"]
     prefix = {"classification": "", "segmentation": "backbone.model.", "detection": "backbone.body.model."}[task]
     layer = f"{prefix}stages.0.blocks.1.attn"
     points = ["--at", "40,30.5", "--at", "60,20", "--layer", layer]
     assert run([*arguments, "--nodes", str(tmp_path / "more"), *points]) == 0
     names = {file.name for file in (tmp_path / "more").iterdir()}
-    assert names == {"00000_photo_40_30.5.png", "00000_photo_60_20.png"}
-    with Image.open(tmp_path / "more/00000_photo_60_20.png") as picture:
+    assert names == {"photo_40_30.5.png", "photo_60_20.png"}
+    with Image.open(tmp_path / "more/photo_60_20.png") as picture:
         rows, columns = near(picture.crop((0, 0, 640, 420)), (230, 20, 20))
         assert (columns.mean() * 96 / 640, rows.mean() * 96 / 640) == pytest.approx((60, 20), abs=2.5)
     assert run([*arguments, "--nodes", str(tmp_path / "sheet"), "--layers", "all", "--density"]) == 0
     assert run([*arguments, "--nodes", str(tmp_path / "stages"), "--layers", "stages", "--arrows"]) == 0
     assert {file.name for file in (tmp_path / "sheet").iterdir()} == {
-        "00000_photo_48_32.png",
-        "00000_photo_48_32_density.png",
+        "photo_48_32.png",
+        "photo_48_32_density.png",
     }
     with (
-        Image.open(tmp_path / "sheet/00000_photo_48_32.png") as sheet,
-        Image.open(tmp_path / "stages/00000_photo_48_32.png") as stages,
+        Image.open(tmp_path / "sheet/photo_48_32.png") as sheet,
+        Image.open(tmp_path / "stages/photo_48_32.png") as stages,
     ):
         assert sheet.width == stages.width == 6 * 326 + 82, "the last stage has six heads"
         assert sheet.height * 4 == stages.height * 7, "seven layers in four stages"

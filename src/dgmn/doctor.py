@@ -26,6 +26,7 @@ _PURPOSES = {
     "detr": "Deformable DETR and Sparse R-CNN",
     "export": "ONNX",
     "app": "dgmn app",
+    "video": "videos in dgmn predict",
     "bench": "charts of dgmn bench",
 }
 _SECONDS = 1.5  # how long to measure a speed

@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,22 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if "avif" in features.modules else ()))
 """Pillow's names of the formats that are read. For others it starts programs, or trusts the sizes in a file."""
 
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """An image under a name of its own, in the place of its path: a frame of a video, or bytes.
+
+    Attributes:
+        name: its name in results and messages.
+        image: anything else that [`to_image`][dgmn.images.to_image] accepts.
+        facts: what else its result's `to_dict` says, for instance the number of the frame.
+    """
+
+    name: str
+    image: Any
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 AnyImage = Any
 """Any image that [`to_image`][dgmn.images.to_image] accepts."""
 
@@ -31,20 +48,23 @@ def to_image(image: AnyImage) -> Image.Image:
 
     Args:
         image: a path, the bytes of a file, a PIL image, an array (H, W, 3) of uint8 in RGB (or (H, W) of grey values),
-            or a tensor (3, H, W) in RGB, of uint8 or of floating point in 0..1.
+            a tensor (3, H, W) in RGB, of uint8 or of floating point in 0..1, or one of these as `Named`.
 
     Raises:
         FileNotFoundError: there is no such file.
         InputError: the argument is none of these, cannot be read, or has more than `MAX_PIXELS` pixels; the message
             says what was given.
     """
+    name = None
+    if isinstance(image, Named):
+        name, image = image.name, image.image
     if isinstance(image, Image.Image):
         _check_size(image.size, "image")
         return _rgb(ImageOps.exif_transpose(image), "image")
     if isinstance(image, str | os.PathLike):
         return load_image(image)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decoded(BytesIO(image), f"image ({len(image)} bytes)", upright=True)
+        return _decoded(BytesIO(image), name or f"image ({len(image)} bytes)", upright=True)
     if isinstance(image, Tensor):
         return _from_tensor(image)
     if isinstance(image, np.ndarray):

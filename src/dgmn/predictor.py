@@ -12,14 +12,16 @@ from typing import Any, ClassVar, Self
 import torch
 from PIL import Image
 from torch import nn
+from typing_extensions import override
 
 from dgmn.errors import InputError, check_number
 from dgmn.finite import check_weights
-from dgmn.images import AnyImage, to_image
+from dgmn.images import AnyImage, Named, to_image
 from dgmn.nodes import Point, SampledLayer, SampledNodes, check_point
 from dgmn.pictures import heat_sheet, node_picture, node_sheet
+from dgmn.video import frames
 from dgmn.writers import JsonWriter, ListWriter
-from dgmn_base.files import find_images
+from dgmn_base.files import VIDEOS, find_images
 
 _PIXELS = 2**26  # a batch with more pixels gets no further image
 
@@ -54,7 +56,9 @@ class Result(Drawable):
 
     @property
     def name(self) -> str:
-        """The image's path, or "image" if it was not given as a path."""
+        """The image's path, or "image" if it was not given as a path; of a frame, the video's and its number."""
+        if isinstance(self.source, Named):
+            return self.source.name
         return os.fspath(self.source) if isinstance(self.source, str | os.PathLike) else "image"
 
     @abstractmethod
@@ -67,6 +71,20 @@ class Result(Drawable):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values for JSON."""
+
+    @abstractmethod
+    @override
+    def draw(self, inside: bool = False) -> Image.Image:
+        """A picture of the image with what was found in it.
+
+        Args:
+            inside: keep the image's size, as a video needs it: words that would stand below the image stand in its
+                corner.
+        """
+
+    def head(self) -> dict[str, Any]:
+        """The beginning of `to_dict`: the image's name, and what else is known of it."""
+        return {"image": self.name, **(self.source.facts if isinstance(self.source, Named) else {})}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.name}: {str(self).splitlines()[0]}>"
@@ -215,7 +233,7 @@ class Predictor(ABC):
 
         Args:
             images: one image: a path, the bytes of a file, a PIL image, an array (H, W, 3) of uint8 in RGB, or a tensor
-                (3, H, W) of uint8 or in 0..1. Or many: a list or an iterator of these, a folder, or a glob.
+                (3, H, W) of uint8 or in 0..1. Or many: a list or an iterator of these, a folder, a glob, or a video.
             batch_size: images that the network gets at a time; None: the task's default.
             on_error: called with an image that cannot be read, and the error; the image is then left out. None: the
                 error is raised.
@@ -329,5 +347,7 @@ def _many(images: Any) -> Iterable[AnyImage] | None:
     if isinstance(images, str | os.PathLike):
         path = Path(images)
         is_glob = not path.exists() and any(character in str(images) for character in "*?[")
+        if path.suffix.lower() in VIDEOS and path.is_file():
+            return frames(path)
         return find_images([images]) if path.is_dir() or is_glob else None
     return images if isinstance(images, list | tuple | Iterator) else None

@@ -27,7 +27,7 @@ def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(report.told)
     if report.rows:
         print(format_table(report.header, report.rows))
-    if report.samples:
+    if report.samples and options.picture:
         picture = Path(options.picture)
         sheet = contact_sheet(report.samples)
         save_image(stacked([sheet, report.legend(sheet.width)]) if report.legend else sheet, picture)

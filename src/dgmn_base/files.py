@@ -13,10 +13,20 @@ from typing import Any, BinaryIO
 from dgmn_base.errors import InputError
 
 EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+VIDEOS = frozenset((".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv"))
 
 
-def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def find_images(
+    sources: Sequence[str | os.PathLike[str]],
+    extensions: Collection[str] = EXTENSIONS,
+    no_files: list[Path] | None = None,
+) -> list[Path]:
     """The images that files, folders (with all subfolders) and globs stand for, in order, each once.
+
+    Args:
+        sources: the files, folders and globs.
+        extensions: what counts as an image in a folder.
+        no_files: a list that gets what is named like an image in a folder, but is a pipe, for instance.
 
     Raises:
         InputError: one of `sources` stands for no image; the message names it.
@@ -26,9 +36,9 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            images = images_in(path)
+            images = files_in(path, extensions, no_files)
             if not images:
-                raise InputError(f"{path}: no images in this folder ({', '.join(sorted(EXTENSIONS))})")
+                raise InputError(f"{path}: no images in this folder ({', '.join(sorted(extensions))})")
         elif path.exists():
             check_file(path)
             images = [path]
@@ -45,11 +55,16 @@ def images_in(folder: Path) -> list[Path]:
     return files_in(folder, EXTENSIONS)
 
 
-def files_in(folder: Path, extensions: Collection[str]) -> list[Path]:
+def files_in(folder: Path, extensions: Collection[str], no_files: list[Path] | None = None) -> list[Path]:
     """The files with these extensions in a folder and its subfolders, sorted; none if there is no such folder.
 
     Hidden files and folders are left out: file managers and notebooks leave them beside images. Links to folders are
     followed, but each folder is read once, so a link to a folder above it does no harm.
+
+    Args:
+        folder: the folder.
+        extensions: the extensions, in small letters.
+        no_files: a list that gets what has such an extension and is no file: a pipe, a broken link and so on.
 
     Raises:
         OSError: a folder cannot be read; it names the folder.
@@ -68,7 +83,12 @@ def files_in(folder: Path, extensions: Collection[str]) -> list[Path]:
             continue
         read.add((here.st_dev, here.st_ino))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        found += [path for name in names if not is_hidden(name) and _is_file(path := Path(place, name), extensions)]
+        for path in (Path(place, name) for name in sorted(names) if not is_hidden(name)):
+            if path.suffix.lower() in extensions:
+                if path.is_file():
+                    found.append(path)
+                elif no_files is not None:
+                    no_files.append(path)
     return sorted(found)
 
 

@@ -21,7 +21,6 @@ _OF_TASK = {
     "top": "classification",
     "score": "detection",
     "multi_scale": "segmentation",
-    "labels": "segmentation",
     "submission": "segmentation",
 }
 _TOP = (
@@ -52,6 +51,8 @@ def check_task(options: Namespace, task: str) -> None:
     Raises:
         InputError: the user gave an option of another task.
     """
+    if task == "classification" and is_given(options, "labels"):
+        raise InputError("--labels is for segmentation and detection, this model is for classification")
     for option, its_task in _OF_TASK.items():
         if task != its_task and is_given(options, option):
             raise InputError(f"--{option} is for {its_task}, this model is for {task}")

@@ -32,21 +32,28 @@ class Progress:
         self._start = self._said = 0.0
 
     def show(self, done: float, total: float, what: str) -> None:
-        """Shows that `done` of `total` are done; time is counted from the first call with this `what`."""
+        """Shows that `done` of `total` (0: nobody knows) are done, and how many a second if that says something.
+
+        Time is counted from the first call with this `what`.
+        """
         now = time.monotonic()
         if what != self._what:
             self._what, self._start, self._said = what, now, now
         took = now - self._start
+        speed = f", {done / took:.1f} a second" if took >= 1 and done / took >= 0.1 else ""
         if sys.stderr.isatty():
             if took >= 1:
-                filled = round(30 * done / max(total, 1))
-                end = "\n" if done >= total else ""
-                bar = f"[{'#' * filled}{'.' * (30 - filled)}]"
-                print(f"\r{bar} {done:.0f} of {total:.0f} {what}", end=end, file=sys.stderr, flush=True)
+                filled = min(30, round(30 * done / max(total, 1)))
+                end = "\n" if done >= total > 0 else ""
+                bar = f"[{'#' * filled}{'.' * (30 - filled)}] " if total else ""
+                print(f"\r{bar}{self._told(done, total)}{speed}  ", end=end, file=sys.stderr, flush=True)
         elif now - self._said >= LINE_EVERY:
             self._said = now
-            left = f", {duration(took * (total - done) / done)} left" if done else ""
-            print(f"{done:.0f} of {total:.0f} {what}{left}", file=sys.stderr, flush=True)
+            left = f", {duration(took * (total - done) / done)} left" if done and total >= done else ""
+            print(f"{self._told(done, total)}{speed}{left}", file=sys.stderr, flush=True)
+
+    def _told(self, done: float, total: float) -> str:
+        return f"{done:.0f} of {total:.0f} {self._what}" if total else f"{done:.0f} {self._what}"
 
 
 LINE_EVERY = 120.0

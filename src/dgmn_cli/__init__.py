@@ -4,6 +4,7 @@ It is outside the package `dgmn`, because importing anything from `dgmn` imports
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -115,6 +116,7 @@ def run(arguments: Sequence[str]) -> int:
         print(end="", flush=True)  # here an error of the output, such as a full disk, is still reported
         return code
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once, without a traceback
         print("\ndgmn: interrupted", file=sys.stderr)
         return 130
     except Exception as error:

@@ -2,19 +2,20 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from dgmn_base.arguments import Parser, add_trust, place, point, positive, share
-from dgmn_base.errors import InputError
+from dgmn_base.errors import InputError, one_line
 
 
 def predict_command(arguments: list[str]) -> int:
     parser = Parser(
         "dgmn predict",
-        description="Finds the class, the objects or the class of every pixel in images.",
+        description="Finds the class, the objects or the class of every pixel in images and videos.",
         epilog="Example: dgmn predict photos/*.jpg --ckpt_path runs/finetune/checkpoints/best.ckpt --pictures out",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs; - is standard input")
     parser.add_argument(
         "--ckpt_path", metavar="FILE", help="checkpoint of a run, hf-hub:OWNER/NAME, or official weights with --model"
     )
@@ -32,7 +33,12 @@ def predict_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--json", type=place, metavar="FILE", help="write all results to FILE; detections as COCO has them"
     )
-    parser.add_argument("--pictures", type=place, metavar="FOLDER", help="write every image with its results to FOLDER")
+    parser.add_argument(
+        "--root", type=place, metavar="FOLDER", help="names in --json and of written files start from FOLDER"
+    )
+    parser.add_argument(
+        "--pictures", type=place, metavar="FOLDER", help="write every image or video with its results to FOLDER"
+    )
     parser.add_argument(
         "--nodes", type=place, metavar="FOLDER", help="write every image with the nodes sampled for a point to FOLDER"
     )
@@ -55,7 +61,11 @@ def predict_command(arguments: list[str]) -> int:
         "--density", action="store_true", help="with --nodes: also draw where all positions of the layers look"
     )
     parser.add_argument(
-        "--labels", type=place, metavar="FOLDER", help="segmentation: write the class of every pixel as PNG"
+        "--labels",
+        type=place,
+        metavar="FOLDER",
+        help="write labels for annotation: segmentation, the class of every pixel as PNG; detection, boxes as YOLO's "
+        "text files",
     )
     parser.add_argument(
         "--submission", type=place, metavar="FOLDER", help="segmentation: write files for Cityscapes' test server"
@@ -85,12 +95,15 @@ def _check_predict(options: argparse.Namespace) -> None:
     Raises:
         InputError: an option or image is wrong; the message names it.
     """
-    from dgmn_base.files import check_folder, find_images
+    from dgmn_base.files import check_folder
+    from dgmn_base.inputs import find_inputs
     from dgmn_base.options import check_task
     from dgmn_base.recipes import find_recipe
     from dgmn_base.zoo import find
 
-    options.images = find_images(options.images)
+    folders = {name: Path(getattr(options, name)) for name in _FOLDERS if getattr(options, name)}
+    for_images = next((f"--{name} is for images" for name in ("nodes", "labels", "submission") if name in folders), "")
+    options.inputs = find_inputs(options.images, options.root, list(folders.values()), _left_out, for_images)
     if not (options.ckpt_path or options.model):
         raise InputError("give --ckpt_path FILE, a checkpoint of a run, or --model NAME, a published model")
     checkpoint = None if (options.ckpt_path or "").startswith("hf-hub:") else options.ckpt_path
@@ -104,13 +117,25 @@ def _check_predict(options: argparse.Namespace) -> None:
         if Path(options.json).is_dir():
             raise InputError(f"--json {options.json}: this is a folder, give a file")
         check_folder(Path(options.json).parent, f"--json {options.json}")
-        inputs = [*options.images, *filter(None, (checkpoint, options.config))]
+        images = [each.path for each in options.inputs if each.content is None]
+        inputs = [*images, *filter(None, (checkpoint, options.config))]
         if Path(options.json).is_file() and any(os.path.samefile(options.json, path) for path in inputs):
             raise InputError(f"--json {options.json}: this file is read, give another one to write")
-    for name in ("pictures", "nodes", "labels", "submission"):
-        folder = getattr(options, name)
-        if folder:
-            check_folder(Path(folder), f"--{name} {folder}")
+    for name, folder in folders.items():
+        check_folder(folder, f"--{name} {folder}")
+    if "labels" in folders:
+        for each in options.inputs:
+            for extension in (".png", ".txt"):
+                file = folders["labels"] / f"{each.output}{extension}"
+                if os.path.lexists(file):
+                    raise InputError(f"--labels {folders['labels']}: {file} is there already, give a new folder")
+
+
+_FOLDERS = ("pictures", "nodes", "labels", "submission")
+
+
+def _left_out(what: str) -> None:
+    print(f"left out: {one_line(what)}", file=sys.stderr, flush=True)
 
 
 def export_command(arguments: list[str]) -> int:
@@ -216,6 +241,7 @@ def app_command(arguments: list[str]) -> int:
             if Path(source).suffix or len(Path(source).parts) > 1:
                 raise InputError(f"{source}: no such file")
             find(source)
+    print("dgmn app: loading ...", file=sys.stderr, flush=True)  # importing what it needs takes seconds
     from dgmn.app.command import run_app
 
     return run_app(options)

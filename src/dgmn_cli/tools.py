@@ -11,14 +11,12 @@ def validate_data_command(arguments: list[str]) -> int:
         "dgmn validate-data",
         usage="dgmn validate-data -c RECIPE [--data.root FOLDER ...] [--picture FILE]",
         description="Checks a whole dataset before you train on it: names every file with a mistake, counts what the "
-        "dataset holds, and draws samples with their annotations. Exit code 1 if there is a mistake.",
+        "dataset holds, and draws samples with their annotations if you like. Exit code 1 if there is a mistake.",
         epilog="Example: dgmn validate-data -c recipes/segmentation/finetune_folder.yaml --data.root photos",
     )
     parser.add_argument("-c", "--config", action="append", metavar="RECIPE", help="recipe of the data, as for dgmn fit")
     add_trust(parser)
-    parser.add_argument(
-        "--picture", type=place, default="data.jpg", metavar="FILE", help="the drawn samples (default data.jpg)"
-    )
+    parser.add_argument("--picture", type=place, metavar="FILE", help="draw samples with their annotations to FILE")
     options, overrides = parser.parse_known_args(arguments)
     others = [o for o in overrides if o.startswith("-") and not o.startswith("--data.")]
     if others or not options.config:

@@ -16,7 +16,7 @@ from bad_inputs.cases import Case, World
 from bad_inputs.command_line import DIGITS
 from bad_inputs.images import encoded, pipe
 
-DAMAGED = "damaged or not a"
+DAMAGED = "damaged or (not a|no )"
 
 
 class Intruder:

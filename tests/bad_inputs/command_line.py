@@ -120,7 +120,8 @@ PREDICT: dict[str, tuple[str, str, str]] = {
     "score-comma": ("retinanet", "--score 0,5", SHARE),
     "score-empty": ("retinanet", "--score ''", SHARE),
     "score-of-a-classifier": ("classifier", "--score 0", "--score is for detection"),
-    "labels-of-a-classifier": ("classifier", "--labels out", "--labels is for segmentation"),
+    "labels-of-a-classifier": ("classifier", "--labels out", "--labels is for segmentation and detection"),
+    "labels-already-there": ("retinanet", "--labels folder", r"folder/x\.txt is there already, give a new folder"),
     "scales-of-a-detector": ("retinanet", "--multi_scale", "--multi_scale is for segmentation"),
     "scales-with-value": ("semantic_fpn", "--multi_scale=yes", "ignored explicit argument"),
     "submission-of-other-classes": ("semantic_fpn", "--submission out", "19 classes of Cityscapes"),
@@ -163,6 +164,10 @@ PREDICT: dict[str, tuple[str, str, str]] = {
     "nodes-a-file": ("classifier", "--nodes a_file", "this is a file, give a folder"),
     "labels-a-file": ("semantic_fpn", "--labels a_file", "this is a file, give a folder"),
     "pictures-long-name": ("classifier", f"--pictures {'x' * 300}", "File name too long"),
+    "root-missing": ("classifier", "--root nowhere", "--root nowhere: there is no such folder"),
+    "root-a-file": ("classifier", "--root a_file", "--root a_file: there is no such folder"),
+    "root-beside": ("classifier", "--root folder", r"--root folder: x\.png is not in this folder"),
+    "root-empty": ("classifier", "--root ''", "--root"),
     "twice": ("classifier", "--top 1 --top 0", WHOLE),
 }
 
@@ -277,6 +282,8 @@ def _plain(text: str) -> Callable[[World], list[str]]:
 def _predict(kind: str, options: str) -> Callable[[World], list[str]]:
     def arguments(world: World) -> list[str]:
         clutter(world)
+        if "folder" in options:
+            world.file("folder/x.txt", "")
         if "copy.ckpt" in options:
             world.file("copy.ckpt", world.checkpoint(kind).read_bytes())
         return [*predict(world, "x.png", kind=kind), *shlex.split(options)]

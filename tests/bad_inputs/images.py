@@ -5,6 +5,7 @@ import socket
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,20 @@ def _of_no_file(name: str, make: Callable[[Path], object]) -> Callable[[World], 
     return arguments
 
 
+# Videos by what is in them, whatever their names say. FFmpeg reads pictures, playlists and lists of files, too.
+NO_VIDEOS: dict[str, tuple[str, bytes]] = {
+    "text": ("x.mp4", b"not a video"),
+    "empty": ("x.mov", b""),
+    "zeros": ("x.avi", bytes(10_000)),
+    "a-picture": ("x.mkv", encoded("PNG")),
+    "beginning-only": ("x.mp4", bytes.fromhex("0000001c6674797069736f6d0000020069736f6d69736f3261766331")),
+    "huge-box": ("x.mp4", bytes.fromhex("7fffffff6d6f6f76") + bytes(100)),
+    "playlist": ("x.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"),
+    "list-of-files": ("x.mp4", b"ffconcat version 1.0\nfile /etc/passwd\n"),
+    "description": ("x.mpg", b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"),
+}
+
+
 def _in_a_dataset(name: str, content: Callable[[], bytes]) -> Callable[[World], list[str]]:
     def arguments(world: World) -> list[str]:
         for place in ("train/a", "train/b", "val/a", "val/b"):
@@ -307,11 +322,32 @@ CASES = [
     ),
     *(
         Case(
+            f"video-{name}",
+            _of_content(file, partial(bytes, content), KINDS[i % 3]),
+            r"x\.\w+: (not (a video|one frame)|there is no video)",
+        )
+        for i, (name, (file, content)) in enumerate(NO_VIDEOS.items())
+    ),
+    *(
+        Case(
+            f"video-with-{option}",
+            lambda world, option=option: predict(world, world.file("y.mp4", "").name, f"--{option}", "out"),
+            rf"y\.mp4: --{option} is for images",
+        )
+        for option in ("nodes", "labels", "submission")
+    ),
+    Case(
+        "image-over-itself",
+        lambda world: predict(world, world.file("y.jpg", encoded("JPEG")).name, "--pictures", "."),
+        r"--pictures \.: y\.jpg is read, give another folder",
+    ),
+    Case("standard-input-empty", lambda world: predict(world, "-"), "-: standard input is empty", alone=True),
+    *(
+        Case(
             f"dataset-{name}",
             _in_a_dataset("x.png", content),
             rf"1 problem:\n  data/train/b/x\.png: .*({told})",
             code=1,
-            written=("data.jpg",),
         )
         for name, (content, told) in list(REFUSED.items())[::2]
     ),

@@ -148,7 +148,7 @@ def test_nothing_found(trained, few_coco_scenes, tmp_path, capsys):
     assert run([*arguments, "--pictures", str(tmp_path), "--json", str(tmp_path / "found.json")]) == 0
     assert f"{image}        0" in capsys.readouterr().out
     assert json.loads((tmp_path / "found.json").read_text())["annotations"] == []
-    assert (tmp_path / "00000_000001.jpg").is_file()
+    assert (tmp_path / "000001.jpg").is_file()
 
 
 def test_captions_do_not_cover_each_other():

@@ -382,7 +382,8 @@ def test_boxes_are_drawn_where_they_are(scale):
     side, box = 500 // scale, [n // scale for n in (100, 150, 300, 350)]
     mask = np.zeros((1, side, side), bool)
     mask[0, 200 // scale : 300 // scale, 150 // scale : 250 // scale] = True
-    picture = boxed(Image.new("RGB", (side, side)), [box], ["a"], [(255, 0, 0)], mask)
+    picture, left_out = boxed(Image.new("RGB", (side, side)), [box], ["a"], [(255, 0, 0)], mask)
+    assert left_out == 0
     drawn = np.asarray(picture)
     assert drawn.shape == (500, 500, 3)
     red = (drawn == (255, 0, 0)).all(-1)
@@ -399,10 +400,15 @@ def test_boxes_are_drawn_where_they_are(scale):
 def test_among_many_boxes_captions_cover_no_other():
     boxes = [[60 * i, 60 * j, 60 * i + 56, 60 * j + 56] for i in range(8) for j in range(8)]
     colors = distinct_colors(len(boxes))
-    with_captions, without = (
-        np.asarray(boxed(Image.new("RGB", (480, 480)), boxes, captions, colors)).astype(int)
-        for captions in (["a long caption"] * 64, [""] * 64)
-    )
+
+    def picture(count, caption):
+        canvas = Image.new("RGB", (480, 480))
+        drawn, left_out = boxed(canvas, boxes[:count], [caption] * count, colors[:count])
+        return np.asarray(drawn).astype(int), left_out
+
+    (with_captions, left_out), (without, none) = picture(64, "a long caption"), picture(64, "")
     assert (with_captions == without).all()
-    few = np.asarray(boxed(Image.new("RGB", (480, 480)), boxes[:8], ["a"] * 8, colors[:8])).astype(int)
-    assert (few != np.asarray(boxed(Image.new("RGB", (480, 480)), boxes[:8], [""] * 8, colors[:8]))).any()
+    assert (left_out, none) == (64, 0)
+    few, left_out = picture(8, "a")
+    assert (few != picture(8, "")[0]).any()
+    assert left_out == 0

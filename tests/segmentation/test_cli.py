@@ -114,11 +114,12 @@ def test_predict(trained, few_scenes, tmp_path, capsys):
     shares = json.loads((tmp_path / "s.json").read_text())
     assert all(sum(entry["shares"].values()) == pytest.approx(1, abs=1e-4) for entry in shares)
     predictor = dgmn.load(checkpoint, device="cpu")
-    for i, path in enumerate(sorted(images.rglob("*.png"))):
-        with Image.open(tmp_path / f"l/{i:05d}_{path.stem}.png") as labels:
+    for path in sorted(images.rglob("*.png")):
+        output = path.relative_to(images).with_suffix("")
+        with Image.open(tmp_path / f"l/{output}.png") as labels:
             assert np.array_equal(np.asarray(labels), predictor.predict(path).labels)
             assert np.asarray(labels.convert("RGB"))[0, 0].tolist() == list(predictor.colors[np.asarray(labels)[0, 0]])
-        with Image.open(tmp_path / f"p/{i:05d}_{path.stem}.jpg") as picture:
+        with Image.open(tmp_path / f"p/{output}.jpg") as picture:
             assert picture.height > 64  # the legend is below
 
 

@@ -113,6 +113,15 @@ def test_lines_within_a_long_epoch(
     assert steps == list("12345")
 
 
+def test_lines_of_a_number_of_steps(few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They end the training, not the epochs. There are as many loading processes as cores, or PyTorch would warn."""
+    limits = ("--trainer.max_steps", "2", "--trainer.max_epochs", "30", "--data.num_workers", "1000")
+    assert run(["fit", *arguments(few_digits, tmp_path / "run", *limits)]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"^epoch 1, step 2 of 2, train/loss", said.out, re.MULTILINE)
+    assert "worker" not in said.err
+
+
 def test_progress_of_long_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 90))
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))

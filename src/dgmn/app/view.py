@@ -69,7 +69,7 @@ class View:
     def picture(self, score: float, opacity: float) -> Image.Image:
         """The image with what the network found in it."""
         if isinstance(self.result, DetectionResult):
-            return self.result.above(score).draw()
+            return self.result.above(score).boxed()
         if isinstance(self.result, SegmentationResult) and isinstance(self.predictor, SegmentationPredictor):
             return overlay(self.image, self.result.labels, self.predictor.colors, opacity)
         return self.image

@@ -16,7 +16,7 @@ from dgmn.errors import InputError, check_number
 from dgmn.finite import check_scores
 from dgmn.images import AnyImage
 from dgmn.nodes import Point, SampledLayer, node_maps
-from dgmn.pictures import captioned
+from dgmn.pictures import captioned, inscribed
 from dgmn.predictor import OnError, Predictor, Progress, Result, run
 
 
@@ -41,12 +41,13 @@ class ClassificationResult(Result):
     @override
     def to_dict(self) -> dict[str, Any]:
         top = [{"class": name, "probability": round(probability, 6)} for name, probability in self.top]
-        return {"image": self.name, "top": top}
+        return {**self.head(), "top": top}
 
     @override
-    def draw(self) -> Image.Image:
-        """The image with its classes below."""
-        return captioned(self.image, [f"{name}  {probability:.1%}" for name, probability in self.top])
+    def draw(self, inside: bool = False) -> Image.Image:
+        """The image with its classes below, or in its corner."""
+        lines = [f"{name}  {probability:.1%}" for name, probability in self.top]
+        return inscribed(self.image, lines, [None] * len(lines)) if inside else captioned(self.image, lines)
 
 
 class ClassificationPredictor(Predictor):

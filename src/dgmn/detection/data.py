@@ -248,7 +248,8 @@ class DetectionData(ImageData):
                 objects.update(names)
                 if any(entry is other for other in shown) and len(report.samples) < 8:
                     drawn = [colors[thing["category_id"]] for thing in entry.to_learn]
-                    report.samples.append(boxed(TF.to_pil_image(image), target["boxes"].tolist(), names, drawn))
+                    sample, _ = boxed(TF.to_pil_image(image), target["boxes"].tolist(), names, drawn)
+                    report.samples.append(sample)
                     in_samples.update(dict(zip(names, drawn, strict=True)))
             if self.masks:
                 report.problems += _masks_that_cannot_be_read(coco)

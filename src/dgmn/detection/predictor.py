@@ -24,10 +24,10 @@ from dgmn.detection.inference import Inference, detect
 from dgmn.detection.metrics import to_results
 from dgmn.errors import InputError, check_share
 from dgmn.finite import check_scores
-from dgmn.images import AnyImage
+from dgmn.images import AnyImage, Named, stacked
 from dgmn.models.build import build_named
 from dgmn.nodes import Point, SampledLayer, node_maps
-from dgmn.pictures import boxed, distinct_colors
+from dgmn.pictures import boxed, distinct_colors, inscribed, legend
 from dgmn.predictor import OnError, Predictor, Progress, Result, run, with_tuples
 from dgmn.writers import JsonWriter
 
@@ -91,7 +91,7 @@ class DetectionResult(Result):
         if self.masks is not None:
             for thing, row in zip(objects, self.to_coco(), strict=True):
                 thing["mask"] = row["segmentation"]
-        return {"image": self.name, "width": self.image.width, "height": self.image.height, "objects": objects}
+        return {**self.head(), "width": self.image.width, "height": self.image.height, "objects": objects}
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
         """Annotations with scores in COCO's format, without ids of their own.
@@ -105,6 +105,21 @@ class DetectionResult(Result):
             row["area"] = mask_area(row["segmentation"]) if "segmentation" in row else width * height
             row["iscrowd"] = 0
         return rows
+
+    def to_yolo(self) -> str:
+        """The boxes as YOLO's labels, without scores: a line for each with its class, centre, width and height in 0..1.
+
+        Boxes are cut off at the image's border; one without an area is left out. Masks are not in it, see `to_coco`.
+        """
+        size = np.array([self.image.width, self.image.height], np.float64)
+        low = (self.boxes[:, :2] / size).clip(0, 1)
+        high = (self.boxes[:, 2:] / size).clip(0, 1)
+        rows = np.concatenate(((low + high) / 2, high - low), 1).tolist()
+        return "".join(
+            f"{label} {' '.join(f'{value:.9f}' for value in row)}\n"
+            for label, row in zip(self.labels.tolist(), rows, strict=True)
+            if min(row[2:]) > 0
+        )
 
     def to_supervision(self) -> Any:
         """The objects as `supervision.Detections`, with the names of their classes as `class_name`.
@@ -120,9 +135,16 @@ class DetectionResult(Result):
         return Detections(self.boxes, mask=self.masks, confidence=self.scores, class_id=self.labels, data=data)
 
     @override
-    def draw(self) -> Image.Image:
-        """The image with boxes, masks, names and scores."""
-        return drawn(self.image, self._found, self._predictor.names)
+    def draw(self, inside: bool = False) -> Image.Image:
+        """The image with boxes, masks, names and scores.
+
+        Where there is no room for a caption, the picture says how many are left out, and what the colours mean.
+        """
+        return drawn(self.image, self._found, self._predictor.names, inside)
+
+    def boxed(self) -> Image.Image:
+        """The image as in `draw`, and nothing below it."""
+        return _boxed(self.image, self._found, self._predictor.names)[0]
 
 
 class DetectionPredictor(Predictor):
@@ -257,15 +279,33 @@ class _CocoWriter(JsonWriter):
     def add(self, result: DetectionResult) -> None:
         number = len(self.images) + 1
         width, height = result.image.size
-        self.images.append({"id": number, "file_name": result.name, "width": width, "height": height})
+        facts = result.source.facts if isinstance(result.source, Named) else {}
+        self.images.append({"id": number, "file_name": result.name, **facts, "width": width, "height": height})
         for row in result.to_coco(number):
             self.entry({"id": self.entries + 1, **row})
 
 
-def drawn(image: Image.Image, found: Found, names: Sequence[str]) -> Image.Image:
-    """An image with detections: boxes, masks, names and scores. Where they overlap, the first are on top."""
+def drawn(image: Image.Image, found: Found, names: Sequence[str], inside: bool = False) -> Image.Image:
+    """An image with detections: boxes, masks, names and scores. Where they overlap, the first are on top.
+
+    If captions are left out, a key of the classes says so: below the image, or `inside` it, which keeps its size.
+    """
+    picture, left_out = _boxed(image, found, names, enlarge=not inside)
+    if not left_out:
+        return picture
+    counts = Counter(found["labels"].tolist()).most_common()
+    colors = [distinct_colors(len(names))[label] for label, _ in counts]
+    lines = [f"{names[label]} ({count})" for label, count in counts]
+    total = len(found["labels"])
+    note = f"{left_out} of {total} captions left out, for lack of room"
+    if inside:
+        return inscribed(picture, [note, *lines], [None, *colors])
+    return stacked([picture, legend(lines, colors, picture.width, note)])
+
+
+def _boxed(image: Image.Image, found: Found, names: Sequence[str], enlarge: bool = True) -> tuple[Image.Image, int]:
     colors = distinct_colors(len(names))
     labels = found["labels"].tolist()
     captions = [f"{names[label]}  {score:.0%}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]
     masks = found["masks"][:, 0].cpu().numpy() if "masks" in found else None
-    return boxed(image, found["boxes"].tolist(), captions, [colors[label] for label in labels], masks)
+    return boxed(image, found["boxes"].tolist(), captions, [colors[label] for label in labels], masks, enlarge)

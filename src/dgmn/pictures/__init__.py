@@ -5,12 +5,13 @@ from dgmn.pictures.drawing import (
     captioned,
     comparison,
     contact_sheet,
-    distinct_colors,
+    inscribed,
     legend,
     overlay,
     prediction_grid,
 )
 from dgmn.pictures.nodes import node_picture
+from dgmn.pictures.palette import distinct_colors
 from dgmn.pictures.sheets import heat_sheet, node_sheet
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "contact_sheet",
     "distinct_colors",
     "heat_sheet",
+    "inscribed",
     "legend",
     "node_picture",
     "node_sheet",

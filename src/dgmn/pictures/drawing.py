@@ -1,7 +1,7 @@
 """Pictures of images, labels and predictions."""
 
-import colorsys
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,18 +65,34 @@ def prediction_grid(
 def overlay(
     image: Image.Image, labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]], alpha: float = 0.55
 ) -> Image.Image:
-    """Paints labels (H, W) over an image in colours; pixels without a label (255) stay as they are."""
+    """Paints labels (H, W) over an image in colours; pixels without a label (255) stay as they are.
+
+    A dark image is lightened below the colours: little of it could be seen through them.
+    """
     table = np.zeros((256, 3), np.float32)
     table[: len(colors)] = colors
     share = np.zeros((256, 1), np.float32)
     share[: len(colors)] = alpha
     pixels = np.asarray(image.convert("RGB"))
+    lighter = _lightened(pixels)
     out = np.empty_like(pixels)
     for rows in range(0, len(out), 256):  # in strips, because a large image in floats would need eight times its memory
         part = slice(rows, rows + 256)
-        mixed = pixels[part] * (1 - share[labels[part]]) + table[labels[part]] * share[labels[part]]
-        out[part] = mixed.round()
+        here = labels[part]
+        mixed = lighter[pixels[part]] * (1 - share[here]) + table[here] * share[here]
+        out[part] = np.where(here[..., None] < len(colors), mixed.round(), pixels[part])
     return Image.fromarray(out)
+
+
+def _lightened(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A table that lightens the values of a dark image, dark ones most, so that its median is that of others."""
+    some = pixels[:: max(1, len(pixels) // 256), :: max(1, pixels.shape[1] // 256)]
+    median = max(float(np.median(some)), 1.0) / 255
+    power = max(0.35, math.log(_MEDIAN) / math.log(median)) if median < _MEDIAN else 1.0
+    return (255 * (np.arange(256) / 255) ** power).astype(np.float32)
+
+
+_MEDIAN = 0.43  # the median, in 0..1, that a darker image gets
 
 
 def _at_width(image: Image.Image, width: int) -> tuple[int, int]:
@@ -109,13 +125,25 @@ def boxed(
     captions: Sequence[str],
     colors: Sequence[tuple[int, int, int]],
     masks: NDArray[np.bool_] | None = None,
-) -> Image.Image:
+    enlarge: bool = True,
+) -> tuple[Image.Image, int]:
     """Draws boxes (x1, y1, x2, y2), captions and, if given, masks (N, H, W) on an image.
 
-    The first box is on top. A caption that would cover another caption is left out. With more than 20 boxes, so is a
-    caption that would cover another box. A small image is enlarged, so that the captions do not hide it.
+    The first box is on top. A caption moves around its box to where it covers no other caption and, with more than 20
+    boxes, no other box that is not much larger. If there is no such place, it is left out.
+
+    Args:
+        image: the image.
+        boxes: the boxes.
+        captions: a text for each; "" for none.
+        colors: a colour for each.
+        masks: a mask for each.
+        enlarge: enlarge a small image, so that the captions do not hide it.
+
+    Returns:
+        The picture, and the number of captions that are left out.
     """
-    scale = max(1, round(480 / max(image.size)))
+    scale = max(1, round(480 / max(image.size))) if enlarge else 1
     image = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     boxes = [[scale * corner for corner in box] for box in boxes]
     masks = None if masks is None else masks.repeat(scale, 1).repeat(scale, 2)
@@ -125,30 +153,56 @@ def boxed(
     canvas = Image.fromarray(pixels)
     draw = ImageDraw.Draw(canvas)
     line = max(1, round(max(canvas.size) / 400))
-    font = ImageFont.load_default(size=max(11, round(max(canvas.size) / 55)))
+    font = ImageFont.load_default(size=max(11, round(max(canvas.size) / (55 if len(boxes) <= _MANY else 75))))
     for (x1, y1, x2, y2), color in reversed(list(zip(boxes, colors, strict=True))):
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=tuple(color), width=line)
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[Sequence[float]] = []
+    left_out = 0
     for box, caption, color in zip(boxes, captions, colors, strict=True):
         if not caption:
             continue
-        x1, y1, _, y2 = box
-        others = [other for other in boxes if other is not box] if len(boxes) > _MANY else []
         _, _, width, height = draw.textbbox((0, 0), caption, font)
-        left = min(max(0.0, x1), max(0.0, canvas.width - width - 4.0))
-        for top in (y1 - height - 4, y1, y2):  # above the box, or else in it, or else below
-            place = (left, top, left + width + 4, top + height + 3)
-            if (
-                top >= 0
-                and place[3] <= canvas.height
-                and not any(_overlap(place, other) for other in [*taken, *others])
-            ):
-                taken.append(place)
-                draw.rectangle(place, fill=tuple(color))
-                dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 140
-                draw.text((left + 2, top + 1), caption, PAPER if dark else INK, font)
-                break
-    return canvas
+        # A box that is much larger than the caption is not hidden by it.
+        small = (other for other in boxes if other is not box and _area(other) < 16 * width * height)
+        others = tuple(small) if len(boxes) > _MANY else ()
+        place = next(
+            (
+                place
+                for place in _around(box, (width + 4, height + 3), canvas.size)
+                if not any(_overlap(place, other) for other in (*taken, *others))
+            ),
+            None,
+        )
+        if place is None:
+            left_out += 1
+            continue
+        taken.append(place)
+        draw.rectangle(place, fill=tuple(color))
+        draw.text((place[0] + 2, place[1] + 1), caption, PAPER if _is_dark(color) else INK, font)
+    return canvas, left_out
+
+
+def _around(
+    box: Sequence[float], size: tuple[float, float], canvas: tuple[int, int]
+) -> Iterator[tuple[float, float, float, float]]:
+    """The places in a canvas for the caption of a box, the best first: above it, in it, below it, beside it."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    last = max(0.0, canvas[0] - width)
+    left, right = min(max(0.0, x1), last), min(max(0.0, x2 - width), last)
+    above = y1 - height - 1
+    tops = ((left, above), (left, y1), (left, y2), (right, above), (right, y2), (x2 + 1, y1), (x1 - width - 1, y1))
+    for x, y in tops:
+        if x >= 0 and y >= 0 and x <= last and y + height <= canvas[1]:
+            yield x, y, x + width, y + height
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _is_dark(color: Sequence[int]) -> bool:
+    return 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 140
 
 
 def _paint_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], color: tuple[int, int, int]) -> None:
@@ -168,28 +222,46 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """A list of colours in which neighbours differ."""
-    colors = []
-    for i in range(count):
-        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i // 5 % 2], (0.95, 0.7, 0.5)[i // 10 % 3])
-        colors.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
-    return tuple(colors)
-
-
-def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int) -> Image.Image:
-    """Draws the class names beside their colours, in rows."""
+def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int, note: str = "") -> Image.Image:
+    """Draws the class names beside their colours, in rows, and a note below."""
     font = ImageFont.load_default(size=14)
     column = min(width, int(max(font.getlength(name) for name in names)) + 36)
     columns = max(1, width // column)
     rows = -(-len(names) // columns)
-    canvas = Image.new("RGB", (width, 22 * rows + 6), PAPER)
+    canvas = Image.new("RGB", (width, 22 * (rows + bool(note)) + 6), PAPER)
     draw = ImageDraw.Draw(canvas)
     for i, (name, color) in enumerate(zip(names, colors, strict=True)):
         x, y = i % columns * column + 6, i // columns * 22 + 5
         draw.rectangle((x, y, x + 16, y + 14), fill=tuple(color), outline=INK)
         draw.text((x + 22, y - 1), fitting(name, font, column - 28), INK, font)
+    draw.text((6, 22 * rows + 4), fitting(note, font, width - 12), INK, font)
     return canvas
+
+
+def inscribed(image: Image.Image, lines: Sequence[str], colors: Sequence[tuple[int, int, int] | None]) -> Image.Image:
+    """An image with lines of text in its upper left corner, each behind its colour if it has one.
+
+    They get about a third of its height and half of its width at most; the last lines are left out.
+    """
+    size = max(11, round(max(image.size) / 50))
+    font = ImageFont.load_default(size=size)
+    step = round(1.4 * size)
+    lines = [fitting(line, font, max(image.width // 2 - 2 * step, step)) for line in lines]
+    lines = lines[: max(1, image.height // 3 // step)]
+    if not lines:
+        return image
+    width = round(max(font.getlength(line) for line in lines)) + 2 * step
+    picture = image.copy()
+    corner = (0, 0, min(width, image.width), min(step * len(lines) + step // 2, image.height))
+    part = picture.crop(corner)
+    picture.paste(Image.blend(part, Image.new("RGB", part.size, PAPER), 0.7), corner)
+    draw = ImageDraw.Draw(picture)
+    for i, (line, color) in enumerate(zip(lines, colors, strict=False)):
+        top = i * step + step // 4
+        if color is not None:
+            draw.rectangle((step // 4, top + step // 6, step, top + step * 5 // 6), fill=tuple(color), outline=INK)
+        draw.text((step // 4 if color is None else step * 5 // 4, top), line, INK, font)
+    return picture
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int = 4, width: int = 320) -> Image.Image:

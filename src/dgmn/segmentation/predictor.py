@@ -18,7 +18,7 @@ from dgmn.about import Preprocessing
 from dgmn.images import AnyImage, stacked
 from dgmn.models.build import build_named
 from dgmn.nodes import Point, SampledLayer, node_maps
-from dgmn.pictures import legend, overlay
+from dgmn.pictures import inscribed, legend, overlay
 from dgmn.predictor import OnError, Predictor, Progress, Result, run, with_tuples
 from dgmn.segmentation.builders import BUILDERS
 from dgmn.segmentation.cityscapes import CITYSCAPES
@@ -74,17 +74,20 @@ class SegmentationResult(Result):
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        return {"image": self.name, "shares": {name: round(share, 6) for name, share in self.shares.items()}}
+        return {**self.head(), "shares": {name: round(share, 6) for name, share in self.shares.items()}}
 
     def label_image(self) -> Image.Image:
         """The labels as an image with a palette: its indices are the labels, its colours those of the classes."""
         return paint(self.labels, self._predictor.colors)
 
     @override
-    def draw(self) -> Image.Image:
-        """The image with the colours of its classes over it, and a legend below."""
+    def draw(self, inside: bool = False) -> Image.Image:
+        """The image with the colours of its classes over it, and a legend below, or in its corner."""
         names, colors = self._predictor.names, self._predictor.colors
         picture = overlay(self.image, self.labels, colors)
+        if inside:
+            shades = dict(zip(names, colors, strict=True))
+            return inscribed(picture, list(self.shares), [shades[name] for name in self.shares])
         picture.thumbnail((_LARGEST, _LARGEST))
         present = np.flatnonzero(np.bincount(self.labels.ravel(), minlength=len(names)))
         key = legend([names[i] for i in present], [colors[i] for i in present], picture.width)

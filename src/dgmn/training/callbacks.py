@@ -237,6 +237,8 @@ class ProgressLines(L.Callback):
         values = {name: trainer.callback_metrics.get(name) for name in ("train/loss", self.metric)}
         shown = "".join(f", {name} {float(value):.4f}" for name, value in values.items() if value is not None)
         epochs = f" of {trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+        if trainer.max_steps > 0:  # it ends the training, in whatever epoch
+            epochs, where = "", f", step {done} of {trainer.max_steps}"
         left = ""
         if done > self._first:
             left = f", {duration((self._said - self._start) * (self._total - done) / (done - self._first))} left"

@@ -1,5 +1,6 @@
 """The LightningDataModule that all tasks extend: loaders for several processes, and for runs that are resumed."""
 
+import os
 import sys
 from collections.abc import Callable, Hashable, Sequence, Sized
 from typing import Any, ClassVar, cast
@@ -22,7 +23,7 @@ class ImageData(L.LightningDataModule):
 
     Args:
         batch_size: images per device in a training step.
-        num_workers: processes per device that load images.
+        num_workers: processes per device that load images, at most as many as there are cores for this process.
         epoch_steps: steps per epoch, after which validation runs; None: one pass through the training set.
 
     Raises:
@@ -43,7 +44,7 @@ class ImageData(L.LightningDataModule):
             if number is None or number < least:
                 raise InputError(f"data.{name} must be at least {least}, got {number}")
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.num_workers = min(num_workers, _cores())  # more would only wait, and PyTorch warns of them
         self.epoch_steps = epoch_steps
         self._sets: dict[str, Any] = {}
 
@@ -177,3 +178,8 @@ class ImageData(L.LightningDataModule):
         if self.trainer is None:
             raise RuntimeError(f"{type(self).__name__} needs a Trainer to make its loaders: trainer.fit(task, data)")
         return self.trainer
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -35,6 +35,7 @@ class Yolo(DescribedLayout):
     As in Ultralytics' code, the labels of `images/a.jpg` are `labels/a.txt`: the last folder `images` of a path becomes
     `labels`. If there is no such file, the labels lie beside the image. An image without a file of labels is empty.
     Instead of `data.yaml`, Darknet's `obj.data` will do, or `classes.txt` beside the folders `images` and `labels`.
+    LabelImg and `dgmn predict --labels` write it into `labels`.
     """
 
     name = "yolo"
@@ -47,14 +48,13 @@ class Yolo(DescribedLayout):
         if len(files) > 1:
             names = ", ".join(file.name for file in files)
             raise InputError(f"data.root {root}: {names} could all be meant: name the right one data.yaml")
-        self.file = files[0] if files else next((root / name for name in _LISTS if (root / name).is_file()), None)
+        self.file = files[0] if files else _list_of_classes(root)
         self.facts: dict[str, Any] = _facts(files[0]) if files else {}
 
     @staticmethod
     @override
     def fits(root: Path) -> bool:
-        has_list = any((root / name).is_file() for name in _LISTS)
-        return bool(_descriptions(root)) or (has_list and bool(_folders(root)))
+        return bool(_descriptions(root)) or (_list_of_classes(root) is not None and bool(_folders(root)))
 
     @override
     def source(self, split: str) -> Path:
@@ -222,6 +222,11 @@ def _descriptions(root: Path) -> list[Path]:
     files = sorted(file for file in root.iterdir() if not is_hidden(file.name) and file.is_file())
     found = [file for file in files if file.suffix.lower() in (".yaml", ".yml") and _describes(file)]
     return found or [file for file in files if file.suffix == ".data" and _describes(file)]
+
+
+def _list_of_classes(root: Path) -> Path | None:
+    places = (folder / name for folder in (root, root / "labels") for name in _LISTS)
+    return next((place for place in places if place.is_file()), None)
 
 
 def _describes(file: Path) -> bool:
