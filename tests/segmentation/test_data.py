@@ -145,9 +145,7 @@ def test_empty_and_missing_folders(scenes, tmp_path):
     with pytest.raises(InputError, match=r"data.root .*nowhere: there is no such folder"):
         SegmentationData(tmp_path / "nowhere").setup("fit")
     (tmp_path / "bare").mkdir()
-    with pytest.raises(
-        InputError, match=r"bare: no known layout \(Folders: .*; Pascal VOC: .*it is empty"
-    ):
+    with pytest.raises(InputError, match=r"bare: no known layout \(Folders: .*; Pascal VOC: .*it is empty"):
         SegmentationData(tmp_path / "bare").setup("fit")
     with pytest.raises(InputError, match=r"bare: expected classes.txt with one name a line .* it is empty"):
         SegmentationData(tmp_path / "bare", masks="m/{split}/{name}.png").setup("fit")

@@ -75,7 +75,10 @@ def _parts(line: str) -> tuple[str, list[str]]:
     if line.count(":") >= 2:
         name, numbers = line.split(":")[:2]
         return name.strip(), [part.strip() for part in numbers.split(",")]
-    parts = [part.strip() for part in next(csv.reader([line]))] if "," in line else line.split()
-    if all(map(_NUMBER.fullmatch, parts[:3])):  # a name may hold spaces
+    if "," in line:
+        parts = [part.strip() for part in next(csv.reader([line], skipinitialspace=True))]
+        return ", ".join(parts[:-3]), parts[-3:]
+    parts = line.split()
+    if all(map(_NUMBER.fullmatch, parts[:3])):
         return " ".join(parts[3:]), parts[:3]
     return " ".join(parts[:-3]), parts[-3:]

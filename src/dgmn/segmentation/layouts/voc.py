@@ -1,5 +1,6 @@
 """Pascal VOC's masks: a devkit, and what CVAT and LabelMe write in its form."""
 
+import glob
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -41,14 +42,14 @@ class Voc(Layout):
     def __init__(self, root: Path, labels: str = "SegmentationClass") -> None:
         super().__init__(root)
         self.labels = labels
-        self.devkits = _devkits(root, labels)
+        self.devkits = _devkits(root, glob.escape(labels))
         if not self.devkits:
             raise InputError(f"data.root {root}: expected a folder with JPEGImages and {labels}")
         self.classes = self._find_classes()
 
     @staticmethod
     def fits(root: Path) -> bool:
-        return bool(_devkits(root, "SegmentationClass"))
+        return bool(_devkits(root, "SegmentationClass*"))
 
     def _find_classes(self) -> Classes:
         for folder in (self.root, *self.devkits):
@@ -101,7 +102,7 @@ def _devkits(root: Path, labels: str) -> list[Path]:
     """The folders with masks: the root itself, or those in it or in its `VOCdevkit`."""
     for folder in (root, root / "VOCdevkit"):
         places = [folder, *(folder / name for name in folders_in(folder))] if folder.is_dir() else []
-        found = [place for place in places if (place / "JPEGImages").is_dir() and (place / labels).is_dir()]
+        found = [place for place in places if (place / "JPEGImages").is_dir() and any(place.glob(labels))]
         if found:
             return found
     return []
