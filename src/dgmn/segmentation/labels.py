@@ -181,9 +181,9 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
     return mapped.astype(np.uint8)
 
 
-def packed(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Colours (H, W, 3) as one number each, R + 256 G + 65536 B: COCO's ids of segments."""
-    return pixels.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+def packed(color: Sequence[int]) -> int:
+    """A colour as one number, R + 256 G + 65536 B: COCO's id of a segment."""
+    return color[0] + 256 * color[1] + 65536 * color[2]
 
 
 def looked_up(values: NDArray[np.int32], classes: Mapping[int, int]) -> tuple[NDArray[np.uint8], list[int]]:
@@ -195,20 +195,21 @@ def looked_up(values: NDArray[np.int32], classes: Mapping[int, int]) -> tuple[ND
     return of_known[places], np.unique(odd).tolist()
 
 
-def read_colors(path: Path) -> NDArray[np.uint8]:
-    """The colours (H, W, 3) of an image of masks; it may have a palette. Errors as of `read_mask`."""
+def read_colors(path: Path) -> NDArray[np.int32]:
+    """The colours (H, W) in an image of masks, each as one number; it may have a palette. Errors as of `read_mask`."""
     try:
         with opened(path, str(path), "mask") as image:
-            return np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image.convert("RGB").convert("RGBX"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing mask") from error
+    numbers: NDArray[np.int32] = pixels.view("<i4")[..., 0] & 0xFFFFFF
+    return numbers
 
 
 def _by_color(path: Path, classes: Classes) -> NDArray[np.uint8]:
-    colors = [*classes.colors, *classes.ignored_colors]
-    numbers = [*range(len(classes.colors)), *[IGNORED] * len(classes.ignored_colors)]
-    codes = packed(np.array([colors], np.uint8))[0].tolist()
-    labels, odd = looked_up(packed(read_colors(path)), dict(zip(codes, numbers, strict=True)))
+    of_color = {packed(color): i for i, color in enumerate(classes.colors)}
+    of_color |= dict.fromkeys(map(packed, classes.ignored_colors), IGNORED)
+    labels, odd = looked_up(read_colors(path), of_color)
     if odd:
         told = ", ".join(str((code & 255, code >> 8 & 255, code >> 16)) for code in odd[:3])
         raise InputError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dgmn.errors import InputError
 from dgmn.segmentation.class_lists import find_classes
-from dgmn.segmentation.labels import Classes, looked_up, named, packed, read_colors, read_mask
+from dgmn.segmentation.labels import Classes, looked_up, named, read_colors, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
 from dgmn.segmentation.losses import IGNORED
 from dgmn_base.files import folders_in, images_in, listing, numbered_lines, read_json
@@ -96,7 +96,7 @@ class Panoptic(Layout):
             if type(category) is not int or category not in order:
                 raise InputError(f"{where}: segments_info[{i}]: the category_id {category!r} is not declared")
             of_segment[number] = order[category]
-        labels, odd = looked_up(packed(read_colors(sample.mask)), of_segment)
+        labels, odd = looked_up(read_colors(sample.mask), of_segment)
         if odd:
             raise InputError(f"{sample.mask}: holds the segment {odd[0]}, which {where} does not list")
         return labels
