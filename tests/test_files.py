@@ -19,7 +19,7 @@ from PIL import Image
 
 from dgmn.bench.measure import Timing
 from dgmn.bench.report import Report
-from dgmn.classification.data import ClassFolders
+from dgmn.classification.layouts import ClassFolders
 from dgmn.detection.metrics import write_results
 from dgmn.errors import InputError
 from dgmn.images import load_image, save_image
