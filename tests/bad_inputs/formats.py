@@ -91,6 +91,9 @@ DETECTION = coco.RECIPE
 SEGMENTATION = "recipes/segmentation/finetune_folder.yaml"
 CLASSIFICATION = "recipes/classification/finetune.yaml"
 _HUGE = "9" * 400
+_LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+)
 
 
 def _shape(**changes: object) -> str:
@@ -115,17 +118,14 @@ BAD: list[tuple[str, str, str, int, dict[str, tuple[bytes | str, str]]]] = [
         },
     ),
     (
-        *(DETECTION, "yolo", "data.yaml", 2),
+        *(DETECTION, "yolo", "data.yaml", 1),
         {
             "empty": ("", r"data\.yaml: it needs train, val and names"),
             "a-list": ("[1]", r"data\.yaml: it needs train, val and names"),
             "not-yaml": ("names: [car\n", r"data\.yaml:\d+: not YAML"),
             "python": ("!!python/object/apply:os.system ['id']\n", r"data\.yaml:1: not YAML"),
             "laughs": (
-                "a: &a [x,x,x,x,x,x,x,x,x]\n"
-                + "".join(
-                    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
-                ),
+                _LAUGHS,
                 r"data\.yaml",
             ),
             "names-with-gaps": ("train: images/train\nval: images/val\nnames: {0: a, 2: b}\n", r"names must number"),
@@ -217,7 +217,7 @@ BAD: list[tuple[str, str, str, int, dict[str, tuple[bytes | str, str]]]] = [
         {
             "segments-null": (
                 _panoptic(annotations=[{"image_id": 1, "file_name": "1.png"}]),
-                r"annotations\[0\]: segments_info\[0\] needs its own id",
+                r"annotations\[0\]: segments_info\[0\] needs an id of its own",
             ),
             "segment-not-listed": (
                 _panoptic(annotations=[{"image_id": 1, "file_name": "1.png", "segments_info": []}]),
