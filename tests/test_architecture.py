@@ -16,7 +16,7 @@ SRC = Path(__file__).parent.parent / "src"
 FLOORS = {
     "dgmn_base": -1,
     **dict.fromkeys(("about", "errors", "finite", "images", "layout", "ops", "report", "video", "writers"), 0),
-    "weights": 1,
+    **dict.fromkeys(("objects", "weights"), 1),
     "layers": 2,
     **dict.fromkeys(("models", "nodes"), 3),
     "training": 4,

@@ -19,12 +19,12 @@ from PIL import Image
 
 from dgmn.bench.measure import Timing
 from dgmn.bench.report import Report
-from dgmn.classification.data import ClassFolders
-from dgmn.detection.coco import load_annotations
-from dgmn.detection.layouts import CocoFiles
+from dgmn.classification.layouts import ClassFolders
 from dgmn.detection.metrics import write_results
 from dgmn.errors import InputError
 from dgmn.images import load_image, save_image
+from dgmn.objects.coco import load_annotations
+from dgmn.objects.layouts import CocoFiles
 from dgmn.quickstart.classification import write as write_digits
 from dgmn.segmentation.labels import named, read_classes, read_mask
 from dgmn.segmentation.layouts import Cityscapes, MaskFolders

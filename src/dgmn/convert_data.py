@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dgmn.detection.coco import load_annotations
-from dgmn.detection.layouts import CocoFiles, Layout, find_layout
 from dgmn.errors import InputError
 from dgmn.images import image_size
+from dgmn.layout import find_layout
+from dgmn.objects.coco import load_annotations
+from dgmn.objects.layouts import LAYOUTS, CocoFiles, Layout
 from dgmn_base.errors import one_line
 from dgmn_base.files import writing, writing_folder
 from dgmn_base.terminal import Progress
@@ -22,7 +23,7 @@ def convert_data(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if os.path.lexists(out):
         raise InputError(f"--out {out}: it is there already, give a new folder")
-    layout = find_layout(Path(options.folder), options.layout)
+    layout = find_layout(LAYOUTS, Path(options.folder), options.layout)
     if isinstance(layout, CocoFiles):
         raise InputError(f"{options.folder}: it is in COCO's layout already")
     parts = layout.splits()

@@ -2,11 +2,14 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
-from dgmn_base.files import check_root
+from dgmn.errors import InputError
+from dgmn_base.errors import did_you_mean
+from dgmn_base.files import check_root, listing
 
 
 class DataLayout(ABC):
@@ -18,6 +21,13 @@ class DataLayout(ABC):
     Raises:
         InputError: the folder does not have this layout.
     """
+
+    name: ClassVar[str]
+    """The name for `--data.layout`."""
+    title: ClassVar[str]
+    """The name in messages."""
+    files_told: ClassVar[str]
+    """The files that show this layout, for messages."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,18 +45,53 @@ class DataLayout(ABC):
 Layout = TypeVar("Layout", bound=DataLayout)
 
 
-def find_layout(layouts: Sequence[type[Layout]], root: Path, options: dict[str, Any]) -> Layout:
+def find_layout(
+    layouts: Sequence[type[Layout]],
+    root: Path,
+    name: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Layout:
     """Finds the layout of a folder.
 
     Args:
-        layouts: layouts of a task; the first that fits is taken. If none fits, the last one says what is missing.
+        layouts: the layouts of a task.
         root: the folder.
-        options: options of the layouts; each layout takes those that it knows.
+        name: name of the layout; None looks into the folder.
+        options: options of the layouts; None stands for none. An option that some layouts do not have says that it is
+            one of the others.
 
     Raises:
-        InputError: there is no such folder, or no layout fits it.
+        InputError: there is no such folder or layout, none fits the folder, or several do.
     """
     check_root(root)
-    layout = next((layout for layout in layouts if layout.fits(root)), layouts[-1])
-    known = inspect.signature(layout).parameters
-    return layout(root, **{name: value for name, value in options.items() if name in known})
+    given = {key: value for key, value in options.items() if value is not None}
+    known = {layout.name: layout for layout in layouts}
+    if name is not None:
+        if name not in known:
+            hint = did_you_mean(name, known, f"; there are {', '.join(known)}")
+            raise InputError(f"data.layout {name!r}: no such layout{hint}")
+        odd = next((option for option in given if option not in _options(known[name])), None)
+        if odd is not None:
+            owners = " or ".join(key for key, layout in known.items() if odd in _options(layout))
+            raise InputError(f"data.{odd} is for the layout {owners}, data.layout is {name}")
+        return known[name](root, **given)
+    able = [layout for layout in layouts if given.keys() <= _options(layout)]
+    if not able:
+        raise InputError(f"{' and '.join(f'data.{option}' for option in given)}: no layout has all of these")
+    if len(able) == 1:
+        return able[0](root, **given)
+    fitting = [layout for layout in able if layout.fits(root)]
+    if len(fitting) > 1:
+        what = " or ".join(f"{layout.title} ({layout.files_told})" for layout in fitting)
+        choice = " or ".join(f"--data.layout {layout.name}" for layout in fitting)
+        raise InputError(f"data.root {root}: it could be {what}: choose with {choice}")
+    if not fitting and given:
+        return able[0](root, **given)  # files elsewhere than a layout expects them
+    if not fitting:
+        what = "; ".join(f"{layout.title}: {layout.files_told}" for layout in layouts)
+        raise InputError(f"data.root {root}: no known layout ({what}); {listing(root)}")
+    return fitting[0](root, **given)
+
+
+def _options(layout: type[DataLayout]) -> set[str]:
+    return set(inspect.signature(layout).parameters) - {"root"}

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from dgmn_base.errors import InputError
 
+_LARGEST = 2**26  # bytes of a file of labels, or of a list of images
+
 EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 VIDEOS = frozenset((".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv"))
 
@@ -155,6 +157,39 @@ def read_json(path: Path) -> Any:
     except (RecursionError, ValueError) as error:
         what = "it is empty" if path.stat().st_size == 0 else str(error)
         raise InputError(f"{path}: not JSON ({what})") from error
+
+
+def read_bytes(file: Path, most: int = _LARGEST) -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: it cannot be read, or has more than `most` bytes; the message names it.
+    """
+    try:
+        check_file(file)
+        with file.open("rb") as source:
+            content = source.read(most + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name; or an InputError
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > most:
+        raise InputError(f"{file}: more than {most:,} bytes")
+    return content
+
+
+def read_text(file: Path, most: int = _LARGEST) -> str:
+    """The content of a file in UTF-8; otherwise as `read_bytes`."""
+    try:
+        return read_bytes(file, most).decode("utf-8-sig")  # Windows' editors put a mark first
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def numbered_lines(file: Path) -> list[tuple[int, str]]:
+    """The lines of a text that are not empty, without space around them, each with its number from 1."""
+    lines = enumerate(read_text(file).split("\n"), 1)  # not splitlines: it also splits at a form feed and others
+    return [(i, stripped) for i, line in lines if (stripped := line.strip())]
 
 
 def check_root(root: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bad_inputs import checkpoints, coco, command_line, configurations, images, masks, python_api
+from bad_inputs import checkpoints, coco, command_line, configurations, formats, images, masks, python_api
 from bad_inputs.cases import INTERNAL, Case, World
 from dgmn_cli import run
 
-COMMANDS = [case for group in (command_line, images, masks, coco, configurations, checkpoints) for case in group.CASES]
+COMMANDS = [
+    case for group in (command_line, images, masks, coco, configurations, checkpoints, formats) for case in group.CASES
+]
 _MEMORY = 3 * 2**20  # kilobytes
 _QUICK = 45  # one of so many cases is in the default run
 

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import dgmn
-from dgmn.detection.coco import read_coco
+from dgmn.objects.coco import read_coco
 from dgmn.weights import read_checkpoint
 from dgmn_base.recipes import recipe_names
 from dgmn_cli import run

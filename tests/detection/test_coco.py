@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dgmn.detection.coco import read_coco, to_target
 from dgmn.errors import InputError
+from dgmn.objects.coco import read_coco, to_target
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from PIL import Image
 
 from detection import formats
 from dgmn.detection.data import DetectionData
-from dgmn.detection.layouts import find_layout
 from dgmn.detection.metrics import average_precision
 from dgmn.errors import InputError
+from dgmn.layout import find_layout
+from dgmn.objects.layouts import LAYOUTS
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def test_lines_of_yolo(two_classes, data, width, height):
 
     def read(line):
         (two_classes / "a.txt").write_text(line)
-        labels = find_layout(two_classes, "yolo").labels(two_classes / "a.txt", (height, width))
+        labels = find_layout(LAYOUTS, two_classes, "yolo").labels(two_classes / "a.txt", (height, width))
         assert labels.problems == []
         return labels.objects[0]
 

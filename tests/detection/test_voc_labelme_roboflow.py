@@ -14,8 +14,9 @@ from PIL import Image
 
 from detection import formats
 from dgmn.detection.data import DetectionData
-from dgmn.detection.layouts import find_layout
 from dgmn.errors import InputError
+from dgmn.layout import find_layout
+from dgmn.objects.layouts import LAYOUTS
 from dgmn_cli import run
 
 RECIPE = "recipes/detection/finetune_coco_format.yaml"
@@ -36,7 +37,7 @@ def read(root, part="train", masks=False):
 
 def problems(root, part="train", masks=False):
     told = []
-    find_layout(root, None).samples(part, masks, told)
+    find_layout(LAYOUTS, root, None).samples(part, masks, told)
     return told
 
 
@@ -85,7 +86,7 @@ def test_several_years_of_voc(coco_scenes, tmp_path):
     formats.voc_devkit(coco_scenes, tmp_path)
     folder = tmp_path / "VOCdevkit"
     shutil.copytree(folder / "VOC2007", folder / "VOC2012")
-    layout = find_layout(tmp_path, None)
+    layout = find_layout(LAYOUTS, tmp_path, None)
     assert layout.splits() == [f"VOC{year}/{part}" for year in (2007, 2012) for part in ("test", "train", "val")]
     assert len(layout.samples("VOC2007/train+VOC2012/val", masks=False).images) == 8 + 5
     with pytest.raises(InputError, match=r"no part 'train' in .* there are VOC2007/test, VOC2007/train"):
@@ -93,7 +94,7 @@ def test_several_years_of_voc(coco_scenes, tmp_path):
     (folder / "VOC2012/Annotations/train_000003.xml").unlink()
     (folder / "VOC2012/JPEGImages/train_000005.png").unlink()
     told = []
-    layout = find_layout(folder, None)
+    layout = find_layout(LAYOUTS, folder, None)
     layout.samples("VOC2012/train", masks=False, problems=told)
     assert [re.sub(r".*/", "", problem.partition(": no ")[0]) for problem in told] == ["train.txt:3", "train.txt:5"]
 
@@ -178,17 +179,17 @@ def test_superclass_of_roboflow(coco_scenes, tmp_path):
     root = tmp_path / "roboflow"
     formats.roboflow(coco_scenes, root)
     file = root / "train/_annotations.coco.json"
-    assert find_layout(root, None).samples("train", masks=False).names == tuple(map(str, range(10)))
+    assert find_layout(LAYOUTS, root, None).samples("train", masks=False).names == tuple(map(str, range(10)))
     text = {name: (root / name / file.name).read_text() for name in ("train", "valid", "test")}
     for name, content in text.items():
         (root / name / file.name).write_text(content.replace('"digits"', '"7"'))
-    assert find_layout(root, None).samples("val", masks=False).names == tuple(map(str, range(10)))
+    assert find_layout(LAYOUTS, root, None).samples("val", masks=False).names == tuple(map(str, range(10)))
     content = json.loads(text["test"])
     content["annotations"][0]["category_id"] = 0
     for name in ("train", "valid"):
         (root / name / file.name).write_text(text[name])
     (root / "test" / file.name).write_text(json.dumps(content))
-    assert find_layout(root, None).samples("train", masks=False).names == ("digits", *map(str, range(10)))
+    assert find_layout(LAYOUTS, root, None).samples("train", masks=False).names == ("digits", *map(str, range(10)))
 
 
 def test_a_folder_that_could_be_several_layouts(coco_scenes, tmp_path):
@@ -280,7 +281,7 @@ def test_any_change_of_a_file_is_read_or_refused(name, data, tmp_path_factory):
     (root / name).write_bytes(text[:start] + new + text[end:])
     layout = {"xml": "voc", "yaml": "yolo", "data": "yolo"}.get(name.rpartition(".")[2], "labelme")
     with contextlib.suppress(InputError):
-        found = find_layout(root, "roboflow" if "coco" in name else layout)
+        found = find_layout(LAYOUTS, root, "roboflow" if "coco" in name else layout)
         samples = found.samples("train", masks=layout != "voc")
         assert all(found.read(entry, samples, masks=False) for entry in samples.images)
 

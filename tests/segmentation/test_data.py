@@ -145,11 +145,14 @@ def test_empty_and_missing_folders(scenes, tmp_path):
     with pytest.raises(InputError, match=r"data.root .*nowhere: there is no such folder"):
         SegmentationData(tmp_path / "nowhere").setup("fit")
     (tmp_path / "bare").mkdir()
+    with pytest.raises(InputError, match=r"bare: no known layout \(Folders: .*; Pascal VOC: .*it is empty"):
+        SegmentationData(tmp_path / "bare").setup("fit")
     with pytest.raises(InputError, match=r"bare: expected classes.txt with one name a line .* it is empty"):
-        SegmentationData(tmp_path / "bare").setup("fit")
+        SegmentationData(tmp_path / "bare", masks="m/{split}/{name}.png").setup("fit")
     (tmp_path / "bare/classes.txt").write_text("a\nb\n")
+    (tmp_path / "bare/masks/train").mkdir(parents=True)
     with pytest.raises(InputError, match=r"no images for 'train' in .*images/train: there is no such folder"):
-        SegmentationData(tmp_path / "bare").setup("fit")
+        SegmentationData(tmp_path / "bare", layout="folders").setup("fit")
     shutil.rmtree(scenes / "leftImg8bit/val")
     report = check(SegmentationData(scenes))
     assert any("leftImg8bit/val: expected" in problem for problem in report.problems)

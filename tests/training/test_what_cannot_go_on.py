@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import dgmn
-from dgmn.classification.data import ClassFolders
+from dgmn.classification.layouts import ClassFolders
 from dgmn.errors import InputError
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn_cli import run

@@ -1,9 +1,9 @@
-"""Images in one folder per class, or any torchvision dataset."""
+"""Images in folders of classes or a CSV file, any torchvision dataset, or one of timm's readers."""
 
 import math
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,18 +11,18 @@ import torch
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
 from dgmn.about import Preprocessing
+from dgmn.classification.layouts import ClassFolders, Listed, listed, part_folder
+from dgmn.classification.readers import Streamed, StreamLoader, check_reader, class_names, reader_set
 from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
 from dgmn.images import check_images, load_image
 from dgmn.pictures import captioned
 from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
-from dgmn_base.files import EXTENSIONS, folders_in, images_in, listing
 
 
 @dataclass
@@ -106,13 +106,19 @@ class ClassificationData(ImageData):
     """Images with class labels.
 
     Give `root`, a folder with `train`, `val` and optionally `test`. Each holds one folder of images per class, as in
-    ImageNet. Or give datasets, for instance `--data.train torchvision.datasets.CIFAR10`.
+    ImageNet. It may also hold the folders of classes alone, or a CSV file with the columns `file` and `label`, and
+    `split` (train, val or test) or none: what has no parts is split, and `split.csv` keeps the split. Or give datasets,
+    for instance `--data.train torchvision.datasets.CIFAR10`.
 
     Args:
-        root: folder with `train/<class>/*.jpg` and `val/<class>/*.jpg`.
+        root: folder with `train/<class>/*.jpg` and `val/<class>/*.jpg`, or with one of the others, or a CSV file.
         train: training set, instead of `root`.
         val: validation set, instead of `root`.
         test: test set; None takes the validation set.
+        reader: a dataset by timm's name: "wds/" (shards in `root`), "hfds/NAME" or "tfds/NAME" (kept in `root`).
+        train_split: with `reader`, the name of the training split.
+        val_split: with `reader`, the name of the validation split.
+        val_share: share of the images of each class that are for validation, if `root` has no parts.
         image_size: side of the images that the network gets.
         crop_pct: share of the resized image that the centre crop keeps in evaluation; 0.875 keeps 224 of 256. None
             takes the network's own.
@@ -127,6 +133,10 @@ class ClassificationData(ImageData):
         train: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
         val: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
         test: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse knows no generic classes
+        reader: str | None = None,
+        train_split: str = "train",
+        val_split: str = "validation",
+        val_share: float = 0.2,
         image_size: int = 224,
         crop_pct: float | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - the command line shows its defaults
@@ -139,6 +149,13 @@ class ClassificationData(ImageData):
                 "data: image_size must be from 1 to 4096, and crop_pct above 0 and at most 1, "
                 f"got {image_size} and {crop_pct}"
             )
+        if not 0 < val_share < 1:
+            raise InputError(f"data.val_share must be above 0 and below 1, got {val_share}")
+        if reader is not None:
+            check_reader(reader)
+        self.reader = reader
+        self._reader_splits = {"train": train_split, "val": val_split, "test": val_split}
+        self.val_share = val_share
         self.root = None if root is None else Path(root)
         self.image_size = image_size
         self.crop_pct = crop_pct
@@ -149,27 +166,50 @@ class ClassificationData(ImageData):
     def adapted(self, preprocessing: Preprocessing) -> Preprocessing:
         return preprocessing if self.crop_pct is None else replace(preprocessing, crop_pct=self.crop_pct)
 
+    @cached_property
+    def listed(self) -> Listed | None:
+        """The images of a CSV file, or of folders without parts; None if the data is of another form."""
+        return None if self.root is None or self.reader is not None else listed(self.root, self.val_share)
+
+    @override
+    def prepare_data(self) -> None:
+        """Writes a split down, in one process."""
+        told = "" if self.listed is None else self.listed.keep()
+        if told:
+            say(told)
+
     @override
     def setup(self, stage: str) -> None:
-        if (self.root is None) == all(dataset is None for dataset in self._given.values()):
+        if self.reader is None and (self.root is None) == all(dataset is None for dataset in self._given.values()):
             raise InputError("data: give either --data.root FOLDER or the datasets --data.train and --data.val")
         super().setup(stage)
 
     @override
     def dataset(self, split: str) -> Dataset[Any]:
-        images: Any = self._given[split] if self.root is None else _image_folder(self.root, split)
+        if self.reader is not None:
+            name, training = self._reader_splits[split], split == "train"
+            images: Any = reader_set(self.reader, self.root, name, training, self.batch_size)
+        else:
+            images = self._given[split] if self.root is None else self._files(split)
         if images is None:
             raise InputError(f"data: no {split} set; give --data.{split}")
-        preprocessing = self.preprocessing
-        if split == "train":
-            return _Transformed(images, self.augmentation.transform(self.image_size, preprocessing))
-        return _Transformed(images, eval_transform(self.image_size, preprocessing))
+        size, preprocessing = self.image_size, self.preprocessing
+        change = self.augmentation.transform if split == "train" else eval_transform
+        transform = change(size, preprocessing)
+        if isinstance(images, IterableDataset):
+            return Streamed(images, transform, self.num_workers)
+        return _Transformed(images, transform)
+
+    def _files(self, split: str) -> Any:
+        if self.listed is not None:
+            return self.listed.part(split)
+        return ClassFolders(part_folder(Path(self.root or ""), split), loader=load_image)
 
     @override
     def check(self) -> None:
-        if self.root is None:
+        if self.root is None or self.reader is not None:
             return
-        train, val = (cast(ImageFolder, self._sets[split].images) for split in ("train", "val"))
+        train, val = (self._sets[split].images for split in ("train", "val"))
         if train.classes != val.classes:
             odd = sorted(set(train.classes) ^ set(val.classes))
             raise InputError(f"data.root {self.root}: train and val have different classes: {', '.join(odd[:5])}")
@@ -184,13 +224,18 @@ class ClassificationData(ImageData):
 
     @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
-        if self.root is None:
-            raise InputError("data: only folders of images can be checked; give --data.root FOLDER")
+        if self.root is None or self.reader is not None:
+            raise InputError("data: only files of images can be checked; give --data.root FOLDER")
         report = DataReport(("class", "train images", "val images"))
+        try:
+            report.told = "" if self.listed is None else self.listed.told
+        except InputError as error:
+            report.problems.append(str(error))
+            return report
         counts: dict[str, dict[str, int]] = {}
         for split in ("train", "val"):
             try:
-                dataset = _image_folder(self.root, split)
+                dataset = self._files(split)
             except InputError as error:
                 report.problems.append(str(error))
                 continue
@@ -211,7 +256,7 @@ class ClassificationData(ImageData):
     def names(self) -> list[str] | None:
         """The class names in the order of their labels; None if the dataset has none."""
         for images in (*(dataset.images for dataset in self._sets.values()), *self._given.values()):
-            names = getattr(images, "classes", None)
+            names = getattr(images, "classes", None) or class_names(images, self.root)
             if names is not None:
                 return [str(name) for name in names]
         return None
@@ -224,43 +269,29 @@ class ClassificationData(ImageData):
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self._trainer()
         dataset, sampler = self._sets["train"], None
+        if isinstance(dataset, Streamed):
+            return self._stream(dataset, drop_last=True)
         if self.augmentation.repeats > 1:
             ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
             sampler = RepeatAugSampler(dataset, num_repeats=self.augmentation.repeats, **ranks)
         return self.train_loader(dataset, sampler)
 
-
-def _image_folder(root: Path, split: str) -> ImageFolder:
-    folder = root / split
-    if split == "test" and root.is_dir() and not folder.is_dir():
-        folder = root / "val"
-    if not folder.is_dir():
-        what = listing(root) if root.is_dir() else "there is no such folder"
-        raise InputError(f"data.root {root}: expected {split}/<class>/*.jpg in it, {what}")
-    if not folders_in(folder):
-        raise InputError(f"data.root: {folder} has no folders of classes, {listing(folder)}")
-    return ClassFolders(folder, loader=load_image)
-
-
-class ClassFolders(ImageFolder):
-    """torchvision's folders of classes, without hidden files and folders."""
-
     @override
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = folders_in(Path(directory))
-        return names, {name: i for i, name in enumerate(names)}
+    def eval_loader(self, dataset: Dataset[Any], split: str) -> DataLoader[Any]:
+        return self._stream(dataset) if isinstance(dataset, Streamed) else super().eval_loader(dataset, split)
 
-    @staticmethod
-    @override
-    def make_dataset(directory: str | Path, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
-        of_class = {name: images_in(Path(directory, name)) for name in class_to_idx}
-        empty = [name for name, images in of_class.items() if not images]
-        if empty:
-            raise InputError(
-                f"data.root: no images in {directory} for the classes {', '.join(empty[:5])} "
-                f"({', '.join(sorted(EXTENSIONS))})"
-            )
-        return [(str(image), class_to_idx[name]) for name, images in of_class.items() for image in images]
+    def _stream(self, dataset: Streamed, drop_last: bool = False) -> DataLoader[Any]:
+        """A loader for a dataset that divides itself among processes, and shuffles itself."""
+        loader = StreamLoader(
+            dataset,
+            self.batch_size,
+            num_workers=self.num_workers,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+        )
+        trainer = self._trainer()
+        loader.epoch = lambda: trainer.fit_loop.epoch_progress.current.processed
+        return loader
 
 
 def _read(sample: tuple[str, int]) -> None:

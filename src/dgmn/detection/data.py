@@ -14,10 +14,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
 
-from dgmn.detection.coco import CocoSet, decode_mask
-from dgmn.detection.layouts import Layout, Target, find_layout
 from dgmn.detection.transforms import augmentation, transformed
 from dgmn.errors import InputError
+from dgmn.layout import find_layout
+from dgmn.objects.coco import CocoSet, decode_mask
+from dgmn.objects.layouts import LAYOUTS, Layout, Target
 from dgmn.pictures import boxed, distinct_colors, legend
 from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
@@ -156,7 +157,7 @@ class DetectionData(ImageData):
         Raises:
             InputError: there is no such folder, or no layout fits it, or several do.
         """
-        return find_layout(self.root, self._layout_name, **self._places)
+        return find_layout(LAYOUTS, self.root, self._layout_name, self._places)
 
     @cached_property
     def categories(self) -> CocoSet:

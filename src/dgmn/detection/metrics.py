@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmn.detection.coco import encode_mask, is_crowd, load_annotations, mask_runs, order_of_ids
 from dgmn.errors import InputError
+from dgmn.objects.coco import encode_mask, is_crowd, load_annotations, mask_runs, order_of_ids
 from dgmn_base.files import writing
 
 _STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

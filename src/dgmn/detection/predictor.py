@@ -19,7 +19,6 @@ from typing_extensions import override
 from dgmn.about import Preprocessing
 from dgmn.detection.builders import BUILDERS
 from dgmn.detection.categories import CATEGORIES
-from dgmn.detection.coco import mask_area
 from dgmn.detection.inference import Inference, detect
 from dgmn.detection.metrics import to_results
 from dgmn.errors import InputError, check_share
@@ -27,6 +26,7 @@ from dgmn.finite import check_scores
 from dgmn.images import AnyImage, Named, stacked
 from dgmn.models.build import build_named
 from dgmn.nodes import Point, SampledLayer, node_maps
+from dgmn.objects.coco import mask_area
 from dgmn.pictures import boxed, distinct_colors, inscribed, legend
 from dgmn.predictor import OnError, Predictor, Progress, Result, run, with_tuples
 from dgmn.writers import JsonWriter

@@ -7,8 +7,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dgmn.detection.layouts import Target
 from dgmn.detection.resizing import resized_sides
+from dgmn.objects.layouts import Target
 
 _LONGEST = 8000  # pixels of a resized image's long side: a thin image must not fill the memory
 

@@ -151,7 +151,7 @@ def _labelled(folder: Path, predictor: Predictor) -> tuple[list[Path], Callable[
 
     if not any(layout.fits(folder) for layout in LAYOUTS):
         return None
-    layout = find_layout(LAYOUTS, folder, {})
+    layout = find_layout(LAYOUTS, folder)
     if tuple(layout.classes.names) != predictor.names:
         return None
     splits = layout.splits()

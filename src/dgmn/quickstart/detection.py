@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from dgmn.about import about
-from dgmn.detection.coco import encode_mask
 from dgmn.detection.metrics import average_precision
 from dgmn.images import save_image
 from dgmn.loading import load
+from dgmn.objects.coco import encode_mask
 from dgmn.pictures import contact_sheet
 from dgmn.quickstart.digits import Scenes
 from dgmn_base.files import writing_folder

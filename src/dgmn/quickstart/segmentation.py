@@ -59,7 +59,7 @@ def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]
     rows: list[Image.Image] = []
     results = load(checkpoint, device="cpu").predict([sample.image for sample in samples])
     for sample, result in zip(samples, results, strict=True):
-        truth = layout.read_mask(sample.mask)
+        truth = layout.read_mask(sample)
         np.add.at(confusion, (truth.ravel(), result.labels.ravel()), 1)
         if len(rows) < 6:
             rows.append(comparison(result.image, truth, result.labels, CLASSES.colors, width=256))

@@ -25,6 +25,7 @@ from dgmn.segmentation.layouts import LAYOUTS, Layout
 from dgmn.segmentation.losses import IGNORED
 from dgmn.segmentation.transforms import Augmentation, normalise
 from dgmn.training.data import ImageData
+from dgmn_base.files import is_image
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,21 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
 class SegmentationData(ImageData):
     """Images with a class for every pixel.
 
-    `root` holds either Cityscapes as it unpacks (`leftImg8bit`, `gtFine`, `gtCoarse`), or folders of images and masks
-    with `classes.txt` or `classes.json` (see [`read_classes`][dgmn.segmentation.labels.read_classes]). A `classes.json`
-    beside the folders of Cityscapes gives other classes.
+    `root` holds folders of images and masks with `classes.txt` or `classes.json` (see
+    [`read_classes`][dgmn.segmentation.labels.read_classes]), or another of the layouts in `docs/formats.md`.
 
     Args:
         root: folder of the dataset.
         splits: names of the splits.
-        images: folder of a split's images, below `root`; `{split}` is the name of the split. Not for Cityscapes.
+        images: folder of a split's images, below `root`; `{split}` is the name of the split. For folders of masks and
+            for COCO's outlines; None looks into the folder.
         masks: path of an image's mask, below `root`; `{name}` is the image's path below `images`, without extension.
-        labels: masks of Cityscapes, "gtFine" or "gtCoarse".
-        palette_masks: accept masks with a palette; their indices are the class numbers, as in PASCAL VOC.
+            For folders of masks; None looks into the folder.
+        labels: folder of the masks: "gtFine" (None) or "gtCoarse" of Cityscapes, "SegmentationClass" (None) or another
+            of Pascal VOC.
+        annotations: in COCO's layout, the file with a part's annotations, below `root`.
+        layout: name of the layout, such as "folders", "cityscapes" or "voc"; None looks into the folder.
+        palette_masks: accept masks with a palette; their indices are the class numbers.
         augmentation: augmentation of the training images.
         epoch_steps: training steps of an epoch; the validation runs after them. None passes through the set once.
         batch_size: images per device in a training step. Validation takes one image at a time, at its own size.
@@ -91,9 +96,11 @@ class SegmentationData(ImageData):
         self,
         root: Path | str,
         splits: Splits = Splits(),
-        images: str = "images/{split}",
-        masks: str = "masks/{split}/{name}.png",
-        labels: str = "gtFine",
+        images: str | None = None,
+        masks: str | None = None,
+        labels: str | None = None,
+        annotations: str | None = None,
+        layout: str | None = None,
         palette_masks: bool = False,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - the command line shows its defaults
         epoch_steps: int | None = None,
@@ -104,16 +111,20 @@ class SegmentationData(ImageData):
         self.root = Path(root)
         self.splits = splits
         self.augmentation = augmentation
-        self._options = {"images": images, "masks": masks, "labels": labels, "palette_masks": palette_masks}
+        self._layout_name = layout
+        self._options = {
+            **{"images": images, "masks": masks, "labels": labels, "annotations": annotations},
+            "palette_masks": palette_masks or None,
+        }
 
     @cached_property
     def layout(self) -> Layout:
         """The layout of the dataset.
 
         Raises:
-            InputError: the folder does not exist, or holds no file of classes.
+            InputError: there is no such folder, or no layout fits it, or several do.
         """
-        return find_layout(LAYOUTS, self.root, self._options)
+        return find_layout(LAYOUTS, self.root, self._layout_name, self._options)
 
     @property
     @override
@@ -137,11 +148,11 @@ class SegmentationData(ImageData):
         for i in torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist():
             dataset, sample = samples[i]
             pixels += np.bincount(dataset.layout.read(sample)[1].numpy().ravel(), minlength=256)
-            contradiction = palettes.compare(sample.mask)
+            contradiction = palettes.compare(sample.mask) if self.layout.palette_masks else None
             if contradiction is not None:
                 warnings.warn(contradiction, stacklevel=2)
             checked += 1
-            budget -= sample.image.stat().st_size + sample.mask.stat().st_size
+            budget -= sum(file.stat().st_size for file in {sample.image, sample.mask} if is_image(file))
             if budget <= 0:
                 break
         problem = _nothing_to_learn(pixels)
@@ -151,7 +162,8 @@ class SegmentationData(ImageData):
             warnings.warn(f"in the {checked} images that were read: {problem}", stacklevel=2)
         train, val = (len(self._sets[name]) for name in ("train", "val"))
         say(
-            f"data: {train} training and {val} validation images of {len(self.names)} classes; "
+            f"data: {self.layout.title} layout, {train} training and {val} validation images "
+            f"of {len(self.names)} classes; "
             f"{checked if checked < len(samples) else 'all'} of them read without an error"
         )
 
@@ -165,13 +177,18 @@ class SegmentationData(ImageData):
         report = DataReport(("class", *header))
         columns: list[list[object]] = []
         palettes = Palettes()
+        total = 0
         for split in splits:
             try:
-                samples = self.layout.samples(getattr(self.splits, split))
+                mistakes = self.layout.mistakes(getattr(self.splits, split))
+                samples = [] if mistakes else self.layout.samples(getattr(self.splits, split))
             except InputError as error:
-                report.problems.append(str(error))
+                mistakes = [str(error)]
+            if mistakes:
+                report.problems += mistakes
                 columns += [["-"] * (len(names) + 1)] * 2
                 continue
+            total += len(samples)
             pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
             tell = partial(progress, split, len(samples))
             spread = samples[:: max(1, len(samples) // 8)]
@@ -179,7 +196,7 @@ class SegmentationData(ImageData):
                 counts = np.bincount(mask.numpy().ravel(), minlength=256)
                 pixels += counts
                 images += counts > 0
-                contradiction = palettes.compare(sample.mask)
+                contradiction = palettes.compare(sample.mask) if self.layout.palette_masks else None
                 if contradiction is not None:
                     report.problems.append(contradiction)
                 if len(report.samples) < 8 and sample in spread:
@@ -192,6 +209,7 @@ class SegmentationData(ImageData):
             problem = _nothing_to_learn(pixels)
             if problem is not None and pixels.sum():  # if no mask could be read, that is said already
                 report.problems.append(f"{split}: {problem}")
+        report.told = f"{self.layout.title} layout, {len(names)} classes, {total:,} images"
         report.legend = partial(legend, names, colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report

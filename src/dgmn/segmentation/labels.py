@@ -1,6 +1,6 @@
 """Classes of a dataset, and masks: images whose pixels are class numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,16 @@ class Classes:
         colors: colours of the classes in pictures.
         ids: value of each class in a mask.
         ignored: values in a mask for pixels without a label, besides 255.
+        by_color: masks may be coloured: the colours of their pixels are those of the classes.
+        ignored_colors: colours in such a mask for pixels without a label.
     """
 
     names: tuple[str, ...]
     colors: tuple[Color, ...]
     ids: tuple[int, ...]
     ignored: tuple[int, ...] = ()
+    by_color: bool = False
+    ignored_colors: tuple[Color, ...] = ()
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= 255:
@@ -48,6 +52,10 @@ class Classes:
         ]
         if odd:
             raise InputError(f"classes: ids must be different and in 0..254, got {odd[0]}")
+        shared = [color for color in self.colors if (*self.colors, *self.ignored_colors).count(color) > 1]
+        if self.by_color and shared:
+            names = [name for name, color in zip(self.names, self.colors, strict=True) if color == shared[0]]
+            raise InputError(f"classes: the colour {shared[0]} of {' and '.join(names)} is there twice")
 
     def table(self) -> NDArray[np.int16]:
         """The class of each value of a mask: 255 for no label, -1 for any other value."""
@@ -57,15 +65,15 @@ class Classes:
         return table
 
 
-def named(names: Sequence[str], colors: Sequence[Color] | None = None) -> Classes:
-    """Classes whose number in masks is their index in the list."""
-    return Classes(tuple(names), tuple(colors or distinct_colors(len(names))), tuple(range(len(names))))
-
-
-def find_classes(root: Path) -> Classes | None:
-    """The classes in `classes.json` or `classes.txt` of a dataset's folder; None if there is neither file."""
-    files = [root / "classes.json", root / "classes.txt"]
-    return next((read_classes(file) for file in files if file.is_file()), None)
+def named(
+    names: Sequence[str],
+    colors: Sequence[Color] | None = None,
+    ids: Sequence[int] | None = None,
+    ignored: Sequence[int] = (),
+) -> Classes:
+    """Classes whose value in masks is their index in the list, or that in `ids`."""
+    values = range(len(names)) if ids is None else ids
+    return Classes(tuple(names), tuple(colors or distinct_colors(len(names))), tuple(values), tuple(ignored))
 
 
 def read_classes(path: Path) -> Classes:
@@ -151,6 +159,8 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
     expected = "a mask is an 8-bit greyscale image (PNG) whose values are class numbers"
     if form in ("JPEG", "MPO", "WEBP", "AVIF"):
         raise InputError(f"{path}: {form} does not keep the values of pixels; {expected}")
+    if classes.by_color and (mode in ("RGB", "RGBA") or (mode == "P" and not palette)):
+        return _by_color(path, classes)
     if mode == "P" and not palette:
         raise InputError(
             f"{path}: a mask with a palette. If its indices are the class numbers, as in PASCAL VOC, say so: "
@@ -169,6 +179,43 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
             f"the {len(classes.ids)} classes are {spread}, 255 is no label"
         )
     return mapped.astype(np.uint8)
+
+
+def packed(color: Sequence[int]) -> int:
+    """A colour as one number, R + 256 G + 65536 B: COCO's id of a segment."""
+    return color[0] + 256 * color[1] + 65536 * color[2]
+
+
+def looked_up(values: NDArray[np.int32], classes: Mapping[int, int]) -> tuple[NDArray[np.uint8], list[int]]:
+    """The class of each value, and the values that have none."""
+    known = np.array(sorted(classes), np.int32)
+    of_known = np.array([classes[value] for value in known.tolist()], np.uint8)
+    places = np.searchsorted(known, values).clip(max=len(known) - 1)
+    odd = values[known[places] != values]
+    return of_known[places], np.unique(odd).tolist()
+
+
+def read_colors(path: Path) -> NDArray[np.int32]:
+    """The colours (H, W) in an image of masks, each as one number; it may have a palette. Errors as of `read_mask`."""
+    try:
+        with opened(path, str(path), "mask") as image:
+            pixels = np.asarray(image.convert("RGB").convert("RGBX"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing mask") from error
+    numbers: NDArray[np.int32] = pixels.view("<i4")[..., 0] & 0xFFFFFF
+    return numbers
+
+
+def _by_color(path: Path, classes: Classes) -> NDArray[np.uint8]:
+    of_color = {packed(color): i for i, color in enumerate(classes.colors)}
+    of_color |= dict.fromkeys(map(packed, classes.ignored_colors), IGNORED)
+    labels, odd = looked_up(read_colors(path), of_color)
+    if odd:
+        told = ", ".join(str((code & 255, code >> 8 & 255, code >> 16)) for code in odd[:3])
+        raise InputError(
+            f"{path}: the colour {told}{' ...' if len(odd) > 3 else ''} is of no class in the list of colours"
+        )
+    return labels
 
 
 def palette_colors(path: Path) -> dict[int, Color]:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from dgmn.errors import InputError
 from dgmn.segmentation.cityscapes import CITYSCAPES, CITYSCAPES_IDS
-from dgmn.segmentation.labels import find_classes, read_mask
+from dgmn.segmentation.class_lists import find_classes
+from dgmn.segmentation.labels import read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
 from dgmn_base.files import folders_in, images_in
 
@@ -24,6 +25,10 @@ class Cityscapes(Layout):
         labels: "gtFine" or "gtCoarse".
         palette_masks: accept masks with a palette; their indices are the class numbers.
     """
+
+    name = "cityscapes"
+    title = "Cityscapes"
+    files_told = "leftImg8bit and gtFine"
 
     def __init__(self, root: Path, labels: str = "gtFine", palette_masks: bool = False) -> None:
         super().__init__(root)
@@ -63,6 +68,6 @@ class Cityscapes(Layout):
         train_ids, ids = (folder / f"{stem}_{kind}.png" for kind in ("labelTrainIds", "labelIds"))
         return ids if ids.is_file() and not train_ids.is_file() else train_ids
 
-    def read_mask(self, path: Path) -> NDArray[np.uint8]:
-        classes = self._by_ids if path.stem.endswith("_labelIds") else self.classes
-        return read_mask(path, classes, self.palette_masks)
+    def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
+        classes = self._by_ids if sample.mask.stem.endswith("_labelIds") else self.classes
+        return read_mask(sample.mask, classes, self.palette_masks)

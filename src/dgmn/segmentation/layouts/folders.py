@@ -8,51 +8,76 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgmn.errors import InputError
-from dgmn.segmentation.labels import find_classes, read_mask
+from dgmn.segmentation.class_lists import find_classes
+from dgmn.segmentation.labels import Classes, named, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import folders_in, images_in, listing
+from dgmn_base.files import folders_in, images_in, listing, numbered_lines
+
+IMAGES, MASKS = "images/{split}", "masks/{split}/{name}.png"
+PATTERNS = (
+    (IMAGES, MASKS),
+    (IMAGES, "labels/{split}/{name}.png"),
+    ("img_dir/{split}", "ann_dir/{split}/{name}.png"),  # mmseg
+    ("{split}/images", "{split}/masks/{name}.png"),
+    ("{split}", "{split}_labels/{name}_L.png"),  # CamVid on Kaggle
+    ("{split}", "{split}_labels/{name}.png"),
+    ("{split}", "{split}annot/{name}.png"),  # SegNet's CamVid, and CVAT
+    ("701_StillsRaw_full", "LabeledApproved_full/{name}_L.png"),  # CamVid as it was published
+)
+"""Where images and masks lie, as it is found by looking."""
+
+_CAMVID = (
+    *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian"),
+    "Bicyclist",
+)
+_PARTS = ("train", "val", "test")
 
 
 class MaskFolders(Layout):
-    """Folders of images, folders of masks, and `classes.txt` or `classes.json`.
+    """Folders of images, folders of masks, and `classes.txt`, `classes.json` or a list of colours.
 
     Args:
         root: folder of the dataset.
-        images: folder of a split's images, below `root`; `{split}` is the name of the split.
+        images: folder of a split's images, below `root`; `{split}` is the name of the split. Without `{split}`, a text
+            file such as `train.txt` names the images of a split. None looks for the folders in `PATTERNS`.
         masks: path of an image's mask, below `root`; `{name}` is the image's path below `images`, without extension.
         palette_masks: accept masks with a palette; their indices are the class numbers, as in PASCAL VOC.
     """
 
+    name = "folders"
+    title = "Folders"
+    files_told = "images/train, masks/train and classes.txt or class_dict.csv"
+
     def __init__(
-        self,
-        root: Path,
-        images: str = "images/{split}",
-        masks: str = "masks/{split}/{name}.png",
-        palette_masks: bool = False,
+        self, root: Path, images: str | None = None, masks: str | None = None, palette_masks: bool = False
     ) -> None:
         super().__init__(root)
-        _check_pattern("images", images, (), "images/{split}")
-        _check_pattern("masks", masks, ("name",), "masks/{split}/{name}.png")
-        classes = find_classes(root)
-        if classes is None:
-            raise InputError(
-                f"data.root {root}: expected classes.txt with one name a line (the first is 0 in the masks), "
-                f"or Cityscapes' leftImg8bit; {listing(root)}"
-            )
-        self.classes = classes
-        self.images = images
-        self.masks = masks
+        found = _look(root)
+        if images is None and masks is None and found is not None:
+            images, masks = found
+        self.images = images or IMAGES
+        self.masks = masks or MASKS
+        _check_pattern("images", self.images, (), IMAGES)
+        _check_pattern("masks", self.masks, ("name",), MASKS)
+        self.classes = self.find_classes()
         self.palette_masks = palette_masks
 
     @staticmethod
     def fits(root: Path) -> bool:
-        return find_classes(root) is not None
+        return _look(root) is not None and find_classes(root) is not None
+
+    def find_classes(self) -> Classes:
+        """The classes of the dataset."""
+        classes = find_classes(self.root)
+        if classes is None:
+            raise InputError(
+                f"data.root {self.root}: expected classes.txt with one name a line (the first is 0 in the masks), "
+                f"or a list of colours such as class_dict.csv; {listing(self.root)}"
+            )
+        return classes
 
     def splits(self) -> list[str]:
-        before, _, after = self.images.partition("{split}")
-        folder = self.root / before
-        names = folders_in(folder) if folder.is_dir() else []
-        return [name for name in names if (self.root / f"{before}{name}{after}").is_dir()]
+        return _splits(self.root, self.images, self.masks) or _splits(self.root, self.images, "{name}")
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
@@ -62,6 +87,9 @@ class MaskFolders(Layout):
             if not files:
                 what = "is empty" if folder.is_dir() else "there is no such folder"
                 raise InputError(f"data: no images for {part!r} in {folder}: {what}")
+            of_name = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+            if "{split}" not in self.images:
+                files = self._listed(part, of_name)
             for file in files:
                 name = file.relative_to(folder).with_suffix("").as_posix()
                 samples.append(Sample(file, self.root / self.masks.format(split=part, name=name)))
@@ -71,8 +99,78 @@ class MaskFolders(Layout):
             raise InputError(f"{shared}: the mask of two images that differ only in their extension")
         return samples
 
-    def read_mask(self, path: Path) -> NDArray[np.uint8]:
-        return read_mask(path, self.classes, self.palette_masks)
+    def _listed(self, part: str, of_name: dict[str, Path]) -> list[Path]:
+        """The images that `train.txt` names, with or without folders and extensions."""
+        file = self.root / f"{part}.txt"
+        if not file.is_file():
+            raise InputError(f"data: no {file}: all images are in one folder, so it must name those of {part!r}")
+        files = []
+        for line, text in numbered_lines(file):
+            names = (text, Path(text).with_suffix("").as_posix(), Path(text).stem)
+            name = next((name for name in names if name in of_name), None)
+            if name is None:
+                raise InputError(f"{file}:{line}: no image {text[:80]}")
+            files.append(of_name[name])
+        return sorted(set(files))
+
+    def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
+        return read_mask(sample.mask, self.classes, self.palette_masks)
+
+
+class SegNet(MaskFolders):
+    """CamVid as in SegNet's tutorial: `train`, `trainannot` and so on; 11 in the masks is no label."""
+
+    name = "segnet"
+    title = "SegNet's CamVid"
+    files_told = "train and trainannot, without a list of classes"
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, "{split}", "{split}annot/{name}.png")
+
+    @staticmethod
+    def fits(root: Path) -> bool:
+        return bool(_splits(root, "{split}", "{split}annot/{name}.png")) and find_classes(root) is None
+
+    def find_classes(self) -> Classes:
+        return named(_CAMVID, ignored=(len(_CAMVID),))
+
+
+def _look(root: Path) -> tuple[str, str] | None:
+    """The patterns whose folders are there, with images as masks, and if several are, those whose names fit, too."""
+    there = [patterns for patterns in PATTERNS if any(_first(root, patterns[1], s) for s in _splits(root, *patterns))]
+    return next((patterns for patterns in there if _names_fit(root, *patterns)), there[0] if there else None)
+
+
+def _first(root: Path, pattern: str, split: str) -> Path | None:
+    """The first image of a split in the folder of a pattern, of images or masks."""
+    folder = pattern.partition("{name}")[0] if "{name}" in pattern else f"{pattern}/"
+    return next(iter(images_in(root / folder.rpartition("/")[0].replace("{split}", split))), None)
+
+
+def _splits(root: Path, images: str, masks: str) -> list[str]:
+    """The splits whose folders of images and masks are there."""
+    before, here, after = images.partition("{split}")
+    folder = root / before
+    names = folders_in(folder) if here and folder.is_dir() else []
+    if not here and folder.is_dir():
+        names = [name for name in _PARTS if (root / f"{name}.txt").is_file()] or ["train"]
+    above = masks.partition("{name}")[0].rpartition("/")[0]
+    return [
+        name
+        for name in names
+        if (root / f"{before}{name if here else ''}{after}").is_dir()
+        and (root / above.replace("{split}", name)).is_dir()
+    ]
+
+
+def _names_fit(root: Path, images: str, masks: str) -> bool:
+    """Whether the first image of a split has its mask."""
+    for split in _splits(root, images, masks):
+        first = _first(root, images, split)
+        if first is not None:
+            name = first.relative_to(root / images.replace("{split}", split)).with_suffix("").as_posix()
+            return (root / masks.format(split=split, name=name)).is_file()
+    return False
 
 
 def _check_pattern(option: str, pattern: str, needed: tuple[str, ...], example: str) -> None:

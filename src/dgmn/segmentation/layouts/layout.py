@@ -1,8 +1,9 @@
 """The base of all layouts of images and masks."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,17 @@ from dgmn.segmentation.labels import Classes
 
 @dataclass(frozen=True)
 class Sample:
-    """The paths of an image and its mask; the files need not exist."""
+    """An image and the file that its mask is read from; the files need not exist.
+
+    Attributes:
+        image: path of the image.
+        mask: path of the mask, or of the file that describes it.
+        facts: what else its layout needs to read the mask.
+    """
 
     image: Path
     mask: Path
+    facts: Any = field(default=None, compare=False, repr=False)
 
 
 class Layout(DataLayout):
@@ -29,9 +37,11 @@ class Layout(DataLayout):
 
     Attributes:
         classes: the classes in the masks.
+        palette_masks: masks may have a palette, whose indices are the class numbers.
     """
 
     classes: Classes
+    palette_masks = False
 
     @abstractmethod
     def samples(self, split: str) -> list[Sample]:
@@ -42,12 +52,16 @@ class Layout(DataLayout):
         """
 
     @abstractmethod
-    def read_mask(self, path: Path) -> NDArray[np.uint8]:
-        """A mask (H, W) of class numbers; 255 is no label.
+    def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
+        """The mask (H, W) of an image, in class numbers; 255 is no label.
 
         Raises:
             InputError: the mask cannot be read, or holds a value that no class has; the message names the file.
         """
+
+    def mistakes(self, split: str) -> list[str]:
+        """All that is wrong with the description of a split, a line each, where `samples` raises the first."""
+        return []
 
     def read(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """An image (3, H, W) and its mask (H, W), both uint8.
@@ -55,7 +69,7 @@ class Layout(DataLayout):
         Raises:
             InputError: one of them cannot be read, or their sizes differ.
         """
-        mask = self.read_mask(sample.mask)
+        mask = self.read_mask(sample)
         try:
             image: Tensor = TF.pil_to_tensor(load_image(sample.image))
         except FileNotFoundError as error:
@@ -66,3 +80,9 @@ class Layout(DataLayout):
             turned = " (turned upright as its EXIF entry says)" if stored == mask.shape[::-1] else ""
             raise InputError(f"{sample.mask}: {sizes}{turned}: they must be equal")
         return image, torch.from_numpy(mask)
+
+    def no_part(self, part: str, expected: str) -> InputError:
+        """The error that there is no such split."""
+        known = self.splits()
+        there = f"; there are {', '.join(known)} (--data.splits.train, --data.splits.val choose)" if known else ""
+        return InputError(f"data: no part {part!r} in {self.root}: expected {expected}{there}")

@@ -5,9 +5,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from dgmn.detection.layouts.described import Labels, Thing, around
-from dgmn.detection.layouts.marked import MarkedLayout, parts_with
 from dgmn.errors import InputError
+from dgmn.objects.layouts.described import Labels, Thing, around
+from dgmn.objects.layouts.marked import MarkedLayout, parts_with
 from dgmn_base.files import is_hidden, read_json
 
 _PEEK = 4096  # bytes; a file begins with its version, its shapes, or with its image

@@ -9,16 +9,13 @@ from typing import Any
 
 from typing_extensions import override
 
-from dgmn.detection.coco import CocoSet, check_coco
-from dgmn.detection.layouts.layout import Layout
 from dgmn.errors import InputError
 from dgmn.images import image_size
-from dgmn_base.files import check_file
+from dgmn.objects.coco import CocoSet, check_coco
+from dgmn.objects.layouts.layout import Layout
 
 DECIMALS = 9
 """Coordinates in pixels keep so many decimals: what a tool wrote as an integer is read as one."""
-
-_LARGEST = 2**26  # bytes of a file of labels, or of a list of images
 
 
 @dataclass
@@ -161,39 +158,6 @@ class DescribedLayout(Layout):
 
     def _name(self, image: Path) -> str:
         return str(image.relative_to(self.root) if image.is_relative_to(self.root) else image.absolute())
-
-
-def read_bytes(file: Path, most: int = _LARGEST) -> bytes:
-    """The content of a file.
-
-    Raises:
-        InputError: it cannot be read, or has more than `most` bytes; the message names it.
-    """
-    try:
-        check_file(file)
-        with file.open("rb") as source:
-            content = source.read(most + 1)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name; or an InputError
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(content) > most:
-        raise InputError(f"{file}: more than {most:,} bytes")
-    return content
-
-
-def read_text(file: Path, most: int = _LARGEST) -> str:
-    """The content of a file in UTF-8; otherwise as `read_bytes`."""
-    try:
-        return read_bytes(file, most).decode("utf-8-sig")  # Windows' editors put a mark first
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
-
-
-def numbered_lines(file: Path) -> list[tuple[int, str]]:
-    """The lines of a text that are not empty, without space around them, each with its number from 1."""
-    lines = enumerate(read_text(file).split("\n"), 1)  # not splitlines: it also splits at a form feed and others
-    return [(i, stripped) for i, line in lines if (stripped := line.strip())]
 
 
 def exact(value: float) -> float:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from dgmn.detection.coco import CocoSet, read_coco
-from dgmn.detection.layouts.layout import Layout
+from dgmn.objects.coco import CocoSet, read_coco
+from dgmn.objects.layouts.layout import Layout
 from dgmn_base.files import is_hidden
 
 

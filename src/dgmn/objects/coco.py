@@ -91,7 +91,7 @@ def check_coco(
     learnt.
 
     Args:
-        content: the annotations, from [`load_annotations`][dgmn.detection.coco.load_annotations] or made of another
+        content: the annotations, from [`load_annotations`][dgmn.objects.coco.load_annotations] or made of another
             format.
         file: where they are from, for messages.
         folder: folder with the images.

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
-from dgmn.detection.layouts.described import read_bytes
 from dgmn.errors import InputError
+from dgmn_base.files import read_bytes
 
 _LARGEST = 2**24  # bytes
 _DEEPEST = 50

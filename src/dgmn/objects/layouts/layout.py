@@ -2,28 +2,21 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from dgmn.detection.coco import CocoImage, CocoSet, to_target
 from dgmn.errors import InputError
 from dgmn.images import load_image
 from dgmn.layout import DataLayout
+from dgmn.objects.coco import CocoImage, CocoSet, to_target
 
 Target = dict[str, Any]
 
 
 class Layout(DataLayout):
     """How images and their objects lie on disk. Every format is a subclass."""
-
-    name: ClassVar[str]
-    """The name for `--data.layout`."""
-    title: ClassVar[str]
-    """The name in messages."""
-    files_told: ClassVar[str]
-    """The files that show this layout, for messages."""
 
     @abstractmethod
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:

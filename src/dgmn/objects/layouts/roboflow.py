@@ -6,9 +6,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from dgmn.detection.coco import CocoSet, check_coco, load_annotations
-from dgmn.detection.layouts.layout import Layout
 from dgmn.errors import InputError
+from dgmn.objects.coco import CocoSet, check_coco, load_annotations
+from dgmn.objects.layouts.layout import Layout
 from dgmn_base.files import folders_in
 
 _FILE = "_annotations.coco.json"

@@ -9,17 +9,15 @@ from typing import Any
 
 from typing_extensions import override
 
-from dgmn.detection.layouts.described import (
+from dgmn.errors import InputError
+from dgmn.objects.layouts.described import (
     DescribedLayout,
     Labels,
     Thing,
     around,
     exact,
-    numbered_lines,
-    read_text,
 )
-from dgmn.errors import InputError
-from dgmn_base.files import folders_in, images_in, is_hidden, is_image
+from dgmn_base.files import folders_in, images_in, is_hidden, is_image, numbered_lines, read_text
 from dgmn_base.recipes import check_size
 
 _NUMBER = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)

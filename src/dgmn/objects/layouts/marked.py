@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from dgmn.detection.layouts.described import DescribedLayout, Labels, numbered_lines
-from dgmn_base.files import files_in, folders_in, images_in, is_hidden
+from dgmn.objects.layouts.described import DescribedLayout, Labels
+from dgmn_base.files import files_in, folders_in, images_in, is_hidden, numbered_lines
 
 _NO_CLASSES = ("__ignore__", "_background_")  # LabelMe's lists begin with them
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from dgmn.detection.coco import CocoSet
-from dgmn.detection.layouts.described import Labels, Thing, exact, numbered_lines
-from dgmn.detection.layouts.marked import MarkedLayout, parts_with
-from dgmn.detection.layouts.xml_file import Element, read_xml
 from dgmn.errors import InputError
-from dgmn_base.files import folders_in, images_in
+from dgmn.objects.coco import CocoSet
+from dgmn.objects.layouts.described import Labels, Thing, exact
+from dgmn.objects.layouts.marked import MarkedLayout, parts_with
+from dgmn.objects.layouts.xml_file import Element, read_xml
+from dgmn_base.files import folders_in, images_in, numbered_lines
 
 _NUMBER = re.compile(r"[+-]?(\d{1,12}(\.\d{0,20})?|\.\d{1,20})", re.ASCII)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

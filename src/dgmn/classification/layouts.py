@@ -1,0 +1,265 @@
+"""How labelled images lie on disk: folders of classes, with and without parts, and a CSV file."""
+
+import csv
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from typing_extensions import override
+
+from dgmn.errors import InputError
+from dgmn.images import load_image
+from dgmn_base.files import EXTENSIONS, folders_in, images_in, is_hidden, listing, read_text, writing
+
+SPLIT = "split.csv"
+"""The file that keeps the split of a folder without parts."""
+
+_FILE = ("file", "filename", "file_name", "image", "image_path", "path", "filepath")
+_LABEL = ("label", "class", "category", "target", "class_name", "labels", "classes")
+_PART = ("split", "part", "set", "subset")
+_PARTS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation"), "val")}
+_SEVERAL = "one label per image is trained here, several are not"
+
+
+class ClassFolders(ImageFolder):
+    """torchvision's folders of classes, without hidden files and folders."""
+
+    @override
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = folders_in(Path(directory))
+        return names, {name: i for i, name in enumerate(names)}
+
+    @staticmethod
+    @override
+    def make_dataset(directory: str | Path, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
+        of_class = {name: images_in(Path(directory, name)) for name in class_to_idx}
+        empty = [name for name, images in of_class.items() if not images]
+        if empty:
+            raise InputError(
+                f"data.root: no images in {directory} for the classes {', '.join(empty[:5])} "
+                f"({', '.join(sorted(EXTENSIONS))})"
+            )
+        return [(str(image), class_to_idx[name]) for name, images in of_class.items() for image in images]
+
+
+class LabelledFiles(Dataset[tuple[Image.Image, int]]):
+    """Images with the numbers of their classes, as torchvision's `ImageFolder`."""
+
+    def __init__(self, classes: Sequence[str], samples: Sequence[tuple[str, int]]) -> None:
+        self.classes = list(classes)
+        self.samples = list(samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return load_image(path), label
+
+
+@dataclass
+class Listed:
+    """The images of a list, or of folders without parts.
+
+    Attributes:
+        source: where they are listed.
+        rows: file name below the folder of `source`, label and part of every image.
+        split: the file that keeps the split; None if the source has parts itself.
+        told: what is worth saying about them, in one line.
+    """
+
+    source: Path
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    split: Path | None = None
+    told: str = ""
+
+    def part(self, part: str) -> LabelledFiles:
+        """The images of "train", "val" or "test"; without test images, "test" is "val"."""
+        folder = self.source if self.source.is_dir() else self.source.parent
+        classes = sorted({label for _, label, _ in self.rows})
+        number = {name: i for i, name in enumerate(classes)}
+        wanted = "val" if part == "test" and not any(row[2] == "test" for row in self.rows) else part
+        samples = [(str(folder / file), number[label]) for file, label, part in self.rows if part == wanted]
+        if not samples:
+            raise InputError(f"{self.source}: no {part} images in it")
+        return LabelledFiles(classes, samples)
+
+    def keep(self) -> str:
+        """Writes the split down, unless it is; returns what is to be said about it, in one line."""
+        if self.split is None or self.split.is_file():
+            return self.told
+        text = StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("file", "label", "split"), *self.rows])
+        try:
+            with writing(self.split) as file:
+                file.write(text.getvalue().encode())
+        except InputError as error:
+            return f"{self.told}; it is the same for the same files, but not written down ({error})"
+        return f"{self.told}, written to {self.split}"
+
+
+def listed(root: Path, val_share: float) -> Listed | None:
+    """The images of a CSV file, or of folders of classes without parts; None if the folder has parts.
+
+    Args:
+        root: the folder, or a CSV file.
+        val_share: share of the images of each class that are for validation, where the data does not say it.
+
+    Raises:
+        InputError: a list holds something else, or it could be one of several; the message names it.
+    """
+    if not root.is_dir() and root.suffix.lower() != ".csv":
+        return None
+    if root.is_dir():
+        if (root / "train").is_dir():
+            return None
+        tables = [file for file in sorted(root.glob("*.csv")) if not is_hidden(file.name) and _has_columns(file)]
+        others = [file for file in tables if file.name != SPLIT]
+        if len(others) > 1:
+            choice = " or ".join(map(str, others))
+            raise InputError(f"data.root {root}: several lists of images; choose with --data.root {choice}")
+        if others:
+            return _of_table(others[0], root / SPLIT, val_share)
+        classes = folders_in(root)
+        if set(classes) & set(_PARTS) or len(classes) < 2 or not images_in(root):
+            return None
+        found = ClassFolders.make_dataset(root, {name: i for i, name in enumerate(classes)})
+        pairs = [(Path(file).relative_to(root).as_posix(), classes[i]) for file, i in found]
+        return _with_split(root, pairs, root / SPLIT, val_share)
+    return _of_table(root, root.with_suffix(f".{SPLIT}"), val_share)
+
+
+def _of_table(file: Path, split: Path, val_share: float) -> Listed:
+    rows = _read_table(file)
+    if all(part is not None for _, _, part in rows):
+        return Listed(file, [(name, label, part or "") for name, label, part in rows])
+    return _with_split(file, [(name, label) for name, label, _ in rows], split, val_share)
+
+
+def _with_split(source: Path, pairs: list[tuple[str, str]], split: Path, val_share: float) -> Listed:
+    if split.is_file():
+        rows = [(name, label, part or "train") for name, label, part in _read_table(split)]
+        new, gone = len(set(pairs) - {row[:2] for row in rows}), len({row[:2] for row in rows} - set(pairs))
+        if gone:
+            raise InputError(f"{split}: {gone} of its images are not in {source} any more: delete it to split anew")
+        more = f"; {new} images are not in it: delete it to split anew" if new else ""
+        return Listed(source, rows, split, f"data: split as {split} says{more}")
+    of_class: defaultdict[str, list[str]] = defaultdict(list)
+    for name, label in pairs:
+        of_class[label].append(name)
+    validation: set[str] = set()
+    for label, names in of_class.items():
+        if len(names) < 2:
+            raise InputError(f"{source}: the class {label} has one image; to split a class, it needs two or more")
+        # The order of hashes is random, but the same on every machine, and new images change little of it.
+        order = sorted(names, key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
+        validation |= set(order[: min(max(1, round(val_share * len(names))), len(names) - 1)])
+    rows = [(name, label, "val" if name in validation else "train") for name, label in pairs]
+    counts = f"{len(rows) - len(validation)} training and {len(validation)} validation images"
+    return Listed(source, rows, split, f"data: {len(rows)} images of {len(of_class)} classes split into {counts}")
+
+
+def _columns(titles: Sequence[str]) -> tuple[int, int, int] | None:
+    """The columns of files, labels and parts (-1: none); None if files or labels have none."""
+    small = [title.strip().lower() for title in titles]
+    file, label, part = (next((small.index(n) for n in names if n in small), -1) for names in (_FILE, _LABEL, _PART))
+    return (file, label, part) if min(file, label) >= 0 else None
+
+
+def _titles(file: Path) -> list[str]:
+    return next(csv.reader(StringIO(read_text(file))), [])
+
+
+def _has_columns(file: Path) -> bool:
+    try:
+        titles = _titles(file)
+    except (InputError, csv.Error):
+        return False
+    return any(title.strip().lower() in _FILE for title in titles)
+
+
+def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
+    """File, label and part of every row; the part is None if no column says it."""
+    reader = csv.reader(StringIO(read_text(file), newline=""))
+    rows: list[tuple[str, str, str | None]] = []
+    first: dict[str, tuple[int, str]] = {}
+    try:
+        titles = next(reader, [])
+        columns = _columns(titles)
+        if columns is None:
+            if any(title.strip().lower() in _FILE for title in titles) and len(titles) > 2:
+                raise InputError(f"{file}: a column for each class, and none of them called label: {_SEVERAL}")
+            raise InputError(f"{file}: its first line must name the columns file and label, got {titles[:5]}")
+        for row in reader:
+            if not any(row):
+                continue
+            where = f"{file}:{reader.line_num}"
+            if len(row) != len(titles):
+                raise InputError(f"{where}: {len(row)} columns, the first line has {len(titles)}")
+            name, label = row[columns[0]].strip(), row[columns[1]].strip()
+            part = row[columns[2]].strip().lower() if columns[2] >= 0 else None
+            if not name or not label:
+                raise InputError(f"{where}: a row needs a file and a label")
+            if part is not None and part not in _PARTS:
+                raise InputError(f"{where}: {titles[columns[2]].strip()} must be train, val or test, got {part[:40]!r}")
+            line, before = first.setdefault(name, (reader.line_num, label))
+            if before != label:
+                raise InputError(f"{where}: {name} is {label!r} here and {before!r} in line {line}: {_SEVERAL}")
+            if line != reader.line_num:
+                raise InputError(f"{where}: {name} is there twice, first in line {line}")
+            if not _is_file(file.parent / name):
+                raise InputError(f"{where}: no image {file.parent / name}")
+            rows.append((name, label, None if part is None else _PARTS[part]))
+    except csv.Error as error:
+        raise InputError(f"{file}:{reader.line_num}: not CSV ({error})") from error
+    if not rows:
+        raise InputError(f"{file}: no images in it")
+    joined = _joined_label({label for _, label, _ in rows})
+    if joined is not None:
+        raise InputError(f"{file}: the label {joined!r} seems to be several: {_SEVERAL}")
+    return rows
+
+
+def _joined_label(labels: Iterable[str]) -> str | None:
+    """A label that is made of others, such as `cat|dog`; names may hold the signs between them: `tench, Tinca`."""
+    parts = {label: [part.strip() for part in re.split(r"[|;,]", label)] for label in labels}
+    users: defaultdict[str, int] = defaultdict(int)
+    for each in parts.values():
+        for part in set(each):
+            users[part] += 1
+    return next((label for label, each in parts.items() if len(each) > 1 and all(users[p] > 1 for p in each)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def part_folder(root: Path, split: str) -> Path:
+    """The folder of a part with its folders of classes; without `test`, `val` is for the test.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    folder = root / split
+    if split == "test" and root.is_dir() and not folder.is_dir():
+        folder = root / "val"
+    if not folder.is_dir():
+        what = listing(root) if root.is_dir() else "there is no such folder"
+        raise InputError(
+            f"data.root {root}: expected {split}/<class>/*.jpg in it, or <class>/*.jpg, or a CSV of file and label; "
+            f"{what}"
+        )
+    if not folders_in(folder):
+        raise InputError(f"data.root: {folder} has no folders of classes, {listing(folder)}")
+    return folder

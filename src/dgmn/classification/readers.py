@@ -1,0 +1,145 @@
+"""timm's readers of datasets by name: WebDataset's shards, Hugging Face datasets, TensorFlow datasets."""
+
+import importlib.util
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from timm.data import create_dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from typing_extensions import override
+
+from dgmn.errors import InputError
+from dgmn_base.files import EXTENSIONS, listing
+
+_NEEDS = {  # the module and how to install it
+    "wds": ("webdataset", "webdataset"),
+    "hfds": ("datasets", "datasets"),
+    "tfds": ("tensorflow_datasets", "tensorflow-datasets tensorflow"),
+}
+
+
+def check_reader(name: str) -> str:
+    """The kind of a reader: "wds", "hfds" or "tfds".
+
+    Raises:
+        InputError: there is no such reader, or the package that it needs is not installed.
+    """
+    kind, slash, rest = name.partition("/")
+    if kind not in _NEEDS or not slash or bool(rest) == (kind == "wds"):
+        raise InputError(f"data.reader must be wds/, hfds/NAME or tfds/NAME, as timm calls them, got {name!r}")
+    module, packages = _NEEDS[kind]
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"data.reader {name}: this needs {module}: pip install {packages}")
+    return kind
+
+
+def reader_set(name: str, root: Path | None, split: str, training: bool, batch_size: int) -> Dataset[Any]:
+    """The images and labels of a split.
+
+    Args:
+        name: name of the reader, as of `timm.data.create_dataset`.
+        root: folder of the shards; for the others, folder where the dataset is, or is kept.
+        split: name of the split. For shards, it may be names of files and the number of images:
+            `train-{0000..0003}.tar|4000`.
+        training: shuffle, and fill up the last batch.
+        batch_size: images in a batch of this process.
+
+    Raises:
+        InputError: the dataset cannot be opened; the message says why.
+    """
+    if check_reader(name) == "wds":
+        if root is None or not root.is_dir():
+            raise InputError(f"data.root {root}: there is no such folder of shards")
+        split = _shards(root, split)
+    try:
+        found: Dataset[Any] = create_dataset(
+            name, None if root is None else str(root), split, is_training=training, batch_size=batch_size
+        )
+    except Exception as error:  # each library has errors of its own
+        what = " ".join(str(error).split())[:300]
+        raise InputError(f"data.reader {name}: {split} cannot be opened ({type(error).__name__}: {what})") from error
+    found.target_transform = one_label  # type: ignore[attr-defined]
+    return found
+
+
+def _shards(root: Path, split: str) -> str:
+    """The names and the number of images of the shards of a split, unless a file of timm's tells them."""
+    if ".tar" in split or any((root / name).is_file() for name in ("_info.json", "info.json")):
+        return split
+    files = sorted(root.glob(f"{split}*.tar"))
+    if not files:
+        raise InputError(f"data.root {root}: no shards {split}*.tar; {listing(root)}")
+    count = 0
+    for file in files:
+        try:
+            with tarfile.open(file) as shard:
+                count += sum(Path(member.name).suffix.lower() in EXTENSIONS for member in shard)
+        except (OSError, tarfile.TarError) as error:
+            raise InputError(f"{file}: damaged shard ({error})") from error
+    return f"{'::'.join(file.name for file in files)}|{count}"
+
+
+def one_label(label: Any) -> int:
+    """A label as a number.
+
+    Raises:
+        InputError: it is something else, for instance several labels.
+    """
+    try:
+        return int(label)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data: a label is {str(label)[:80]!r}: one label per image is trained here") from error
+
+
+def class_names(images: Any, root: Path | None) -> list[str] | None:
+    """The names of the classes, if the reader or a file `classes.txt` beside the shards tells them."""
+    numbers = getattr(getattr(images, "reader", None), "class_to_idx", None)
+    if numbers:
+        return [str(name) for name in sorted(numbers, key=numbers.__getitem__)]
+    file = None if root is None else root / "classes.txt"
+    return file.read_text(encoding="utf-8").splitlines() if file is not None and file.is_file() else None
+
+
+class Streamed(IterableDataset[Any]):
+    """A dataset that can only be read from the beginning to the end, with its transform.
+
+    Args:
+        images: timm's dataset.
+        transform: of the images.
+        workers: processes that read it.
+
+    Raises:
+        InputError: a process would have no shard to read.
+    """
+
+    def __init__(self, images: Any, transform: Any, workers: int) -> None:
+        self.images = images
+        images.transform = transform
+        images.set_loader_cfg(num_workers=workers)
+        shards = len(getattr(getattr(images.reader, "split_info", None), "filenames", ()) or ())
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        readers = processes * max(workers, 1)
+        if 0 < shards < readers and (images.reader.is_training or processes > 1):
+            raise InputError(
+                f"data: {shards} shards for {processes} processes with {max(workers, 1)} workers each: every worker "
+                f"needs a shard; give --data.num_workers {shards // processes}, or write more shards"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Any:
+        return iter(self.images)
+
+
+class StreamLoader(DataLoader[Any]):
+    """Tells a streamed dataset its epoch, which Lightning tells samplers only."""
+
+    epoch: Any = staticmethod(lambda: 0)
+
+    @override
+    def __iter__(self) -> Any:
+        self.dataset.images.set_epoch(self.epoch())  # type: ignore[attr-defined]
+        return super().__iter__()
