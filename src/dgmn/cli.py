@@ -29,10 +29,10 @@ except ImportError as error:
 from typing_extensions import override
 
 from dgmn.report import say
-from dgmn.training.callbacks import EpochSeed, LastEvaluation, ProgressLines
+from dgmn.training.callbacks import BestTables, EpochSeed, LastEvaluation, ProgressLines
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn.training.class_paths import causes, explained, only_classes
-from dgmn.training.task import Table, Task, describe_run
+from dgmn.training.task import Task, describe_run
 from dgmn_base.options import trusted_packages
 from dgmn_base.recipes import find_recipe, read_recipe, with_recipes
 from dgmn_base.runs import alone_in, checkpoint_of
@@ -50,26 +50,6 @@ class _SaveConfig(SaveConfigCallback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
-
-
-class _BestTables(L.Callback):
-    """Keeps the tables of the best evaluation. In a continued run, it is the best since it was continued."""
-
-    def __init__(self) -> None:
-        self.tables: list[Table] = []
-        self.epoch = 0
-        self._best: float | None = None
-
-    @override
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Task)
-        name, mode = pl_module.monitor
-        value = trainer.callback_metrics.get(name)
-        if value is None:
-            return
-        better = self._best is None or (float(value) > self._best if mode == "max" else float(value) < self._best)
-        if better:
-            self._best, self.tables, self.epoch = float(value), list(pl_module.tables()), trainer.current_epoch
 
 
 class DgmnCLI(LightningCLI):
@@ -164,7 +144,7 @@ class DgmnCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         given = self._get(self.config_init, "trainer")
         monitor, mode = self.model.monitor
-        self._best_tables = _BestTables()
+        self._best_tables = BestTables()
         every_epoch: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
         callbacks = [
             *(given.get("callbacks") or []),
@@ -228,8 +208,13 @@ class DgmnCLI(LightningCLI):
             best = self.trainer.checkpoint_callback.best_model_score
             if best is not None:
                 print(f"best {self.model.monitor[0]}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}")
-            page = self._summary(told, None if best is None else float(best), time.monotonic() - start)
-            print(f"summary: {page}")
+            if self.trainer.fast_dev_run:  # it leaves no logs and no checkpoints
+                return
+            try:
+                page = self._summary(told, None if best is None else float(best), time.monotonic() - start)
+                print(f"summary: {page}")
+            except Exception as error:  # the training is done, and no page about it may make it fail
+                print(f"no summary of the run: {error}")
 
     def _summary(self, network: str, best: float | None, seconds: float) -> Path:
         """Writes the page about the training that has just ended."""
@@ -393,6 +378,7 @@ def _quieten() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*smaller than the logging interval.*",
         r"You're using the WeightAveraging callback, but loading a checkpoint outside.*",
+        r"Found \d+ module\(s\) in eval mode at the start of training.*",  # frozen batch norms
         r"LightningCLI's args parameter is intended.*",
         r"The dirpath has changed from .*",
         r".*`isinstance\(treespec, LeafSpec\)`.*",

@@ -95,7 +95,7 @@ def read_curves(root: Path) -> dict[str, list[Point]]:
             (name, (int(row["step"]), int(row["epoch"]), float(text)))
             for row in rows
             for name, text in row.items()
-            if name and "/" in name and text
+            if name and name.startswith(("train/", "val/")) and text
         ]
         if not any(name.startswith("train/") for name, _ in points):
             continue  # of an evaluation

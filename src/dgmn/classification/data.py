@@ -221,7 +221,9 @@ class ClassificationData(ImageData):
         images = self._sets["train"].images
         # Most datasets of torchvision list their labels; of others, every image is read.
         found = next((getattr(images, name) for name in ("targets", "labels") if hasattr(images, name)), None)
-        labels = torch.as_tensor(found if found is not None else [int(label) for _, label in images]).flatten()
+        labels = torch.as_tensor(
+            found if found is not None else [int(images[i][1]) for i in range(len(images))]
+        ).flatten()
         classes = len(self.names) if self.names is not None else int(labels.max()) + 1
         return torch.bincount(labels.long(), minlength=classes).tolist()
 

@@ -199,6 +199,31 @@ class LastEvaluation(L.Callback):
             trainer.should_stop = True
 
 
+class BestTables(L.Callback):
+    """Keeps the tables of the best evaluation. In a continued run, it is the best since it was continued.
+
+    Attributes:
+        tables: the tables, see `Task.tables`.
+        epoch: the epoch of that evaluation, counted from 0.
+    """
+
+    def __init__(self) -> None:
+        self.tables: list[Any] = []
+        self.epoch = 0
+        self._best: float | None = None
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        task: Any = pl_module
+        name, mode = task.monitor
+        found = trainer.callback_metrics.get(name)
+        if found is None:
+            return
+        value = float(found)
+        if self._best is None or (value > self._best if mode == "max" else value < self._best):
+            self._best, self.tables, self.epoch = value, list(task.tables()), trainer.current_epoch
+
+
 class StopEarly(EarlyStopping):
     """Ends a training whose metric has not improved for some evaluations.
 

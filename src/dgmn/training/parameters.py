@@ -29,7 +29,6 @@ def freeze_parts(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]
     """
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise InputError(f"model.freeze must be a list of names or globs, got {patterns!r}")
-    modules = [name for name, _ in network.named_modules() if name]
     parameters = dict(network.named_parameters())
     norms: dict[str, nn.Module] = {}
     for pattern in patterns:
@@ -41,6 +40,9 @@ def freeze_parts(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]
             if isinstance(module, _BatchNorm) and _inside(parts, name)
         }
         if not frozen and not inside:
+            modules = [
+                name for name, module in network.named_modules() if name and any(True for _ in module.parameters())
+            ]
             names = [*modules, *parameters]
             # The names at the place where the pattern stops to fit.
             depth = max((_fitting(parts, name) for name in names), default=0)

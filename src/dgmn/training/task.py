@@ -110,8 +110,8 @@ class Task(L.LightningModule):
         multiplied([], self.model, self.lr_multipliers)  # names mistakes before the data is read
         self.layer_decay = layer_decay
         self._scales = {} if layer_decay is None else layer_scales(self.model, layer_decay)
+        self._frozen_norms = freeze_parts(self.model, freeze or ())
         self.frozen = list(freeze or ())
-        self._frozen_norms = freeze_parts(self.model, self.frozen)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise InputError(f"model.ema_decay must be above 0 and below 1, got {ema_decay}")
         self.ema_decay = ema_decay
@@ -119,6 +119,8 @@ class Task(L.LightningModule):
             check_number("model.patience", patience)
         self.patience = patience
         check_class_weights(class_weights, network_args["num_classes"])
+        if isinstance(class_weights, dict):  # YAML reads the name 0 as a number
+            class_weights = {str(name): weight for name, weight in class_weights.items()}
         self.class_weights = class_weights
         self._weights: Tensor | None = None
         self._pictures: list[Image.Image] = []
