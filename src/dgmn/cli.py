@@ -231,8 +231,9 @@ class DgmnCLI(LightningCLI):
         )
         tables = self._best_tables
         title = f"{self.root.name}: {self.model.name}"
+        logs = next((Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
         return write_summary(
-            self.root, Facts(title, self._told, facts, self.model.monitor, best, tables.tables, tables.epoch)
+            self.root, Facts(title, self._told, facts, self.model.monitor, best, tables.tables, tables.epoch, logs)
         )
 
     def _needs_all_weights(self, ckpt_path: Any) -> None:

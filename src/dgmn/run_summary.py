@@ -31,6 +31,7 @@ class Facts:
         best: the best value of it.
         tables: tables of an evaluation.
         tables_epoch: the epoch of that evaluation, counted from 0.
+        logs: the folder of this training's own logs; earlier parts of the run have others.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Facts:
     best: float | None
     tables: Sequence[Table] = ()
     tables_epoch: int = 0
+    logs: Path | None = None
 
 
 def write_summary(root: Path, facts: Facts) -> Path:
@@ -50,7 +52,7 @@ def write_summary(root: Path, facts: Facts) -> Path:
     Returns:
         The page.
     """
-    curves = read_curves(root)
+    curves = read_curves(root, facts.logs)
     values = curves.get(facts.monitor[0], [])
     choose = max if facts.monitor[1] == "max" else min
     best = choose((p for p in values if not math.isnan(p[2])), key=lambda point: point[2], default=None)
@@ -84,8 +86,13 @@ def write_summary(root: Path, facts: Facts) -> Path:
     return page
 
 
-def read_curves(root: Path) -> dict[str, list[Point]]:
-    """The logged numbers of a run's trainings, also of a run that was continued."""
+def read_curves(root: Path, last: Path | None) -> dict[str, list[Point]]:
+    """The logged numbers of a run's trainings.
+
+    Args:
+        root: the run's folder.
+        last: the logs of its last training; a run that was continued has earlier ones.
+    """
     curves: dict[str, list[Point]] = {}
     files = root.glob("logs/version_*/metrics.csv")
     for file in sorted(files, key=lambda path: int(re.sub(r"\D", "", path.parent.name) or 0)):
@@ -97,7 +104,8 @@ def read_curves(root: Path) -> dict[str, list[Point]]:
             for name, text in row.items()
             if name and name.startswith(("train/", "val/")) and text
         ]
-        if not any(name.startswith("train/") for name, _ in points):
+        trained = any(name.startswith("train/") for name, _ in points)
+        if not points or not (trained or (last is not None and file.parent.resolve() == last.resolve())):
             continue  # of an evaluation
         first = min(point[0] for _, point in points)
         for name, known in curves.items():  # a part that was cut off is done again
@@ -149,9 +157,9 @@ def _next(root: Path, facts: Facts) -> list[str]:
         "Evaluate on the test images, or the validation images if there are none:",
         _code([test]),
         "Try it in the browser, and see where the network looks (needs the extra `app`):",
-        _code([["dgmn", "app", "--ckpt_path", best]]),
+        _code([["dgmn", "app", best]]),
         "Export it (needs the extra `export`):",
-        _code([["dgmn", "export", "--ckpt_path", best, "--out", str(root / "model.onnx")]]),
+        _code([["dgmn", "export", best, "--out", str(root / "model.onnx")]]),
     ]
 
 
