@@ -54,6 +54,7 @@ def test_tensorboard_shows_pictures(trained: Path) -> None:
     assert len(events.Images("predictions")) == 3
 
 
+@pytest.mark.slow
 def test_what_the_page_advises_works(
     trained: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
