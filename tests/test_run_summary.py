@@ -33,6 +33,7 @@ def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_tells_the_whole_run(trained: Path) -> None:
     page = (trained / "summary.md").read_text()
+    assert f"dgmn fit -c {RECIPE} --data.root" in page
     assert "100 training and 41 validation images of 3 classes" in page
     assert "3 of 3 epochs, 15 steps" in page
     top1 = re.search(r"\| val/top1 \| (\d\.\d{4}) \| \d\.\d{4} \|", page)

@@ -1,6 +1,7 @@
 """The commands `dgmn fit | validate | test`: a thin layer over LightningCLI."""
 
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -34,7 +35,7 @@ from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn.training.class_paths import causes, explained, only_classes
 from dgmn.training.task import Task, describe_run
 from dgmn_base.options import trusted_packages
-from dgmn_base.recipes import find_recipe, read_recipe, with_recipes
+from dgmn_base.recipes import find_recipe, package_folder, read_recipe, with_recipes
 from dgmn_base.runs import alone_in, checkpoint_of
 from dgmn_base.terminal import duration, format_table
 
@@ -283,7 +284,8 @@ def evaluate(arguments: Sequence[str]) -> dict[str, float]:
 
 def _run(command: str, arguments: Sequence[str]) -> DgmnCLI:
     _quieten()
-    told = [command, *arguments]
+    package = f"{package_folder()}{os.sep}"  # recipes that come with dgmn are told as the user names them
+    told = [command, *(argument.replace(package, "") for argument in arguments)]
     trusted, arguments = trusted_packages(arguments)
     try:
         with only_classes(trusted):

@@ -120,8 +120,9 @@ def _chart(root: Path, curves: Mapping[str, list[Point]], metric: str, best: Poi
         return None
     from dgmn.pictures.curves import training_chart  # matplotlib takes a second
 
-    last = max((points[-1] for points in curves.values()), key=lambda point: point[0])
-    per_epoch = (last[0] + 1) / (last[1] + 1)
+    # An evaluation comes at the end of an epoch; the last epoch may be cut off.
+    step, epoch, _ = (curves.get(metric) or max(curves.values(), key=len))[0]
+    per_epoch = (step + 1) / (epoch + 1)
     over_epochs = {n: [((step + 1) / per_epoch, value) for step, _, value in points] for n, points in curves.items()}
     losses: dict[str, list[tuple[float, float]]] = {
         name: over_epochs[name] for name in ("train/loss", "val/loss") if name in over_epochs
