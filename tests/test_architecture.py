@@ -24,7 +24,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             *("bench", "cli", "complexity", "convert_data", "doctor", "loading", "paper_tables", "predict"),
-            *("quickstart", "reproduce", "sharing", "validate_data", "zoo"),
+            *("quickstart", "run_summary", "reproduce", "sharing", "validate_data", "zoo"),
         ),
         6,
     ),
@@ -42,7 +42,7 @@ ONLY_IN = {
     "supervision": ("dgmn/detection/predictor.py",),
     "ctypes": ("dgmn/ops/native.py", "dgmn/bench/measure.py"),
     "triton": ("dgmn/ops/triton_kernels.py", "dgmn/ops/triton_position.py"),
-    "matplotlib": ("dgmn/bench/charts.py", "dgmn/bench/report.py"),
+    "matplotlib": ("dgmn/bench/charts.py", "dgmn/bench/report.py", "dgmn/pictures/curves.py"),
     "gradio": ("dgmn/app/command.py", "dgmn/app/page.py"),
     "onnx": ("dgmn/exporting/int8.py", "dgmn/exporting/onnx_graph.py", "dgmn/onnx_network.py"),
 }

@@ -1,9 +1,11 @@
 """The commands `dgmn fit | validate | test`: a thin layer over LightningCLI."""
 
 import logging
+import os
 import re
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,14 +30,14 @@ except ImportError as error:
 from typing_extensions import override
 
 from dgmn.report import say
-from dgmn.training.callbacks import EpochSeed, LastEvaluation, ProgressLines
+from dgmn.training.callbacks import BestTables, EpochSeed, LastEvaluation, ProgressLines
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn.training.class_paths import causes, explained, only_classes
 from dgmn.training.task import Task, describe_run
 from dgmn_base.options import trusted_packages
-from dgmn_base.recipes import find_recipe, read_recipe, with_recipes
+from dgmn_base.recipes import find_recipe, package_folder, read_recipe, with_recipes
 from dgmn_base.runs import alone_in, checkpoint_of
-from dgmn_base.terminal import format_table
+from dgmn_base.terminal import duration, format_table
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -52,9 +54,16 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class DgmnCLI(LightningCLI):
-    """Runs a command; every run has one folder, `trainer.default_root_dir`: checkpoints/, logs/ and tensorboard/."""
+    """Runs a command; every run has one folder, `trainer.default_root_dir`: checkpoints/, logs/ and tensorboard/.
 
-    def __init__(self, arguments: list[str] | dict[str, Any], run: bool = True) -> None:
+    Args:
+        arguments: the command and its options.
+        run: whether to run it.
+        told: the same as the user wrote it.
+    """
+
+    def __init__(self, arguments: list[str] | dict[str, Any], run: bool = True, told: Sequence[str] = ()) -> None:
+        self._told = list(told)
         super().__init__(
             Task,
             L.LightningDataModule,
@@ -136,11 +145,13 @@ class DgmnCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         given = self._get(self.config_init, "trainer")
         monitor, mode = self.model.monitor
+        self._best_tables = BestTables()
         every_epoch: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
         callbacks = [
             *(given.get("callbacks") or []),
             EpochSeed(int(self._get(self.config, "seed_everything"))),
             LastEvaluation(),
+            self._best_tables,
             ModelCheckpoint(self.checkpoints, "best", monitor=monitor, mode=mode, **every_epoch),
             # A separate callback: with save_last, Lightning keeps the last epoch only if it is also the best.
             ModelCheckpoint(self.checkpoints, "last", **every_epoch),
@@ -171,10 +182,15 @@ class DgmnCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         network = self.model.model
-        parameters = sum(p.numel() for p in network.parameters())
+        parameters, trained = (
+            sum(p.numel() for p in network.parameters() if every or p.requires_grad) for every in (True, False)
+        )
         scratch = self.model.from_scratch and kwargs.get("ckpt_path") is None
-        size = f"{parameters / 1e6:.2f} M parameters{', from random weights' if scratch else ''}"
-        say(f"{type(network).__name__} with {size}; this run's folder: {self.root}")
+        some = "" if trained == parameters else f", {trained / 1e6:.2f} M of them trained"
+        size = f"{parameters / 1e6:.2f} M parameters{some}{', from random weights' if scratch else ''}"
+        told = f"{type(network).__name__} with {size}"
+        say(f"{told}; this run's folder: {self.root}")
+        start = time.monotonic()
         try:
             with alone_in(self.root) if rank_zero_only.rank == 0 else nullcontext():
                 checkpoint_of("fit", kwargs.get("ckpt_path"), self.root)  # again: another run may have just ended
@@ -186,12 +202,40 @@ class DgmnCLI(LightningCLI):
                 say(f"The last finished epoch is kept in {self.checkpoints}. Continue with --ckpt_path last")
             raise KeyboardInterrupt from None
         if not self.trainer.logged_metrics:
-            say(f"Nothing to train: the run has all {self.trainer.current_epoch} epochs; raise --trainer.max_epochs")
+            limits = "raise --trainer.max_epochs, or --trainer.max_time or --model.patience if they ended it"
+            say(f"Nothing to train: the run has all {self.trainer.current_epoch} epochs; {limits}")
         elif self.trainer.is_global_zero:
             self._report(f"after {self.trainer.current_epoch} epochs")
             best = self.trainer.checkpoint_callback.best_model_score
             if best is not None:
                 print(f"best {self.model.monitor[0]}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}")
+            if self.trainer.fast_dev_run:  # it leaves no logs and no checkpoints
+                return
+            try:
+                page = self._summary(told, None if best is None else float(best), time.monotonic() - start)
+                print(f"summary: {page}")
+            except Exception as error:  # the training is done, and no page about it may make it fail
+                print(f"no summary of the run: {error}")
+
+    def _summary(self, network: str, best: float | None, seconds: float) -> Path:
+        """Writes the page about the training that has just ended."""
+        from dgmn.run_summary import Facts, write_summary
+
+        trainer, data = self.trainer, self.datamodule
+        images = f"{data.training_images} training and {data.validation_images} validation images"
+        root = getattr(data, "root", None)
+        epochs = f"{trainer.current_epoch} of {trainer.max_epochs} epochs" if trainer.max_epochs else ""
+        facts = (
+            ("Network", f"{self.model.network_args['model']}, a {network}"),
+            ("Data", f"{images} of {self.model.network_args['num_classes']} classes{f', in {root}' if root else ''}"),
+            ("Training", f"{epochs}, {trainer.global_step} steps; this part took {duration(seconds)}"),
+        )
+        tables = self._best_tables
+        title = f"{self.root.name}: {self.model.name}"
+        logs = next((Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
+        return write_summary(
+            self.root, Facts(title, self._told, facts, self.model.monitor, best, tables.tables, tables.epoch, logs)
+        )
 
     def _needs_all_weights(self, ckpt_path: Any) -> None:
         if ckpt_path is None and not self.model.filled:
@@ -240,10 +284,12 @@ def evaluate(arguments: Sequence[str]) -> dict[str, float]:
 
 def _run(command: str, arguments: Sequence[str]) -> DgmnCLI:
     _quieten()
+    package = f"{package_folder()}{os.sep}"  # recipes that come with dgmn are told as the user names them
+    told = [command, *(argument.replace(package, "") for argument in arguments)]
     trusted, arguments = trusted_packages(arguments)
     try:
         with only_classes(trusted):
-            return DgmnCLI([command, *with_recipes(arguments)])
+            return DgmnCLI([command, *with_recipes(arguments)], told=told)
     except Exception as error:
         raise _explained(error) from error
 
@@ -335,6 +381,7 @@ def _quieten() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*smaller than the logging interval.*",
         r"You're using the WeightAveraging callback, but loading a checkpoint outside.*",
+        r"Found \d+ module\(s\) in eval mode at the start of training.*",  # frozen batch norms
         r"LightningCLI's args parameter is intended.*",
         r"The dirpath has changed from .*",
         r".*`isinstance\(treespec, LeafSpec\)`.*",

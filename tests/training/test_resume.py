@@ -57,7 +57,8 @@ def _fit(
         "--data.augmentation.hflip",
         "0.5",
     ]
-    arguments += ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"]
+    arguments += ["--model.ema_decay", "0.9", "--model.layer_decay", "0.9", "--model.freeze", "[stages.0]"]
+    arguments += ["--model.class_weights", "balanced", "--model.patience", "9"]
     arguments += ["--trainer.enable_progress_bar", "false", "--ckpt_path", "last"]
     if kill_epoch is not None:
         arguments += [f"--trainer.callbacks+={__name__}.KillInEpoch", f"--trainer.callbacks.epoch={kill_epoch}"]

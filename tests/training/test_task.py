@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from dgmn.classification import Augmentation, ClassificationData, ClassificationTask
 from dgmn.nodes import node_maps
 from dgmn.training import DropPathSchedule, WarmupCosine
-from dgmn_cli import run
-
-from digits import RECIPE
 
 
 def test_warmup_cosine_by_hand() -> None:
@@ -109,19 +106,6 @@ def test_mixed_batches_train_on_soft_targets(few_digits: Path, tmp_path: Path) -
     assert torch.allclose(targets.sum(1), torch.ones(4))
     assert targets.max() <= 0.9 + 0.1 / 3 + 1e-6
     assert ClassificationTask("dgmn2_nano", 3, mixup=0, cutmix=0).mixup is None
-
-
-def test_averaged_weights_are_what_is_validated(few_digits: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    arguments = ["-c", RECIPE, "--data.root", str(few_digits), "--trainer.default_root_dir", str(folder)]
-    arguments += ["--model.num_classes", "3", "--data.batch_size", "20", "--trainer.max_epochs", "2"]
-    arguments += ["--trainer.enable_progress_bar", "false"]
-    arguments += ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"]
-    arguments += ["--trainer.callbacks.decay=0.5"]
-    assert run(["fit", *arguments]) == 0
-    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    raw, averaged = checkpoint["current_model_state"], checkpoint["state_dict"]
-    assert not torch.equal(raw["model.head.weight"], averaged["model.head.weight"])
 
 
 def test_walks_have_a_rate_of_their_own_and_their_length_is_logged(few_digits: Path, tmp_path: Path) -> None:

@@ -262,6 +262,19 @@ class ClassificationData(ImageData):
         return None
 
     @override
+    def class_counts(self) -> list[int]:
+        images = self._sets["train"].images
+        if isinstance(images, IterableDataset):
+            raise InputError(f"data.reader {self.reader}: a stream of images does not say how many each class has")
+        # Most datasets of torchvision list their labels; of others, every image is read.
+        found = next((getattr(images, name) for name in ("targets", "labels") if hasattr(images, name)), None)
+        labels = torch.as_tensor(
+            found if found is not None else [int(images[i][1]) for i in range(len(images))]
+        ).flatten()
+        classes = len(self.names) if self.names is not None else int(labels.max()) + 1
+        return torch.bincount(labels.long(), minlength=classes).tolist()
+
+    @override
     def describe(self) -> dict[str, Any]:
         return {"classes": self.names, "image_size": self.image_size}
 

@@ -7,16 +7,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
 from timm.data import Mixup
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from typing_extensions import override
 
 from dgmn.classification.builders import classifier
+from dgmn.classification.confusion import confusion_tables
 from dgmn.errors import InputError
+from dgmn.pictures import prediction_grid
+from dgmn.training.class_weights import ClassWeights
+from dgmn.training.pictures import denormalise
 from dgmn.training.schedules import WarmupCosine
-from dgmn.training.task import ScheduleCallable, Task
+from dgmn.training.task import ScheduleCallable, Table, Task
+
+_CONFUSED = 2000  # classes up to which the confusion matrix is kept: it then needs 32 MB
+_TILES = 16  # predictions in the picture of a validation
 
 
 class ClassificationTask(Task):
@@ -35,6 +44,11 @@ class ClassificationTask(Task):
         lr_batch: total batch that the learning rate is for; see [`Task`][dgmn.training.Task].
         decay_norms_and_biases: what weight decay applies to; see [`Task`][dgmn.training.Task].
         lr_multipliers: factors on the learning rate of single layers; see [`Task`][dgmn.training.Task].
+        freeze: parts that are not trained; see [`Task`][dgmn.training.Task].
+        layer_decay: lower learning rates of early layers; see [`Task`][dgmn.training.Task].
+        ema_decay: decay of averaged weights; see [`Task`][dgmn.training.Task].
+        patience: when the training ends early; see [`Task`][dgmn.training.Task].
+        class_weights: weights of the classes in the training loss; see [`Task`][dgmn.training.Task].
     """
 
     name = "classification"
@@ -54,6 +68,11 @@ class ClassificationTask(Task):
         lr_batch: int | None = 1024,
         decay_norms_and_biases: bool = False,
         lr_multipliers: dict[str, float] | None = None,
+        freeze: list[str] | None = None,
+        layer_decay: float | None = None,
+        ema_decay: float | None = None,
+        patience: int | None = None,
+        class_weights: ClassWeights = None,
     ) -> None:
         for name, value in {"mixup": mixup, "cutmix": cutmix}.items():
             if value is None or not 0 <= value < math.inf:
@@ -62,7 +81,8 @@ class ClassificationTask(Task):
             raise InputError(f"model.label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         network_args = {"model": model, "num_classes": num_classes, "model_args": model_args}
         settings = (optimizer, schedule, lr_batch, decay_norms_and_biases, lr_multipliers)
-        super().__init__(classifier, network_args, checkpoint, *settings)
+        more = (freeze, layer_decay, ema_decay, patience, class_weights)
+        super().__init__(classifier, network_args, checkpoint, *settings, *more)
         self.label_smoothing = label_smoothing
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
@@ -78,6 +98,11 @@ class ClassificationTask(Task):
         self.test_metrics = metrics.clone(prefix="test/")
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")
+        self.confusion: Metric | None = None
+        if num_classes <= _CONFUSED:
+            self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        self._tables: list[Table] = []
+        self._tiles: list[tuple[Image.Image, tuple[str, float], str]] = []
 
     @override
     def setup(self, stage: str) -> None:
@@ -91,14 +116,28 @@ class ClassificationTask(Task):
         images, labels = batch
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)
-            loss = F.cross_entropy(self.model(images), targets)
+            loss = F.cross_entropy(self.model(images).float(), targets, self._weights)
         else:
-            loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+            logits = self.model(images).float()
+            loss = F.cross_entropy(logits, labels, self._weights, label_smoothing=self.label_smoothing)
         return self.log_step(loss, len(images))
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val", self.val_metrics, self.val_loss)
+        logits = self._evaluate(batch, "val", self.val_metrics, self.val_loss)
+        if self.trainer.state.fn == TrainerFn.FITTING and self.trainer.is_global_zero:
+            self._keep_tiles(batch, logits, batch_idx)
+
+    def _keep_tiles(self, batch: tuple[Tensor, Tensor], logits: Tensor, batch_idx: int) -> None:
+        """Keeps images from all over the validation set, which is often in the order of the classes."""
+        data = self.trainer.datamodule
+        names = data.names or [str(i) for i in range(self.network_args["num_classes"])]
+        every = max(1, int(self.trainer.num_val_batches[0]) * data.batch_size // _TILES)
+        first = batch_idx * data.batch_size
+        for i in range(-first % every, len(logits), every):
+            share, label = logits[i].softmax(-1).max(-1)
+            picture = denormalise(batch[0][i], data.preprocessing)
+            self._tiles.append((picture, (names[int(label)], float(share)), names[int(batch[1][i])]))
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -106,10 +145,29 @@ class ClassificationTask(Task):
 
     def _evaluate(
         self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection, mean_loss: MeanMetric
-    ) -> None:
+    ) -> Tensor:
         images, labels = batch
-        logits = self.model(images).float()
+        logits: Tensor = self.model(images).float()
         metrics.update(logits, labels)
         mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True)
         self.log(f"{split}/loss", mean_loss, prog_bar=True, on_step=False, on_epoch=True)
+        if self.confusion is not None:
+            self.confusion.update(logits, labels)
+        return logits
+
+    @override
+    def report(self, split: str) -> None:
+        if self._tiles:
+            pictures, predictions, truth = zip(*self._tiles, strict=True)
+            self.keep_picture(prediction_grid(pictures, predictions, truth))
+            self._tiles.clear()
+        if self.confusion is not None:
+            matrix = self.confusion.compute()  # summed over all processes
+            self.confusion.reset()
+            names = self.trainer.datamodule.names or [str(i) for i in range(len(matrix))]
+            self._tables = confusion_tables(matrix, names)
+
+    @override
+    def tables(self) -> list[Table]:
+        return self._tables

@@ -40,6 +40,10 @@ class DetectionTask(Task):
         lr_batch: see `Task`.
         decay_norms_and_biases: see `Task`.
         lr_multipliers: see `Task`.
+        freeze: see `Task`.
+        layer_decay: see `Task`.
+        ema_decay: see `Task`.
+        patience: see `Task`.
     """
 
     name = "detection"
@@ -58,11 +62,15 @@ class DetectionTask(Task):
         lr_batch: int | None = 16,
         decay_norms_and_biases: bool = False,
         lr_multipliers: dict[str, float] | None = None,
+        freeze: list[str] | None = None,
+        layer_decay: float | None = None,
+        ema_decay: float | None = None,
+        patience: int | None = None,
     ) -> None:
         network_args = {"model": model, "backbone": backbone, "num_classes": num_classes, "model_args": model_args}
         build = partial(build_named, BUILDERS)
         settings = (optimizer, schedule, lr_batch, decay_norms_and_biases, lr_multipliers)
-        super().__init__(build, network_args, checkpoint, *settings)
+        super().__init__(build, network_args, checkpoint, *settings, freeze, layer_decay, ema_decay, patience)
         self.inference = inference
         self.masks = about(self.model).masks
         self.metrics = torch.nn.ModuleDict()

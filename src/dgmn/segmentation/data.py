@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from dgmn.segmentation.losses import IGNORED
 from dgmn.segmentation.transforms import Augmentation, normalise
 from dgmn.training.data import ImageData
 from dgmn_base.files import is_image
+from dgmn_base.terminal import Progress
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,16 @@ class SegmentationData(ImageData):
         report.legend = partial(legend, names, colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report
+
+    @override
+    def class_counts(self) -> list[int]:
+        samples = self._sets["train"].samples
+        pixels, progress = np.zeros(256, np.int64), Progress()
+        with ThreadPoolExecutor() as pool:
+            for done, mask in enumerate(pool.map(self.layout.read_mask, samples), 1):
+                pixels += np.bincount(mask.ravel(), minlength=256)
+                progress.show(done, len(samples), "masks read for the weights of classes")
+        return [int(count) for count in pixels[: len(self.names)]]
 
     @override
     def describe(self) -> dict[str, Any]:

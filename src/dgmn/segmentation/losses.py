@@ -19,7 +19,8 @@ class PixelLoss:
 
     Attributes:
         average: "all" divides by the number of all pixels, including those without a label, as the original training
-            does. "labelled" divides by the number of labelled pixels, which is the usual mean.
+            does. "labelled" divides by the number of labelled pixels, which is the usual mean; with weights of classes,
+            by the sum of these pixels' weights.
         hard_below: online hard example mining: only pixels whose true class has less than this probability count.
             The average is over the pixels that count. None counts all.
         hard_share: with `hard_below`, at least this share of all pixels counts: those with the highest loss.
@@ -40,24 +41,29 @@ class PixelLoss:
         if not 0 <= self.hard_share <= 1:
             raise InputError(f"loss.hard_share must be in 0..1, got {self.hard_share}")
 
-    def __call__(self, logits: Tensor, masks: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss of a batch.
 
         Args:
             logits: (B, classes, H, W).
             masks: (B, H, W), whole numbers; 255 is no label.
+            weights: (classes,), weights of the classes; None: all are 1.
 
         Returns:
             The loss; 0 if no pixel has a label.
         """
+        logits, labels = logits.float(), masks.long()
         if self.hard_below is None and self.average == "all":
             # Dividing by a fixed number makes the loss of a batch without labels 0, not NaN.
-            return F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORED, reduction="sum") / masks.numel()
-        losses = F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORED, reduction="none")
+            return F.cross_entropy(logits, labels, weights, ignore_index=IGNORED, reduction="sum") / masks.numel()
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
         counted = masks != IGNORED
         if self.hard_below is not None:
             counted = counted & self._hard(losses.detach(), counted, self.hard_below)
-        return (losses * counted).sum() / counted.sum().clamp(min=1)
+        if weights is None:
+            return (losses * counted).sum() / counted.sum().clamp(min=1)
+        shares = weights[labels.masked_fill(~counted, 0)] * counted
+        return (losses * shares).sum() / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
 
     def _hard(self, losses: Tensor, labelled: Tensor, hard_below: float) -> Tensor:
         threshold = -torch.log(losses.new_tensor(hard_below))

@@ -19,7 +19,8 @@ from dgmn.segmentation.builders import BUILDERS
 from dgmn.segmentation.inference import Inference, predict_labels
 from dgmn.segmentation.losses import IGNORED, PixelLoss
 from dgmn.segmentation.metrics import scores
-from dgmn.segmentation.transforms import denormalise
+from dgmn.training.class_weights import ClassWeights
+from dgmn.training.pictures import denormalise
 from dgmn.training.schedules import Polynomial
 from dgmn.training.task import ScheduleCallable, Table, Task
 
@@ -42,6 +43,11 @@ class SegmentationTask(Task):
         lr_batch: total batch that the learning rate is for; see [`Task`][dgmn.training.Task].
         decay_norms_and_biases: what weight decay applies to; see [`Task`][dgmn.training.Task].
         lr_multipliers: factors on the learning rate of single layers; see [`Task`][dgmn.training.Task].
+        freeze: parts that are not trained; see [`Task`][dgmn.training.Task].
+        layer_decay: lower learning rates of early layers; see [`Task`][dgmn.training.Task].
+        ema_decay: decay of averaged weights; see [`Task`][dgmn.training.Task].
+        patience: when the training ends early; see [`Task`][dgmn.training.Task].
+        class_weights: weights of the classes in the loss of the pixels; see [`Task`][dgmn.training.Task].
     """
 
     name = "segmentation"
@@ -61,11 +67,17 @@ class SegmentationTask(Task):
         lr_batch: int | None = 8,
         decay_norms_and_biases: bool = False,
         lr_multipliers: dict[str, float] | None = None,
+        freeze: list[str] | None = None,
+        layer_decay: float | None = None,
+        ema_decay: float | None = None,
+        patience: int | None = None,
+        class_weights: ClassWeights = None,
     ) -> None:
         network_args = {"model": model, "backbone": backbone, "num_classes": num_classes, "model_args": model_args}
         build = partial(build_named, BUILDERS)
         settings = (optimizer, schedule, lr_batch, decay_norms_and_biases, lr_multipliers)
-        super().__init__(build, network_args, checkpoint, *settings)
+        more = (freeze, layer_decay, ema_decay, patience, class_weights)
+        super().__init__(build, network_args, checkpoint, *settings, *more)
         self.loss = loss
         self.inference = inference
         self.val_confusion: Metric = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
@@ -75,7 +87,7 @@ class SegmentationTask(Task):
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, masks = batch
-        return self.log_step(self.loss(self.model(images), masks), len(images))
+        return self.log_step(self.loss(self.model(images), masks, self._weights), len(images))
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

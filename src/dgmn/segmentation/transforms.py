@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -70,13 +69,6 @@ def normalise(preprocessing: Preprocessing = Preprocessing()) -> v2.Transform:  
     """The transform of 8-bit images to floats, normalised by a network's mean and standard deviation."""
     to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
     return v2.Compose([to_float, v2.Normalize(preprocessing.mean, preprocessing.std, inplace=True)])
-
-
-def denormalise(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
-    """The picture from which a normalised image (3, H, W) was made."""
-    mean, std = (image.new_tensor(x).view(3, 1, 1) for x in (preprocessing.mean, preprocessing.std))
-    picture: Image.Image = TF.to_pil_image((image.float() * std + mean).clamp(0, 1).cpu())
-    return picture
 
 
 class RandomScale(v2.Transform):

@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from timm.layers import DropPath
 from typing_extensions import override
@@ -198,6 +199,59 @@ class LastEvaluation(L.Callback):
             trainer.should_stop = True
 
 
+class BestTables(L.Callback):
+    """Keeps the tables of the best evaluation. In a continued run, it is the best since it was continued.
+
+    Attributes:
+        tables: the tables, see `Task.tables`.
+        epoch: the epoch of that evaluation, counted from 0.
+    """
+
+    def __init__(self) -> None:
+        self.tables: list[Any] = []
+        self.epoch = 0
+        self._best: float | None = None
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        task: Any = pl_module
+        name, mode = task.monitor
+        found = trainer.callback_metrics.get(name)
+        if found is None:
+            return
+        value = float(found)
+        if self._best is None or (value > self._best if mode == "max" else value < self._best):
+            self._best, self.tables, self.epoch = value, list(task.tables()), trainer.current_epoch
+
+
+class StopEarly(EarlyStopping):
+    """Ends a training whose metric has not improved for some evaluations.
+
+    Args:
+        metric: the name of the metric.
+        mode: "max" or "min".
+        patience: the number of evaluations.
+    """
+
+    def __init__(self, metric: str, mode: str, patience: int) -> None:
+        super().__init__(metric, patience=patience, mode=mode)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A run may be continued with more patience.
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.wait_count >= self.patience:  # of a run that has ended, and is started again
+            trainer.should_stop = True
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            say(f"{self.monitor} has not improved for {self.wait_count} evaluations: the training ends (patience)")
+
+
 class ProgressLines(L.Callback):
     """Prints a line after every epoch, and every two minutes, where the output is no terminal.
 
@@ -241,8 +295,18 @@ class ProgressLines(L.Callback):
             epochs, where = "", f", step {done} of {trainer.max_steps}"
         left = ""
         if done > self._first:
-            left = f", {duration((self._said - self._start) * (self._total - done) / (done - self._first))} left"
+            seconds = (self._said - self._start) * (self._total - done) / (done - self._first)
+            timer = time_limit(trainer)
+            if timer is not None:
+                seconds = min(seconds, max(0.0, timer.time_remaining() or 0.0))
+            left = f", {duration(seconds)} left"
         say(f"epoch {trainer.current_epoch + 1}{epochs}{where}{shown}{left}")
+
+
+def time_limit(trainer: L.Trainer) -> Timer | None:
+    """The clock of `max_time`; None if the training has no such limit."""
+    timers = (callback for callback in trainer.callbacks if isinstance(callback, Timer))
+    return next((timer for timer in timers if timer.time_remaining() is not None), None)
 
 
 class EpochSeed(L.Callback):

@@ -74,6 +74,10 @@ class ImageData(L.LightningDataModule):
         """
         raise NotImplementedError
 
+    def class_counts(self) -> Sequence[int]:
+        """How often the training data has each class, images or pixels, in the order of the classes."""
+        raise NotImplementedError
+
     def describe(self) -> dict[str, Any]:
         """Facts about the data that prediction needs, as plain values."""
         raise NotImplementedError
@@ -87,7 +91,15 @@ class ImageData(L.LightningDataModule):
     @property
     def training_images(self) -> int:
         """The number of training images; 0 before `setup`."""
-        return len(cast(Sized, self._sets["train"])) if "train" in self._sets else 0
+        return self._count("train")
+
+    @property
+    def validation_images(self) -> int:
+        """The number of validation images; 0 before `setup`."""
+        return self._count("val")
+
+    def _count(self, split: str) -> int:
+        return len(cast(Sized, self._sets[split])) if split in self._sets else 0
 
     @property
     def preprocessing(self) -> Preprocessing:

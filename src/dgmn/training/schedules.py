@@ -28,6 +28,14 @@ def fingerprint(make: Callable[[Optimizer, int], LRScheduler], optimizer: Optimi
     return f"{type(schedule).__name__} {zlib.crc32(repr(factors).encode()):08x}"
 
 
+def advance(schedule: LRScheduler, step: int) -> None:
+    """Advances a schedule to a step that lies at least one step ahead."""
+    if isinstance(schedule, LambdaLR):  # its factors depend on the step alone
+        schedule.last_epoch = step - 1
+    while schedule.last_epoch < step:
+        schedule.step()
+
+
 class WarmupCosine(LambdaLR):
     """Linear warm-up, and half a cosine down to a fraction of the learning rate.
 

@@ -4,25 +4,28 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from dgmn.about import about
-from dgmn.errors import InputError
-from dgmn.images import save_image, stacked
+from dgmn.errors import InputError, check_number
+from dgmn.images import stacked
 from dgmn.report import say
-from dgmn.training.callbacks import FiniteTraining, WalkLengths
-from dgmn.training.schedules import fingerprint
+from dgmn.training.averaging import AveragedWeights
+from dgmn.training.callbacks import FiniteTraining, StopEarly, WalkLengths, time_limit
+from dgmn.training.class_weights import ClassWeights, check_class_weights, class_weight_tensor
+from dgmn.training.parameters import decay_groups, freeze_parts, layer_scales, multiplied
+from dgmn.training.pictures import keep
+from dgmn.training.schedules import advance, fingerprint
 from dgmn.training.start import start_from
 from dgmn.weights import read_checkpoint
 from dgmn.weights.description import without_sources
@@ -50,6 +53,18 @@ class Task(L.LightningModule):
         lr_multipliers: factors on the learning rate of the parameters whose names contain the key, for instance
             `{backbone: 0.1}`. If several keys fit, the longest counts. The layers that predict walks are called
             `attn.offset` in DGMN2 and `walks` in the DGMN module.
+        freeze: parts of the network that are not trained: names of modules or parameters, or globs such as
+            `stages.*.downsample`, as [`insert`][dgmn.insert] takes them. Their batch norms keep their statistics, too.
+        layer_decay: factor by which the learning rate of a layer is lower than that of the next one, for instance
+            0.75. The layers are timm's; the head, or all that is behind a backbone, has the whole rate. It is
+            multiplied with `lr_multipliers`. None: one rate for all.
+        ema_decay: decay of averaged weights, for instance 0.9998; see
+            [`AveragedWeights`][dgmn.training.AveragedWeights]. The average is validated, and checkpoints hold it. None:
+            no average.
+        patience: the training ends when the metric has not improved for so many evaluations. None: it never does.
+        class_weights: weights of the classes in the training loss: a list in the order of the classes, or weights by
+            name, where the others have 1. "balanced" gives each class a weight in inverse proportion to its share of
+            the training data, so that their mean over the data is 1. Tasks whose loss has no classes have none.
 
     Attributes:
         name: name of the task, stored in checkpoints.
@@ -72,6 +87,11 @@ class Task(L.LightningModule):
         lr_batch: int | None,
         decay_norms_and_biases: bool,
         lr_multipliers: Mapping[str, float] | None,
+        freeze: Sequence[str] | None,
+        layer_decay: float | None,
+        ema_decay: float | None,
+        patience: int | None,
+        class_weights: ClassWeights = None,
     ) -> None:
         super().__init__()
         weights = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -88,9 +108,25 @@ class Task(L.LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.lr_multipliers = dict(lr_multipliers or {})
         multiplied([], self.model, self.lr_multipliers)  # names mistakes before the data is read
+        self.layer_decay = layer_decay
+        self._scales = {} if layer_decay is None else layer_scales(self.model, layer_decay)
+        self._frozen_norms = freeze_parts(self.model, freeze or ())
+        self.frozen = list(freeze or ())
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise InputError(f"model.ema_decay must be above 0 and below 1, got {ema_decay}")
+        self.ema_decay = ema_decay
+        if patience is not None:
+            check_number("model.patience", patience)
+        self.patience = patience
+        check_class_weights(class_weights, network_args["num_classes"])
+        if isinstance(class_weights, dict):  # YAML reads the name 0 as a number
+            class_weights = {str(name): weight for name, weight in class_weights.items()}
+        self.class_weights = class_weights
+        self._weights: Tensor | None = None
         self._pictures: list[Image.Image] = []
         self._settings = self._checked_settings()
         self._facts: dict[str, Any] = {}
+        self._steps = 0
 
     def _checked_settings(self) -> dict[str, Any]:
         """The optimiser and the schedule as plain values, by which a continued run is compared with its start.
@@ -117,7 +153,19 @@ class Task(L.LightningModule):
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:
-        return [FiniteTraining(), WalkLengths()]
+        callbacks: list[L.Callback] = [FiniteTraining(), WalkLengths()]
+        if self.ema_decay is not None:
+            callbacks.append(AveragedWeights(self.ema_decay))
+        if self.patience is not None:
+            callbacks.append(StopEarly(*self.monitor, self.patience))
+        return callbacks
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for norm in self._frozen_norms:
+            norm.eval()
+        return self
 
     @override
     def setup(self, stage: str) -> None:
@@ -126,32 +174,41 @@ class Task(L.LightningModule):
             raise InputError(f"a {type(self).__name__} needs the data of its task: trainer.fit(task, data)")
         if data.names is not None:
             self.check_classes(data.names)
+        if stage == "fit" and self.class_weights is not None:
+            self._weights = class_weight_tensor(self.class_weights, data)
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(multiplied(self._decay_groups(), self.model, self.lr_multipliers))
+        optimizer = self.optimizer(self._groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_multiplier", 1.0)
         if self.lr_batch is not None:
             self._scale_learning_rate(optimizer, self.lr_batch)
-        schedule = self.schedule(optimizer, self.total_steps())
+        self._steps = self.total_steps()
+        schedule = self.schedule(optimizer, self._steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @override
     def on_fit_start(self) -> None:
         self._facts = self._training()
+        if self._weights is not None:
+            self._weights = self._weights.to(self.device)
 
-    def _decay_groups(self) -> list[dict[str, Any]]:
-        """The trained parameters; those without weight decay are a group of their own."""
-        if self.decay_norms_and_biases:
-            return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
-        groups: list[dict[str, Any]] = param_groups_weight_decay(
-            self.model, no_weight_decay_list=about(self.model).undecayed
-        )
-        for group in groups:
-            if group["weight_decay"]:
-                del group["weight_decay"]  # so that the optimiser's own weight decay applies
-        return groups
+    def _groups(self) -> list[dict[str, Any]]:
+        """The trained parameters, in groups of one learning rate and one weight decay."""
+        groups = decay_groups(self.model, self.decay_norms_and_biases)
+        return multiplied(groups, self.model, self.lr_multipliers, self._scales)
+
+    @override
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Advances the schedule by one step; with `max_time` by more, so that it ends when the time does."""
+        step, timer = scheduler.last_epoch + 1, time_limit(self.trainer)
+        if timer is not None:
+            elapsed, left = timer.time_elapsed(), timer.time_remaining() or 0.0
+            share = min(1.0, elapsed / max(elapsed + left, 1e-9))
+            step = max(step, int(share * self._steps))
+            step = self.trainer.strategy.broadcast(step)  # the clocks of the processes differ
+        advance(scheduler, step)
 
     def total_steps(self) -> int:
         """The optimiser's steps in the whole training, which its schedule needs.
@@ -223,8 +280,7 @@ class Task(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.report("val")
         if self._pictures and self.trainer.state.fn == TrainerFn.FITTING:
-            picture = Path(self.trainer.default_root_dir) / "pictures" / f"epoch_{self.current_epoch:04d}.jpg"
-            save_image(stacked(self._pictures), picture, quality=90)
+            keep(self.trainer, stacked(self._pictures))
         self._pictures.clear()
 
     @override
@@ -257,11 +313,11 @@ class Task(L.LightningModule):
             expected["total_batch"] = self._total_batch()
             self._compare_trainings(stored.get("training") or {})
             groups = _parameter_groups(checkpoint)
-            here = multiplied(self._decay_groups(), self.model, self.lr_multipliers)
+            here = self._groups()
             if groups and len(groups) != len(here):
                 raise InputError(
                     f"the checkpoint has {len(groups)} groups of parameters, but here there are {len(here)}: "
-                    "decay_norms_and_biases or lr_multipliers are not those of its training"
+                    "decay_norms_and_biases, lr_multipliers, freeze or layer_decay are not those of its training"
                 )
         normalisation = about(self.model).preprocessing.to_values()
         was = stored.get("preprocessing") or {}
@@ -274,7 +330,14 @@ class Task(L.LightningModule):
     def _training(self) -> dict[str, Any]:
         """What a continued run needs to be the same, as plain values."""
         data = self.trainer.datamodule
-        chosen = {"decay_norms_and_biases": self.decay_norms_and_biases, "lr_multipliers": self.lr_multipliers}
+        chosen = {
+            "decay_norms_and_biases": self.decay_norms_and_biases,
+            "lr_multipliers": self.lr_multipliers,
+            "freeze": self.frozen,
+            "layer_decay": self.layer_decay,
+            "ema_decay": self.ema_decay,
+            "class_weights": self.class_weights,
+        }
         size = {"steps": self.total_steps(), "images": data.training_images, "num_workers": data.num_workers}
         return {"kept": {**self._settings, **chosen}, **size, "root": str(getattr(data, "root", None))}
 
@@ -318,31 +381,3 @@ def describe_run(task: Task, data: Any) -> dict[str, Any]:
     """The description that checkpoints of a task and its data store, as plain values."""
     preprocessing = data.adapted(about(task.model).preprocessing).to_values()
     return {**task.describe(), "preprocessing": preprocessing, **data.describe()}
-
-
-def multiplied(
-    groups: Sequence[dict[str, Any]], model: nn.Module, multipliers: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Splits parameter groups by the multiplier of their learning rate.
-
-    Each group holds its multiplier in `lr_multiplier`. Groups with multiplier 1 come first.
-
-    Raises:
-        InputError (a ValueError): a key is in no parameter's name, or a multiplier is below 0 or not finite.
-    """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for key, value in multipliers.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"lr_multipliers: {key!r} must be a finite number of at least 0, got {value}")
-        if not any(key in name for name in names.values()):
-            some = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names.values()})[:8])
-            raise InputError(f"lr_multipliers: {key!r} is in no parameter's name; they begin with {some} ...")
-    keys = sorted(multipliers, key=len, reverse=True)
-    split: dict[tuple[float, int], dict[str, Any]] = {}
-    for i, group in enumerate(groups):
-        for parameter in group["params"]:
-            factor = next((multipliers[key] for key in keys if key in names[parameter]), 1.0)
-            empty = {**group, "params": [], "lr_multiplier": factor}
-            split.setdefault((factor, i), empty)["params"].append(parameter)
-    # The first group's learning rate is the one that is logged.
-    return [split[place] for place in sorted(split, key=lambda place: (place[0] != 1.0, place[1]))]

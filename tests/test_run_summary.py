@@ -1,0 +1,85 @@
+"""The page about a training: what it says is true, and what it advises works."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dgmn_cli import run
+
+from digits import RECIPE
+from small_runs import train
+
+
+@pytest.fixture(scope="module")
+def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of a run that is then continued for a third; one class has an odd name."""
+    folder = tmp_path_factory.mktemp("summary")
+    data = folder / "data"
+    for split in ("train", "val", "test"):
+        for digit, name in (("0", "a|b *c*"), ("1", "1"), ("2", "2")):
+            shutil.copytree(few_digits / split / digit, data / split / name)
+    options = ["-c", RECIPE, "--data.root", str(data), "--trainer.default_root_dir", str(folder / "run")]
+    options += ["--model.num_classes", "3", "--data.batch_size", "20", "--trainer.log_every_n_steps", "1"]
+    options += ["--trainer.enable_progress_bar", "false"]
+    assert run(["fit", *options, "--trainer.max_epochs", "2"]) == 0
+    assert run(["fit", *options, "--trainer.max_epochs", "3", "--ckpt_path", "last"]) == 0
+    return folder / "run"
+
+
+def test_the_page_tells_the_whole_run(trained: Path) -> None:
+    page = (trained / "summary.md").read_text()
+    assert f"dgmn fit -c {RECIPE} --data.root" in page
+    assert "100 training and 41 validation images of 3 classes" in page
+    assert "3 of 3 epochs, 15 steps" in page
+    top1 = re.search(r"\| val/top1 \| (\d\.\d{4}) \| \d\.\d{4} \|", page)
+    assert top1 is not None
+    lines = re.findall(r"^\| (?:a\\\|b \\\*c\\\*|1|2) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    matrix = [[int(cell) for cell in line] for line in lines]
+    assert sorted(sum(row) for row in matrix) == [13, 14, 14]
+    assert sum(matrix[i][i] for i in range(3)) / 41 == pytest.approx(float(top1[1]), abs=1e-3)
+    assert f"](pictures/epoch_000{int(re.search(r'best: epoch (.)', page)[1]) - 1}.jpg)" in page  # type: ignore[index]
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        assert (trained / link).exists(), link
+    with Image.open(trained / "chart.png") as chart:
+        assert chart.width > 1000
+    assert len(list(trained.glob("pictures/*.jpg"))) == 3
+
+
+def test_tensorboard_shows_pictures(trained: Path) -> None:
+    events = EventAccumulator(str(trained / "tensorboard"), {"images": 0}).Reload()
+    assert len(events.Images("predictions")) == 3
+
+
+@pytest.mark.slow
+def test_what_the_page_advises_works(
+    trained: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (trained / "summary.md").read_text().partition("## Where to go next")[2]
+    commands = {line.split()[1]: shlex.split(line)[1:] for line in page.splitlines() if line.startswith("dgmn ")}
+    assert set(commands) == {"predict", "test", "app", "export"}
+    image = next((few_digits / "test" / "0").iterdir())
+    assert run([str(image) if part == "IMAGES" else part for part in commands["predict"]]) == 0
+    assert run(commands["test"]) == 0
+    assert "test/top1" in capsys.readouterr().out
+    assert run([*commands["export"][:-1], str(trained / "model.onnx")]) == 0
+    assert commands["app"] == ["app", str(trained / "checkpoints/best.ckpt")]
+
+
+def test_no_chart_makes_no_run_fail(few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run/chart.png").mkdir(parents=True)
+    more = ("--model.num_classes", "3", "--trainer.limit_train_batches", "1")
+    train("classifier", few_digits, tmp_path / "run", *more)
+    assert "no chart of the training: " in capsys.readouterr().out
+    assert "chart.png" not in (tmp_path / "run/summary.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["semantic_fpn", "retinanet"])
+def test_pages_of_other_tasks(kind: str, small_run) -> None:  # type: ignore[no-untyped-def]
+    page = (small_run(kind) / "summary.md").read_text()
+    assert re.search(r"!\[Predictions\]\(pictures/epoch_0000\.jpg\)", page)
+    assert "| val/" in page
