@@ -3,7 +3,6 @@
 import errno
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgmn.detection.coco_set import CocoImage, CocoImages, CocoSet
 from dgmn.errors import InputError
 from dgmn.images import MAX_PIXELS
 from dgmn_base.files import read_json
-
-
-@dataclass
-class CocoImage:
-    """An image and its annotations.
-
-    Attributes:
-        id: id of the image in the file.
-        path: path of the image.
-        size: height and width according to the file.
-        objects: annotations with `category_id`, `bbox` within the image, `iscrowd` (0 or 1) and, if there are some and
-            they are wanted, `id` and `segmentation`.
-        left_out: the same of those of which less than a pixel is in the image. The evaluation counts them.
-    """
-
-    id: int | str
-    path: Path
-    size: tuple[int, int]
-    objects: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def to_learn(self) -> list[dict[str, Any]]:
-        """The objects that are no crowds."""
-        return [entry for entry in self.objects if not entry["iscrowd"]]
-
-
-@dataclass(frozen=True)
-class CocoSet:
-    """Images and categories of a file.
-
-    Attributes:
-        images: images in the order of their ids.
-        names: names of the categories, in the order of the labels.
-        ids: ids of the categories in the file; label i is category ids[i].
-    """
-
-    images: tuple[CocoImage, ...]
-    names: tuple[str, ...]
-    ids: tuple[int, ...]
-
-    @property
-    def left_out(self) -> int:
-        """The number of boxes that are left out because less than a pixel of them is in the image."""
-        return sum(len(image.left_out) for image in self.images)
-
-    def labelled_by_id(self) -> "CocoSet":
-        """The same with a label for every number up to the largest id, so that an object's label is its category id.
-
-        Raises:
-            InputError: an id is below 0, or above 999.
-        """
-        if not self.ids:
-            return self
-        if not 0 <= self.ids[0] <= self.ids[-1] < 1000:
-            raise InputError(f"data.ids_as_labels: category ids must be in 0..999, got {self.ids[0]}..{self.ids[-1]}")
-        names = dict(zip(self.ids, self.names, strict=True))
-        ids = range(self.ids[-1] + 1)
-        return replace(self, names=tuple(names.get(number, f"no category {number}") for number in ids), ids=tuple(ids))
 
 
 def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:
@@ -166,7 +107,7 @@ def check_coco(
         report("no images in it")
     if problems is not None:
         problems += found
-    ordered = tuple(images[key] for key in sorted(images, key=order_of_ids))
+    ordered = CocoImages(images[key] for key in sorted(images, key=order_of_ids))
     return CocoSet(ordered, tuple(names[key] for key in ids), ids)
 
 

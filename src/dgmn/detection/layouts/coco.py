@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dgmn.detection.coco import CocoSet, read_coco
+from dgmn.detection.coco import read_coco
+from dgmn.detection.coco_set import CocoSet
 from dgmn.detection.layouts.layout import Layout
 from dgmn_base.files import is_hidden
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from dgmn.detection.coco import CocoSet, check_coco
+from dgmn.detection.coco import check_coco
+from dgmn.detection.coco_set import CocoSet
 from dgmn.detection.layouts.layout import Layout
 from dgmn.errors import InputError
 from dgmn.images import image_size

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from dgmn.detection.coco import CocoImage, CocoSet, to_target
+from dgmn.detection.coco import to_target
+from dgmn.detection.coco_set import CocoImage, CocoSet
 from dgmn.errors import InputError
 from dgmn.images import load_image
 from dgmn.layout import DataLayout

@@ -6,7 +6,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from dgmn.detection.coco import CocoSet, check_coco, load_annotations
+from dgmn.detection.coco import check_coco, load_annotations
+from dgmn.detection.coco_set import CocoSet
 from dgmn.detection.layouts.layout import Layout
 from dgmn.errors import InputError
 from dgmn_base.files import folders_in

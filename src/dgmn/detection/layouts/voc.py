@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from dgmn.detection.coco import CocoSet
+from dgmn.detection.coco_set import CocoSet
 from dgmn.detection.layouts.described import Labels, Thing, exact, numbered_lines
 from dgmn.detection.layouts.marked import MarkedLayout, parts_with
 from dgmn.detection.layouts.xml_file import Element, read_xml
