@@ -165,9 +165,16 @@ class DgmnCLI(LightningCLI):
             "use_distributed_sampler": False,  # the data module divides the images among the processes
         }
         try:
-            return super().instantiate_trainer(**defaults, **kwargs)
+            trainer: L.Trainer = super().instantiate_trainer(**defaults, **kwargs)
         except (TypeError, ValueError) as error:  # of a device, for instance
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if self.subcommand == "fit" and given.get("sync_batchnorm") and on_cpu and trainer.world_size > 1:
+            raise InputError(
+                "trainer.sync_batchnorm: PyTorch cannot synchronise the batch norms of processes on the CPU: give "
+                "--trainer.sync_batchnorm false; each process then normalises with its own images"
+            )
+        return trainer
 
     def fit(self, **kwargs: Any) -> None:
         network = self.model.model

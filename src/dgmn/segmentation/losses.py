@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgmn.errors import InputError
+from dgmn.ops.precision import compute_dtype
+from dgmn.processes import mean_divisor
 
 IGNORED = 255
 """The value of a pixel without a label in masks."""
@@ -19,10 +21,10 @@ class PixelLoss:
 
     Attributes:
         average: "all" divides by the number of all pixels, including those without a label, as the original training
-            does. "labelled" divides by the number of labelled pixels, which is the usual mean.
+            does. "labelled" divides by the number of labelled pixels in all processes, which is the usual mean.
         hard_below: online hard example mining: only pixels whose true class has less than this probability count.
-            The average is over the pixels that count. None counts all.
-        hard_share: with `hard_below`, at least this share of all pixels counts: those with the highest loss.
+            The average is over the pixels that count, in all processes. None counts all.
+        hard_share: with `hard_below`, at least this share of a process's pixels counts: those with the highest loss.
 
     Source: Bootstrapping, as "Online Hard Example Mining" in Dynamic Graph Message Passing Networks, Table 13
         (https://arxiv.org/abs/2209.09760).
@@ -50,14 +52,15 @@ class PixelLoss:
         Returns:
             The loss; 0 if no pixel has a label.
         """
+        logits = logits.to(compute_dtype(logits))
         if self.hard_below is None and self.average == "all":
             # Dividing by a fixed number makes the loss of a batch without labels 0, not NaN.
-            return F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORED, reduction="sum") / masks.numel()
-        losses = F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORED, reduction="none")
+            return F.cross_entropy(logits, masks.long(), ignore_index=IGNORED, reduction="sum") / masks.numel()
+        losses = F.cross_entropy(logits, masks.long(), ignore_index=IGNORED, reduction="none")
         counted = masks != IGNORED
         if self.hard_below is not None:
             counted = counted & self._hard(losses.detach(), counted, self.hard_below)
-        return (losses * counted).sum() / counted.sum().clamp(min=1)
+        return (losses * counted).sum() / mean_divisor(counted.sum(), losses)
 
     def _hard(self, losses: Tensor, labelled: Tensor, hard_below: float) -> Tensor:
         threshold = -torch.log(losses.new_tensor(hard_below))
