@@ -3,15 +3,19 @@
 import json
 import multiprocessing
 import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
+import dgmn
 from dgmn.classification.builders import classifier
 from dgmn.detection.builders import BUILDERS as DETECTORS
 from dgmn.detection.coco_metric import CocoMetric
@@ -92,12 +96,11 @@ def test_detections_are_gathered_by_the_first_process(tmp_path):
 
 
 def build(kind):
-    """A small network in float64, which computes the same in every run, and for an image whatever is beside it."""
+    """A small network in float64."""
     torch.manual_seed(0)
-    arguments = {key: value for key, value in KINDS[kind][1].items() if key != "model_args"}
-    import yaml
-
-    arguments |= yaml.safe_load(KINDS[kind][1].get("model_args", "{}"))
+    options = KINDS[kind][1]
+    arguments = {**options, **yaml.safe_load(options.get("model_args", "{}"))}
+    arguments.pop("model_args", None)
     backbone = arguments.pop("backbone", "dgmn2_nano")
     if kind == "classifier":
         model = classifier(backbone, 3, {})
@@ -106,13 +109,21 @@ def build(kind):
     if kind == "mask_rcnn":  # they draw anchors and regions at random: take all
         for part in (model.rpn, model.roi_heads):
             part.fg_bg_sampler = BalancedPositiveNegativeSampler(10**6, 0.5)
-    model.double().train()
+    frozen(model)
+    return model.double()
+
+
+def frozen(model):
+    """Makes a network compute the same in every run, and for an image whatever is beside it."""
+    model.train()
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        for name in ("dropout", "activation_dropout", "attention_dropout"):  # of transformers
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # in training they depend on the images beside
-    return model
 
 
 def loss_of(model, kind, some):
@@ -128,9 +139,7 @@ def loss_of(model, kind, some):
     boxes = torch.tensor([[4.0, 6, 40, 50], [20, 20, 60, 44], [1, 30, 33, 63]], dtype=torch.float64)
     masks = torch.zeros(3, 64, 64, dtype=torch.uint8)
     masks[:, 10:50, 10:40] = 1
-    targets = [
-        {"boxes": boxes[:n], "labels": torch.arange(n), "masks": masks[:n]} for n in (1, 0, 2, 3)
-    ]
+    targets = [{"boxes": boxes[:n], "labels": torch.arange(n), "masks": masks[:n]} for n in (1, 0, 2, 3)]
     losses = model(list(images[some]), targets[some])
     return torch.stack(list(losses.values())).sum()
 
@@ -158,4 +167,55 @@ def test_gradients_equal_those_of_one_process_with_all_images(tmp_path):
             assert size > 1e-3, kind
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad and parameter.grad is not None:
-                    torch.testing.assert_close(found[name], parameter.grad, rtol=1e-10, atol=1e-10 * size, msg=name)
+                    torch.testing.assert_close(
+                        found[name],
+                        parameter.grad,
+                        rtol=1e-10,
+                        atol=1e-10 * size,
+                        msg=lambda text, place=(kind, name): f"{place}: {text}",
+                    )
+
+
+def _shard(folder):
+    torch.manual_seed(0)
+    model = classifier("dgmn2_nano", 3, {})
+    frozen(model.double())
+    for stage in model.stages:
+        for block in stage.blocks:
+            fully_shard(block, mesh=init_device_mesh("cpu", (2,)))
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    held = sum(parameter.to_local().numel() for parameter in model.parameters())
+    assert held < 0.51 * sum(parameter.numel() for parameter in model.parameters())
+    rank = dist.get_rank()
+    steps(model, slice(2 * rank, 2 * rank + 2))
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:
+        torch.save(whole, folder / "whole.pt")
+
+
+def steps(model, some):
+    """Three steps on some of four images."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        images = torch.rand(4, 3, 64, 64, generator=generator, dtype=torch.float64)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[some]), torch.tensor([0, 1, 2, 1])[some]).backward()
+        optimizer.step()
+
+
+@pytest.mark.slow
+def test_fsdp2_trains_what_one_process_trains(tmp_path):
+    """Its consolidated checkpoint loads into a plain network."""
+    plain = classifier("dgmn2_nano", 3, {})
+    frozen(plain.double())
+    start = {name: value.clone() for name, value in plain.state_dict().items()}
+    steps(plain, slice(0, 4))
+    in_two(_shard, tmp_path)
+    loaded = classifier("dgmn2_nano", 3, {}).double()
+    dgmn.load_checkpoint(loaded, tmp_path / "whole.pt")
+    moved = 0.0
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-6, atol=1e-9, msg=name)
+        moved = max(moved, float((value - start[name]).abs().max()))
+    assert moved > 1e-3
