@@ -1,6 +1,7 @@
 """Reads and checks annotations in COCO's format, and makes tensors of them."""
 
 import errno
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,14 @@ from dgmn_base.files import read_json
 
 def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:
     """Reads a file of annotations, such as `instances_train.json`; otherwise as `check_coco`."""
-    return check_coco(load_annotations(file), file, folder, problems, masks)
+    # Python's search for cycles would look at millions of new objects again and again.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return check_coco(load_annotations(file), file, folder, problems, masks)
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_coco(
@@ -73,36 +81,41 @@ def check_coco(
         else:
             size = (entry["height"], entry["width"])
             images[entry["id"]] = CocoImage(entry["id"], folder / entry["file_name"], size)
-    seen: set[str] = set()
-    for i, entry in enumerate(content["annotations"]):
-        what = f"annotations[{i}]"
+    seen: set[Any] = set()
+    number: Any = None
+
+    def wrong(message: str) -> None:
+        report(f"annotations[{i}]{'' if number is None else f' (id {_short(number)})'}{message}")
+
+    for i, entry in enumerate(content["annotations"]):  # noqa: B007 - `wrong` names it
+        number = None
         if not _has(entry, {"image_id": (int, str), "category_id": (int,)}):
-            report(f"{what} needs image_id as its image has it, and category_id as a whole number, got {_short(entry)}")
+            wrong(f" needs image_id as its image has it, and category_id as a whole number, got {_short(entry)}")
             continue
         number = entry.get("id")
-        what += "" if number is None else f" (id {_short(number)})"
-        if number is not None and json.dumps(number) in seen:
-            report(f"{what}: this id is there twice")
+        key = number if type(number) is int else json.dumps(number)
+        if number is not None and key in seen:
+            wrong(": this id is there twice")
         elif entry["image_id"] in rejected:
             continue  # one message for the image is enough
         elif entry["image_id"] not in images:
-            report(f"{what}: the image_id {_short(entry['image_id'])} belongs to no image")
+            wrong(f": the image_id {_short(entry['image_id'])} belongs to no image")
         elif entry["category_id"] not in names:
-            report(f"{what}: the category_id {entry['category_id']} is not declared; there are {_short(list(ids))}")
+            wrong(f": the category_id {entry['category_id']} is not declared; there are {_short(list(ids))}")
         else:
             image = images[entry["image_id"]]
             box = _clipped(entry.get("bbox"), image.size)
             crowd = is_crowd(entry)
             if isinstance(box, str):
-                report(f"{what}: {box}")
+                wrong(f": {box}")
             elif crowd is None:
-                report(f"{what}: iscrowd must be 0 or 1, got {_short(entry['iscrowd'])}")
+                wrong(f": iscrowd must be 0 or 1, got {_short(entry['iscrowd'])}")
             else:
                 kept = ("id", "category_id", *(("segmentation",) if masks else ()))
                 facts = {key: entry[key] for key in kept if key in entry}
                 here = image.left_out if min(box[2:]) < 1 else image.objects
                 here.append({**facts, "bbox": box, "iscrowd": int(crowd)})
-        seen.add(json.dumps(number))
+        seen.add(key)
     if not content["images"]:
         report("no images in it")
     if problems is not None:
