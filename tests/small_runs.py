@@ -32,15 +32,19 @@ KINDS = {
 }
 
 
-def train(kind: str, data: Path, folder: Path, *more: str) -> Path:
-    """Trains a run and returns its folder."""
+def options_of(kind: str, data: Path, folder: Path) -> list[str]:
+    """The options of a run, of any command."""
     recipe, options = KINDS[kind]
     arguments = ["-c", f"recipes/{recipe}.yaml", "--data.root", str(data), "--trainer.default_root_dir", str(folder)]
     if kind != "classifier":
         arguments += ["--model.model", kind, "--data.epoch_steps", "1"]
     arguments += [part for name, value in options.items() for part in (f"--model.{name}", value)]
-    arguments += ["--data.batch_size", "4", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
-    assert run(["fit", *arguments, *more]) == 0
+    return [*arguments, "--data.batch_size", "4", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
+
+
+def train(kind: str, data: Path, folder: Path, *more: str) -> Path:
+    """Trains a run and returns its folder."""
+    assert run(["fit", *options_of(kind, data, folder), *more]) == 0
     return folder
 
 

@@ -16,6 +16,7 @@ from dgmn.errors import InputError
 
 try:
     import lightning as L
+    import torch.distributed as dist
     import yaml
     from jsonargparse import ArgumentError
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -176,9 +177,16 @@ class DgmnCLI(LightningCLI):
             "use_distributed_sampler": False,  # the data module divides the images among the processes
         }
         try:
-            return super().instantiate_trainer(**defaults, **kwargs)
+            trainer: L.Trainer = super().instantiate_trainer(**defaults, **kwargs)
         except (TypeError, ValueError) as error:  # of a device, for instance
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if self.subcommand == "fit" and given.get("sync_batchnorm") and on_cpu and trainer.world_size > 1:
+            raise InputError(
+                "trainer.sync_batchnorm: PyTorch cannot synchronise the batch norms of processes on the CPU: give "
+                "--trainer.sync_batchnorm false; each process then normalises with its own images"
+            )
+        return trainer
 
     def fit(self, **kwargs: Any) -> None:
         network = self.model.model
@@ -343,6 +351,12 @@ def _explained(error: Exception) -> Exception:
                 "batch norm needs more than one value of every channel: give a --data.batch_size of at least 2, or "
                 "larger images"
             )
+        if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and "/gloo/" in str(cause)):
+            words = re.sub(r"\[[^]]*/gloo/[^]]*\] *", "", str(cause).splitlines()[0]).partition(". ")[0]
+            return InputError(
+                "the processes of this run lost each other: one ended, or cannot be reached "
+                f"({textwrap.shorten(words, 200)}). If the run has finished an epoch, continue with --ckpt_path last"
+            )
         if isinstance(cause, UnicodeEncodeError):  # of jsonargparse or TensorBoard
             return InputError(f"training takes options and folders in UTF-8 only, got {cause.object!a}")
         if "DataLoader worker" in str(cause):
@@ -376,6 +390,8 @@ def _quieten() -> None:
     """Silences adverts and advice that a user of a recipe cannot act on."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It tells that it kills all processes because one has ended.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         r".*does not have many workers.*",
         r".*Checkpoint directory .* exists and is not empty.*",

@@ -1,5 +1,6 @@
 """Files in COCO's format: what is read, and how mistakes are reported."""
 
+import gc
 import json
 import re
 import resource
@@ -276,3 +277,24 @@ def test_labels_that_are_ids(read):
     assert len(coco.names) == 91
     assert (coco.names[3], coco.names[90], coco.names[5]) == ("car", "toothbrush", "no category 5")
     assert to_target(coco.images[1], coco.ids, masks=False)["labels"].tolist() == [90, 3]
+
+
+def test_images_are_held_as_arrays(content, read):
+    """Workers share arrays, and would copy objects of Python one by one as they look at them."""
+    first, objects = content["images"][0], content["annotations"]
+    content["images"] = [{**first, "id": i} for i in range(500)]
+    content["annotations"] = [
+        {**entry, "id": 10 * i + k, "image_id": i} for i in range(500) for k, entry in enumerate(objects[:2])
+    ]
+    gc.collect()
+    before = len(gc.get_objects())
+    found = read()
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100
+    assert len(found.images) == 500
+    assert [image.id for image in found.images[10:13]] == [10, 11, 12]
+    assert found.images[10] == found.images[10:][0] == found.images[np.arange(500) == 10][0]
+    assert found.images[-1].id == 499
+    assert found.images[7].objects[0]["id"] == 70
+    with pytest.raises(IndexError):
+        found.images[500]

@@ -25,7 +25,7 @@ class KillInEpoch(L.Callback):
         self.number = number
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
-        if trainer.current_epoch == self.epoch and trainer.fit_loop.batch_idx == 1:
+        if trainer.current_epoch == self.epoch and trainer.fit_loop.batch_idx == 1 and trainer.is_global_zero:
             os.kill(os.getpid(), self.number)
 
 

@@ -17,7 +17,8 @@ from typing_extensions import override
 from dgmn.detection.transforms import augmentation, transformed
 from dgmn.errors import InputError
 from dgmn.layout import find_layout
-from dgmn.objects.coco import CocoSet, decode_mask
+from dgmn.objects.coco import decode_mask
+from dgmn.objects.coco_set import CocoSet
 from dgmn.objects.layouts import LAYOUTS, Layout, Target
 from dgmn.pictures import boxed, distinct_colors, legend
 from dgmn.report import DataReport, read_all, say
@@ -181,8 +182,9 @@ class DetectionData(ImageData):
         coco = self.layout.samples(self.splits[split], masks, problems)
         coco = coco.labelled_by_id() if self.ids_as_labels else coco
         if split == "train" and self.leave_out_empty:
-            useful = tuple(image for image in coco.images if image.to_learn and min(image.size) >= _LEAST)
-            return replace(coco, images=useful) if useful else coco  # if none is, the check says why
+            useful = (coco.images.to_learn > 0) & (coco.images.sizes.min(1) >= _LEAST)
+            # If none is useful, the check says why.
+            return replace(coco, images=coco.images[useful]) if useful.any() else coco
         return coco
 
     @override
@@ -204,15 +206,16 @@ class DetectionData(ImageData):
     def _mistakes(self, train: CocoSet, val: CocoSet) -> list[str]:
         """What is wrong with the training and validation sets together."""
         found = []
-        if not any(image.to_learn for image in train.images):
-            crowds = any(image.objects for image in train.images)
+        images = train.images
+        if not images.to_learn.any():
+            crowds = images.objects.any()
             why = (
                 ": iscrowd is 1 everywhere, and crowds are not learnt; for single objects it must be 0"
                 if crowds
                 else ""
             )
             found.append(f"{self.layout.source(self.splits['train'])}: no objects to learn from{why}")
-        elif self.leave_out_empty and all(min(image.size) < _LEAST for image in train.images if image.to_learn):
+        elif self.leave_out_empty and (images.sizes.min(1)[images.to_learn > 0] < _LEAST).all():
             found.append(
                 f"{self.layout.source(self.splits['train'])}: leave_out_empty leaves no image: "
                 f"all have a side below {_LEAST} pixels"
@@ -241,13 +244,13 @@ class DetectionData(ImageData):
             colors = dict(zip(coco.ids, distinct_colors(len(coco.ids)), strict=True))
             read = partial(self.layout.read, categories=coco, masks=False)
             images, objects = Counter[str](), Counter[str]()
-            shown = coco.images[:: max(1, len(coco.images) // 8)] if split == "train" else ()
+            shown = {entry.id for entry in coco.images[:: max(1, len(coco.images) // 8)]} if split == "train" else set()
             tell = partial(progress, split, len(coco.images))
             for entry, (image, target) in read_all(coco.images, read, report.problems, tell):
                 names = [labels[thing["category_id"]] for thing in entry.to_learn]
                 images.update(set(names))
                 objects.update(names)
-                if any(entry is other for other in shown) and len(report.samples) < 8:
+                if entry.id in shown and len(report.samples) < 8:
                     drawn = [colors[thing["category_id"]] for thing in entry.to_learn]
                     sample, _ = boxed(TF.to_pil_image(image), target["boxes"].tolist(), names, drawn)
                     report.samples.append(sample)
@@ -276,7 +279,8 @@ class DetectionData(ImageData):
     @override
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self._sets["train"]
-        wide = [image.size[1] >= image.size[0] for image in dataset.coco.images] if self.group_by_aspect else None
+        sizes = dataset.coco.images.sizes
+        wide = (sizes[:, 1] >= sizes[:, 0]).tolist() if self.group_by_aspect else None
         return self.train_loader(dataset, steps=self.epoch_steps, groups=wide)
 
 

@@ -23,6 +23,7 @@ from dgmn.detection.targets import check_labels
 from dgmn.errors import InputError, check_number
 from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
+from dgmn.ops.precision import compute_dtype
 from dgmn.ops.tracing import is_jit_tracing
 
 _MAPS = 3  # levels that come from the backbone, if there are several
@@ -139,9 +140,9 @@ class DeformableDETR(nn.Module):
             zip(out.intermediate_hidden_states.unbind(1), references, strict=False)
         ):
             head = min(i, len(self.class_heads) - 1)
-            start = torch.logit(reference.float(), eps=1e-5)
+            start = torch.logit(reference.to(compute_dtype(reference)), eps=1e-5)
             start = F.pad(start, (0, 4 - start.shape[-1]))  # a point becomes a box
-            boxes = (self.box_heads[head](hidden).float() + start).sigmoid()
+            boxes = (self.box_heads[head](hidden).to(start.dtype) + start).sigmoid()
             layers.append((self.class_heads[head](hidden), boxes))
         proposals = None
         if out.enc_outputs_class is not None:

@@ -24,6 +24,7 @@ from dgmn.errors import InputError, check_number
 from dgmn.finite import check_scores
 from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
+from dgmn.processes import mean_divisor
 
 _STRIDES = (4, 8, 16, 32, 64)
 _CAFFE_MEAN = (102.9801 / 255, 115.9465 / 255, 122.7717 / 255)  # blue, green and red
@@ -88,8 +89,8 @@ class ProposalNetwork(RegionProposalNetwork):
         for here, part, *found in zip(
             anchors, inside, *super().assign_targets_to_anchors(counted, targets), strict=True
         ):
-            labels.append(here.new_full((len(here),), -1.0).masked_scatter(part, found[0]))
-            boxes.append(here.masked_scatter(part[:, None], found[1]))
+            labels.append(here.new_full((len(here),), -1.0).masked_scatter(part, found[0].to(here.dtype)))
+            boxes.append(here.masked_scatter(part[:, None], found[1].to(here.dtype)))
         return labels, boxes
 
     def filter_proposals(self, proposals: Tensor, objectness: Tensor, *args: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -105,9 +106,10 @@ class ProposalNetwork(RegionProposalNetwork):
         sampled = torch.cat([positive, negative])
         targets = torch.cat(regression_targets)[positive]
         boxes = F.smooth_l1_loss(pred_bbox_deltas[positive], targets, reduction="sum", beta=self.beta)
-        boxes = boxes / max(len(sampled), 1)
-        scores = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], torch.cat(labels)[sampled])
-        return scores, boxes
+        logits, wanted = objectness.flatten()[sampled], torch.cat(labels)[sampled]
+        scores = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+        divisor = mean_divisor(len(sampled), boxes)
+        return scores / divisor, boxes / divisor
 
 
 class Heads(RoIHeads):
@@ -161,13 +163,18 @@ class Heads(RoIHeads):
         labels: list[Tensor],
         box_targets: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Losses of the sampled regions. The loss of the boxes is divided by the number of all these regions."""
+        """Losses of the sampled regions.
+
+        Those of classes and boxes are divided by the number of these regions, those of masks by the number of the
+        regions with objects, and both count in the batches of all processes.
+        """
         scores, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         label = torch.cat(labels)
         positive = torch.where(label > 0)[0]
         chosen = deltas.view(len(deltas), -1, 4)[positive, label[positive]]
         boxes = F.smooth_l1_loss(chosen, torch.cat(box_targets)[positive], reduction="sum", beta=self.beta)
-        boxes = boxes / max(len(label), 1)
+        sampled = mean_divisor(len(label), boxes)
+        classes = F.cross_entropy(scores, label, reduction="sum")
 
         regions = [p[n > 0] for p, n in zip(proposals, labels, strict=True)]
         logits = self.mask_logits(features, regions, image_shapes)
@@ -179,8 +186,9 @@ class Heads(RoIHeads):
         )
         chosen = logits[torch.arange(len(logits), device=logits.device), label[positive] - 1]
         # Without positives the loss is 0, and the mask head gets gradients of 0.
-        masks = F.binary_cross_entropy_with_logits(chosen, wanted) if len(chosen) else logits.sum() * 0
-        return {"loss_classifier": F.cross_entropy(scores, label), "loss_box_reg": boxes, "loss_mask": masks}
+        masks = F.binary_cross_entropy_with_logits(chosen, wanted, reduction="none").mean((1, 2)).sum()
+        masks = masks / mean_divisor(len(wanted), masks)
+        return {"loss_classifier": classes / sampled, "loss_box_reg": boxes / sampled, "loss_mask": masks}
 
     def postprocess_detections(
         self,

@@ -19,6 +19,7 @@ from dgmn.errors import check_number
 from dgmn.finite import check_scores
 from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
+from dgmn.processes import mean_divisor
 
 _STRIDES = (8, 16, 32, 64, 128)
 
@@ -42,13 +43,14 @@ class RetinaNet(TorchvisionRetinaNet):
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Focal and L1 loss, both divided by the number of positive anchors in the whole batch.
+        """Focal and L1 loss, both divided by the number of positive anchors in the batch of all processes.
 
         Anchors beyond an image's own padding do not count.
         """
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         check_labels(targets, logits.shape[-1])
-        classification, regression, positives = logits.new_zeros(()), deltas.new_zeros(()), 0
+        classification, regression = logits.new_zeros(()), deltas.new_zeros(())
+        positives = torch.zeros((), dtype=torch.long, device=logits.device)
         for i, target in enumerate(targets):
             inside = counted_anchors(anchors[i], target)
             matched = torch.full_like(inside, self.proposal_matcher.BETWEEN_THRESHOLDS, dtype=torch.long)
@@ -60,8 +62,8 @@ class RetinaNet(TorchvisionRetinaNet):
             classification = classification + sigmoid_focal_loss(logits[i][counted], wanted[counted], reduction="sum")
             boxes = self.box_coder.encode_single(target["boxes"][matched[positive]], anchors[i][positive])
             regression = regression + F.l1_loss(deltas[i][positive], boxes, reduction="sum")
-            positives += int(positive.sum())
-        divisor = max(positives, 1)
+            positives += positive.sum()
+        divisor = mean_divisor(positives, regression)
         return {"classification": classification / divisor, "bbox_regression": regression / divisor}
 
     def match(self, boxes: Tensor, anchors: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_area, generalized_box_iou_loss, sigmoid_focal_loss
 
 from dgmn.errors import InputError
+from dgmn.ops.precision import compute_dtype
+from dgmn.processes import mean_divisor
 
 _EPSILON = 1e-9  # far below the area of a pixel relative to its image
 
@@ -84,13 +85,13 @@ class SetCriterion:
     @torch.no_grad()
     def cost(self, predictions: Predictions, image: int, objects: Objects) -> Tensor:
         """The cost of every prediction for every object of an image, (N, M)."""
-        logits, boxes, coordinates = (x[image].float() for x in predictions)
+        logits, boxes, coordinates = (_precise(x[image]) for x in predictions)
         labels = objects.labels
         probability = logits.sigmoid()
         as_object = self.alpha * (1 - probability) ** self.gamma * -F.logsigmoid(logits)
         as_background = (1 - self.alpha) * probability**self.gamma * -F.logsigmoid(-logits)
-        distance = (coordinates[:, None] - objects.coordinates.float()).abs().sum(-1)
-        overlap = pairwise_giou(boxes, objects.boxes.float())
+        distance = (coordinates[:, None] - _precise(objects.coordinates)).abs().sum(-1)
+        overlap = pairwise_giou(boxes, _precise(objects.boxes))
         weights = self.weights
         return (
             weights["classification"] * (as_object - as_background)[:, labels]
@@ -123,7 +124,7 @@ class SetCriterion:
     def __call__(
         self, predictions: Predictions, objects: Sequence[Objects], divisor: float | Tensor
     ) -> dict[str, Tensor]:
-        """The weighted losses of a layer: `classification`, `l1` and `giou`, float32 scalars.
+        """The weighted losses of a layer: `classification`, `l1` and `giou`, scalars in at least float32.
 
         Args:
             predictions: predictions of the layer.
@@ -134,7 +135,7 @@ class SetCriterion:
             InputError (a ValueError): scipy is not installed.
         """
         pairs = self.match(predictions, objects)
-        logits, boxes, coordinates = (x.float() for x in predictions)
+        logits, boxes, coordinates = (_precise(x) for x in predictions)
         image = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(pairs)])
         rows = torch.cat([rows for rows, _ in pairs])
         labels, wanted_boxes, wanted_coordinates = (
@@ -146,20 +147,19 @@ class SetCriterion:
         matched = boxes[image, rows]
         losses = {
             "classification": sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma, reduction="sum"),
-            "l1": F.l1_loss(coordinates[image, rows], wanted_coordinates.float(), reduction="sum"),
-            "giou": generalized_box_iou_loss(matched, wanted_boxes.float(), reduction="sum", eps=_EPSILON),
+            "l1": F.l1_loss(coordinates[image, rows], _precise(wanted_coordinates), reduction="sum"),
+            "giou": generalized_box_iou_loss(matched, _precise(wanted_boxes), reduction="sum", eps=_EPSILON),
         }
         return {name: self.weights[name] * loss / divisor for name, loss in losses.items()}
 
 
 def number_of_objects(objects: Sequence[Objects]) -> Tensor:
-    """The divisor of the losses: the objects in the batch, averaged over all processes, at least 1; a scalar."""
-    labels = objects[0].labels
-    number = torch.tensor(float(sum(len(here.labels) for here in objects)), device=labels.device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(number)
-        number = number / dist.get_world_size()
-    return number.clamp(min=1.0)
+    """The divisor of the losses: the objects in the batch of all processes; see `dgmn.processes.mean_divisor`."""
+    return mean_divisor(sum(len(here.labels) for here in objects), _precise(objects[0].boxes))
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(compute_dtype(x))
 
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class DetectionTask(Task):
         super().__init__(build, network_args, checkpoint, *settings, freeze, layer_decay, ema_decay, patience)
         self.inference = inference
         self.masks = about(self.model).masks
-        self.metrics = torch.nn.ModuleDict()
+        self.metrics: dict[str, CocoMetric] = {}
         self._rows: list[tuple[object, ...]] = []
 
     @override
@@ -108,17 +108,12 @@ class DetectionTask(Task):
         images, targets = batch
         # A batch is empty if all its images were left out.
         results = detect(self.model, images, self.inference) if images else []
-        self._metric(split).update([target["image_id"] for target in targets], results)
+        self.metrics[split].update([target["image_id"] for target in targets], results)
         return results
-
-    def _metric(self, split: str) -> CocoMetric:
-        metric = self.metrics[split]
-        assert isinstance(metric, CocoMetric)
-        return metric
 
     @override
     def report(self, split: str) -> None:
-        metric = self._metric(split)
+        metric = self.metrics[split]
         scores = metric.compute()
         for name, (values, _) in scores.items():
             for key, value in values.items():

@@ -1,9 +1,9 @@
 """Reads and checks annotations in COCO's format, and makes tensors of them."""
 
 import errno
+import gc
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +14,20 @@ from torch import Tensor
 
 from dgmn.errors import InputError
 from dgmn.images import MAX_PIXELS
+from dgmn.objects.coco_set import CocoImage, CocoImages, CocoSet
 from dgmn_base.files import read_json
-
-
-@dataclass
-class CocoImage:
-    """An image and its annotations.
-
-    Attributes:
-        id: id of the image in the file.
-        path: path of the image.
-        size: height and width according to the file.
-        objects: annotations with `category_id`, `bbox` within the image, `iscrowd` (0 or 1) and, if there are some and
-            they are wanted, `id` and `segmentation`.
-        left_out: the same of those of which less than a pixel is in the image. The evaluation counts them.
-    """
-
-    id: int | str
-    path: Path
-    size: tuple[int, int]
-    objects: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def to_learn(self) -> list[dict[str, Any]]:
-        """The objects that are no crowds."""
-        return [entry for entry in self.objects if not entry["iscrowd"]]
-
-
-@dataclass(frozen=True)
-class CocoSet:
-    """Images and categories of a file.
-
-    Attributes:
-        images: images in the order of their ids.
-        names: names of the categories, in the order of the labels.
-        ids: ids of the categories in the file; label i is category ids[i].
-    """
-
-    images: tuple[CocoImage, ...]
-    names: tuple[str, ...]
-    ids: tuple[int, ...]
-
-    @property
-    def left_out(self) -> int:
-        """The number of boxes that are left out because less than a pixel of them is in the image."""
-        return sum(len(image.left_out) for image in self.images)
-
-    def labelled_by_id(self) -> "CocoSet":
-        """The same with a label for every number up to the largest id, so that an object's label is its category id.
-
-        Raises:
-            InputError: an id is below 0, or above 999.
-        """
-        if not self.ids:
-            return self
-        if not 0 <= self.ids[0] <= self.ids[-1] < 1000:
-            raise InputError(f"data.ids_as_labels: category ids must be in 0..999, got {self.ids[0]}..{self.ids[-1]}")
-        names = dict(zip(self.ids, self.names, strict=True))
-        ids = range(self.ids[-1] + 1)
-        return replace(self, names=tuple(names.get(number, f"no category {number}") for number in ids), ids=tuple(ids))
 
 
 def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:
     """Reads a file of annotations, such as `instances_train.json`; otherwise as `check_coco`."""
-    return check_coco(load_annotations(file), file, folder, problems, masks)
+    # Python's search for cycles would look at millions of new objects again and again.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return check_coco(load_annotations(file), file, folder, problems, masks)
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_coco(
@@ -132,41 +81,46 @@ def check_coco(
         else:
             size = (entry["height"], entry["width"])
             images[entry["id"]] = CocoImage(entry["id"], folder / entry["file_name"], size)
-    seen: set[str] = set()
-    for i, entry in enumerate(content["annotations"]):
-        what = f"annotations[{i}]"
+    seen: set[Any] = set()
+    number: Any = None
+
+    def wrong(message: str) -> None:
+        report(f"annotations[{i}]{'' if number is None else f' (id {_short(number)})'}{message}")
+
+    for i, entry in enumerate(content["annotations"]):  # noqa: B007 - `wrong` names it
+        number = None
         if not _has(entry, {"image_id": (int, str), "category_id": (int,)}):
-            report(f"{what} needs image_id as its image has it, and category_id as a whole number, got {_short(entry)}")
+            wrong(f" needs image_id as its image has it, and category_id as a whole number, got {_short(entry)}")
             continue
         number = entry.get("id")
-        what += "" if number is None else f" (id {_short(number)})"
-        if number is not None and json.dumps(number) in seen:
-            report(f"{what}: this id is there twice")
+        key = number if type(number) is int else json.dumps(number)
+        if number is not None and key in seen:
+            wrong(": this id is there twice")
         elif entry["image_id"] in rejected:
             continue  # one message for the image is enough
         elif entry["image_id"] not in images:
-            report(f"{what}: the image_id {_short(entry['image_id'])} belongs to no image")
+            wrong(f": the image_id {_short(entry['image_id'])} belongs to no image")
         elif entry["category_id"] not in names:
-            report(f"{what}: the category_id {entry['category_id']} is not declared; there are {_short(list(ids))}")
+            wrong(f": the category_id {entry['category_id']} is not declared; there are {_short(list(ids))}")
         else:
             image = images[entry["image_id"]]
             box = _clipped(entry.get("bbox"), image.size)
             crowd = is_crowd(entry)
             if isinstance(box, str):
-                report(f"{what}: {box}")
+                wrong(f": {box}")
             elif crowd is None:
-                report(f"{what}: iscrowd must be 0 or 1, got {_short(entry['iscrowd'])}")
+                wrong(f": iscrowd must be 0 or 1, got {_short(entry['iscrowd'])}")
             else:
                 kept = ("id", "category_id", *(("segmentation",) if masks else ()))
                 facts = {key: entry[key] for key in kept if key in entry}
                 here = image.left_out if min(box[2:]) < 1 else image.objects
                 here.append({**facts, "bbox": box, "iscrowd": int(crowd)})
-        seen.add(json.dumps(number))
+        seen.add(key)
     if not content["images"]:
         report("no images in it")
     if problems is not None:
         problems += found
-    ordered = tuple(images[key] for key in sorted(images, key=order_of_ids))
+    ordered = CocoImages(images[key] for key in sorted(images, key=order_of_ids))
     return CocoSet(ordered, tuple(names[key] for key in ids), ids)
 
 

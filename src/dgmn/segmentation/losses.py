@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgmn.errors import InputError
+from dgmn.ops.precision import compute_dtype
+from dgmn.processes import mean_divisor
 
 IGNORED = 255
 """The value of a pixel without a label in masks."""
@@ -19,11 +21,11 @@ class PixelLoss:
 
     Attributes:
         average: "all" divides by the number of all pixels, including those without a label, as the original training
-            does. "labelled" divides by the number of labelled pixels, which is the usual mean; with weights of classes,
-            by the sum of these pixels' weights.
+            does. "labelled" divides by the number of labelled pixels in all processes, which is the usual mean; with
+            weights of classes, by the sum of these pixels' weights.
         hard_below: online hard example mining: only pixels whose true class has less than this probability count.
-            The average is over the pixels that count. None counts all.
-        hard_share: with `hard_below`, at least this share of all pixels counts: those with the highest loss.
+            The average is over the pixels that count, in all processes. None counts all.
+        hard_share: with `hard_below`, at least this share of a process's pixels counts: those with the highest loss.
 
     Source: Bootstrapping, as "Online Hard Example Mining" in Dynamic Graph Message Passing Networks, Table 13
         (https://arxiv.org/abs/2209.09760).
@@ -52,7 +54,7 @@ class PixelLoss:
         Returns:
             The loss; 0 if no pixel has a label.
         """
-        logits, labels = logits.float(), masks.long()
+        logits, labels = logits.to(compute_dtype(logits)), masks.long()
         if self.hard_below is None and self.average == "all":
             # Dividing by a fixed number makes the loss of a batch without labels 0, not NaN.
             return F.cross_entropy(logits, labels, weights, ignore_index=IGNORED, reduction="sum") / masks.numel()
@@ -61,9 +63,10 @@ class PixelLoss:
         if self.hard_below is not None:
             counted = counted & self._hard(losses.detach(), counted, self.hard_below)
         if weights is None:
-            return (losses * counted).sum() / counted.sum().clamp(min=1)
+            return (losses * counted).sum() / mean_divisor(counted.sum(), losses)
         shares = weights[labels.masked_fill(~counted, 0)] * counted
-        return (losses * shares).sum() / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
+        least = torch.finfo(shares.dtype).tiny
+        return (losses * shares).sum() / mean_divisor(shares.sum(), losses, least)
 
     def _hard(self, losses: Tensor, labelled: Tensor, hard_below: float) -> Tensor:
         threshold = -torch.log(losses.new_tensor(hard_below))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dgmn.objects.coco import CocoSet, read_coco
+from dgmn.objects.coco import read_coco
+from dgmn.objects.coco_set import CocoSet
 from dgmn.objects.layouts.layout import Layout
 from dgmn_base.files import is_hidden
 

@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from dgmn.errors import InputError
 from dgmn.images import image_size
-from dgmn.objects.coco import CocoSet, check_coco
+from dgmn.objects.coco import check_coco
+from dgmn.objects.coco_set import CocoSet
 from dgmn.objects.layouts.layout import Layout
 
 DECIMALS = 9

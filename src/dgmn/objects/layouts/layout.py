@@ -10,7 +10,8 @@ from torchvision.transforms.v2 import functional as TF
 from dgmn.errors import InputError
 from dgmn.images import load_image
 from dgmn.layout import DataLayout
-from dgmn.objects.coco import CocoImage, CocoSet, to_target
+from dgmn.objects.coco import to_target
+from dgmn.objects.coco_set import CocoImage, CocoSet
 
 Target = dict[str, Any]
 

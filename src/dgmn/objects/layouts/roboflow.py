@@ -7,7 +7,8 @@ from typing import Any
 from typing_extensions import override
 
 from dgmn.errors import InputError
-from dgmn.objects.coco import CocoSet, check_coco, load_annotations
+from dgmn.objects.coco import check_coco, load_annotations
+from dgmn.objects.coco_set import CocoSet
 from dgmn.objects.layouts.layout import Layout
 from dgmn_base.files import folders_in
 

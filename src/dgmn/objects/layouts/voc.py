@@ -8,7 +8,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from dgmn.errors import InputError
-from dgmn.objects.coco import CocoSet
+from dgmn.objects.coco_set import CocoSet
 from dgmn.objects.layouts.described import Labels, Thing, exact
 from dgmn.objects.layouts.marked import MarkedLayout, parts_with
 from dgmn.objects.layouts.xml_file import Element, read_xml

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from dgmn.errors import InputError
 from dgmn.objects import layouts as objects
-from dgmn.objects.coco import CocoSet, decode_mask
+from dgmn.objects.coco import decode_mask
+from dgmn.objects.coco_set import CocoSet
 from dgmn.segmentation.class_lists import NO_LABEL
 from dgmn.segmentation.labels import Classes, named
 from dgmn.segmentation.layouts.layout import Layout, Sample
