@@ -3,7 +3,7 @@
 FOLDER holds `cifar10` (a folder per class), `cifar10_25k.npz`, `camvid` (in Cityscapes' layout), `bccd` and `nuclei`
 (in COCO's). All networks of a study have the recipe of `dgmn fit` and the same numbers of epochs; what counts is the
 metric of the last epoch, so that no epoch is chosen on the images that are counted. Every training adds a row to the
-CSV; a stopped run goes on with what is missing. `--tables` writes the tables of docs/trainings.md from it.
+CSV; a stopped run goes on with what is missing. `--tables` prints its tables.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+import yaml
 
 import dgmn  # noqa: F401 - registers our networks
 from dgmn.complexity import count
@@ -30,9 +31,9 @@ from dgmn.layers import DGMN2Attention
 from dgmn.models.build import build_named
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 
-from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of, write_table
+from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of
 
-CSV, PAGE = RESULTS / "trainings.csv", ROOT / "docs/trainings.md"
+CSV = RESULTS / "trainings.csv"
 OURS = "dgmn2_nano"
 # Of about its size: MobileNetV3 (convolutions) and MobileViTv2 (attention). Of about its compute: ConvNeXt and PVTv2.
 PEERS = ("mobilenetv3_small_100", "mobilevitv2_050", "convnext_zepto_rms", "pvt_v2_b0")
@@ -214,8 +215,6 @@ def cost(study: Study, name: str) -> tuple[float, float]:
         network = timm.create_model(given["model.model"], num_classes=10)
     else:
         builders = DETECTORS if study.recipe.startswith("detection") else SEGMENTERS
-        import yaml
-
         default = "retinanet" if builders is DETECTORS else "semantic_fpn"
         args = yaml.safe_load(given.get("model.model_args", "{pyramid_channels: 64, channels: 64}"))
         classes = int(given.get("model.num_classes", 11))
@@ -251,11 +250,11 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--work", type=Path, default=Path("runs/trainings"), help="where the runs lie")
     parser.add_argument("--out", type=Path, default=CSV)
-    parser.add_argument("--tables", action="store_true", help="only write the tables")
+    parser.add_argument("--tables", action="store_true", help="only print the tables")
     given = parser.parse_args()
     if given.tables:
         for of in STUDIES:
-            write_table(PAGE, f"trainings.py, {of}", table(of, rows_of(given.out)))
+            print(f"{of}\n\n{table(of, rows_of(given.out))}")
         return
     if given.data is None:
         parser.error("--data FOLDER is missing")
