@@ -216,7 +216,7 @@ def test_readers_that_cannot_run(few_digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_shards_in_two_processes(few_digits: Path, tmp_path: Path) -> None:
-    """Each process reads its own shards; together they see every training image once."""
+    """Each process reads shards of its own, and as many images as the other."""
     pytest.importorskip("webdataset")
     write_shards(few_digits, tmp_path / "shards", 4)
     script = tmp_path / "two.py"
