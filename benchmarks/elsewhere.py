@@ -1,20 +1,18 @@
 """A task whose answer lies elsewhere: `python benchmarks/elsewhere.py`.
 
-An object is a small arrow. Its class is the colour of the marker that lies some pixels along the arrow; markers in
-other directions have colours of their own. So what a position needs is far away, at a place that the content decides.
+An object is a small arrow. Its class is the colour of the marker that lies somewhere along the arrow, within a quarter
+of the given distance; markers in other directions have colours of their own. So what a position needs is far away, at a
+place that the content decides.
 Small networks of equal recipe learn it, with one module between their convolutions and their classifier. A run that was
-stopped goes on where it stopped. The table is made from the CSV file: `--table`. The picture shows where the nodes of
-the last contender lie before and after training: `--picture FILE`.
+stopped goes on where it stopped. `--table` writes the table of docs/proof.md from the CSV file. The picture shows where
+the nodes of the last contender lie before and after training: `--picture FILE`.
 """
 
 import argparse
-import csv
-import datetime
-import platform
+import multiprocessing
 import statistics
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import dgmn
 from dgmn.complexity import count
 from dgmn.layers import DGMN, DGMN2Attention
 from dgmn.layers.context import DeformableConv2d, context_module
 
+from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of, write_table
+
 SIDE = 32  # of an image, in pixels
 CHANNELS = 32
-RESULTS = Path(__file__).parent / "results" / "elsewhere.csv"
+CSV, PAGE = RESULTS / "elsewhere.csv", ROOT / "docs/proof.md"
 COLORS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]], np.float32)
 DIRECTIONS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])
 NOTHING = -100  # the label of pixels that count for nothing, as in PyTorch
@@ -64,9 +63,11 @@ def place(random: np.random.Generator, taken: np.ndarray, distance: int, markers
     """
     for _ in range(100):
         ways = random.permutation(DIRECTIONS)[:markers]
-        margin = 1 + distance * np.stack(((-ways).max(0), ways.max(0))).clip(0)
+        spread = distance // 4
+        spots = ways * random.integers(distance - spread, distance + spread + 1, (markers, 1))
+        margin = 1 + np.stack(((-spots).max(0), spots.max(0))).clip(0)
         center = random.integers(margin[0], SIDE - margin[1])
-        squares = [tuple(slice(at - 1, at + 2) for at in spot) for spot in (center, *(center + distance * ways))]
+        squares = [tuple(slice(at - 1, at + 2) for at in spot) for spot in (center, *(center + spots))]
         if not any(taken[square].any() for square in squares):
             break
     return center, ways, squares
@@ -104,7 +105,7 @@ def convolutions(kind: type[nn.Conv2d] | type[DeformableConv2d], number: int) ->
 
 
 def of_dgmn(affinity: bool = True, weights: bool = True, sampling: bool = True) -> Callable[[], nn.Module]:
-    return lambda: DGMN(CHANNELS, (1, 4), 4 * weights, affinity, sampling)
+    return lambda: DGMN(CHANNELS, (1, 4, 8), 4 * weights, affinity, sampling)
 
 
 # Name: the module, and the factor of the learning rate for the layers that predict walks or offsets.
@@ -166,13 +167,14 @@ def walk_length(model: nn.Module, images: Tensor, labels: Tensor) -> float | Non
     return torch.cat([x.flatten(0, 1) for x in walks]).norm(dim=-1).mean().item() if walks else None
 
 
-def trained(name: str, distance: int, seed: int, steps: int) -> tuple[nn.Module, dict[str, object]]:
+def trained(name: str, distance: int, seed: int, steps: int, device: str) -> tuple[nn.Module, dict[str, object]]:
     """A network after training, and the row of the table."""
     build, factor = CONTENDERS[name]
-    data, labels = images(4096, distance, 1000 + seed)
-    held_out, truth = images(1024, distance, 2000 + seed)
+    torch.set_num_threads(1)
+    data, labels = (part.to(device) for part in images(4096, distance, 1000 + seed))
+    held_out, truth = (part.to(device) for part in images(1024, distance, 2000 + seed))
     torch.manual_seed(seed)
-    model = network(build())
+    model = network(build()).to(device)
     before = walk_length(model, held_out[:64], truth[:64])
     walks = [p for n, p in model.named_parameters() if any(part in n for part in ("offset", "walks"))]
     others = [p for p in model.parameters() if all(p is not walk for walk in walks)]
@@ -181,22 +183,20 @@ def trained(name: str, distance: int, seed: int, steps: int) -> tuple[nn.Module,
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
     model.train()
-    start = time.process_time()
     for _ in range(steps):
-        batch = torch.randint(len(data), (32,), generator=order)
+        batch = torch.randint(len(data), (32,), generator=order).to(device)
         loss = F.cross_entropy(model(data[batch]), labels[batch])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    seconds = time.process_time() - start
     model.eval()
     with torch.no_grad():
         guesses = torch.cat([model(part).argmax(1) for part in held_out.split(128)])
     asked = truth != NOTHING
-    cost = count(model, (SIDE, SIDE))
     after = walk_length(model, held_out[:64], truth[:64])
+    cost = count(model.cpu(), (SIDE, SIDE))
     return model, {
         "contender": name,
         "distance": distance,
@@ -205,52 +205,53 @@ def trained(name: str, distance: int, seed: int, steps: int) -> tuple[nn.Module,
         "accuracy": round(100 * (guesses == truth)[asked].float().mean().item(), 2),
         "parameters": cost.params,
         "mmacs": round(cost.macs / 1e6, 2),
-        "cpu_ms_a_step": round(1e3 * seconds / steps, 1),
         "walk_before": "" if before is None else round(before, 3),
         "walk_after": "" if after is None else round(after, 3),
-        **environment(),
+        **row_facts(device),
     }
 
 
-def environment() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return {
-        "commit": commit.stdout.strip(),
-        "dgmn": dgmn.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
-        "date": datetime.date.today().isoformat(),
-    }
+def row_of(name: str, distance: int, seed: int, steps: int, device: str) -> dict[str, object]:
+    return trained(name, distance, seed, steps, device)[1]
 
 
-def rows_of(path: Path) -> Iterator[dict[str, str]]:
-    if path.exists():
-        with path.open(newline="") as file:
-            yield from csv.DictReader(file)
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}" if values else ""
 
 
 def table(path: Path) -> str:
     """Mean and standard deviation over the seeds, in Markdown."""
-    rows = list(rows_of(path))
+    rows = rows_of(path)
     distances = sorted({int(row["distance"]) for row in rows})
-    titles = ["module", "parameters", "MMACs", *(f"{distance} pixels away" for distance in distances), "mean walk"]
-    lines = [" | ".join(["", *titles, ""]).strip(), "|" + " --- |" * len(titles)]
+    titles = [
+        "module",
+        "parameters",
+        "MMACs",
+        *(f"{distance} ± {distance // 4} px away" for distance in distances),
+        "mean walk",
+    ]
+    cells = []
     for name in CONTENDERS:
         own = [row for row in rows if row["contender"] == name]
         if not own:
             continue
-        cells = [name, f"{int(own[0]['parameters']):,}", own[0]["mmacs"]]
+        cells.append([name, f"{int(own[0]['parameters']):,}", own[0]["mmacs"]])
         for distance in distances:
-            values = [float(row["accuracy"]) for row in own if int(row["distance"]) == distance]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+            cells[-1].append(spread([float(row["accuracy"]) for row in own if int(row["distance"]) == distance]))
         lengths = [float(row["walk_after"]) for row in own if row["walk_after"]]
-        cells.append(f"{statistics.mean(lengths):.1f} px" if lengths else "")
-        lines.append(" | ".join(["", *cells, ""]).strip())
-    seeds = len({row["seed"] for row in rows})
-    return "\n".join([*lines, "", f"Accuracy in %, mean ± standard deviation of {seeds} seeds; chance is 25 %."])
+        cells[-1].append(f"{statistics.mean(lengths):.1f} px" if lengths else "")
+    seeds = {len({r["seed"] for r in rows if r["contender"] == name}) for name in CONTENDERS} - {0}
+    counted = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    made = {
+        key: ", ".join(sorted({row[key] for row in rows})) for key in ("steps", "device", "torch", "commit", "date")
+    }
+    about = (
+        f"Accuracy in %, mean ± standard deviation of {counted} seeds; chance is 25 %. {made['steps']} steps; "
+        f"{made['device']}; {made['torch']}; commit {made['commit']}; {made['date']}."
+    )
+    return markdown(titles, cells) + "\n" + about + "\n"
 
 
 def draw(path: Path, distance: int, steps: int) -> None:
@@ -260,7 +261,7 @@ def draw(path: Path, distance: int, steps: int) -> None:
     name = list(CONTENDERS)[-1]
     shown, labels = images(4, distance, 3000, objects=1)
     torch.manual_seed(0)
-    models = (network(CONTENDERS[name][0]()), trained(name, distance, 0, steps)[0])
+    models = (network(CONTENDERS[name][0]()), trained(name, distance, 0, steps, "cpu")[0])
     figure, axes = pyplot.subplots(2, 4, figsize=(10, 5.4), layout="constrained")
     grid = torch.tensor([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)])
     for row, (model, when) in enumerate(zip(models, ("before training", "after training"), strict=True)):
@@ -276,43 +277,42 @@ def draw(path: Path, distance: int, steps: int) -> None:
             axis.set(xlim=(-0.5, SIDE - 0.5), ylim=(SIDE - 0.5, -0.5), xticks=[], yticks=[])
             if column == 0:
                 axis.set_ylabel(when)
-    figure.suptitle(f"Nodes of the arrow's centre, {name}, marker {distance} pixels away")
-    axes[0][0].legend(loc="upper left", fontsize=7, facecolor="grey", labelcolor="white")
+    figure.suptitle(f"Nodes of the arrow's centre, {name}, marker {distance} ± {distance // 4} pixels away")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=2, facecolor="grey")
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--distances", type=int, nargs="+", default=[3, 6, 9])
+    parser.add_argument("--distances", type=int, nargs="+", default=[4, 7, 10])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parallel", type=int, default=1, help="networks that are trained at the same time")
+    parser.add_argument("--out", type=Path, default=CSV)
+    parser.add_argument("--table", action="store_true", help="only write the table")
     parser.add_argument("--picture", type=Path, help="only draw the nodes, at the middle distance")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     if given.picture:
         draw(given.picture, sorted(given.distances)[len(given.distances) // 2], given.steps)
         return
+    if given.table:
+        write_table(PAGE, "elsewhere.py", table(given.out))
+        return
+    done = {(r["contender"], int(r["distance"]), int(r["seed"]), int(r["steps"])) for r in rows_of(given.out)}
     wanted = [
-        (seed, distance, name)
+        (name, distance, seed, given.steps)
         for seed in range(given.seeds)
         for distance in given.distances
         for name in given.contenders
+        if (name, distance, seed, given.steps) not in done
     ]
-    for seed, distance, name in [] if given.table else wanted:
-        done = {(int(r["seed"]), int(r["distance"]), r["contender"], int(r["steps"])) for r in rows_of(given.out)}
-        if (seed, distance, name, given.steps) in done:
-            continue
-        _, row = trained(name, distance, seed, given.steps)
-        print(f"seed {seed}, {distance} pixels, {name}: {row['accuracy']} %", flush=True)
-        fresh = not given.out.exists()
-        with given.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+    with ProcessPoolExecutor(given.parallel, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(row_of, *one, given.device) for one in wanted]):
+            row = future.result()
+            append_row(given.out, row)
+            print(f"seed {row['seed']}, {row['distance']} pixels, {row['contender']}: {row['accuracy']} %", flush=True)
     print(table(given.out))
 
 

@@ -1,8 +1,9 @@
 """CSV files of measurements, and the tables that they make in the documentation."""
 
 import csv
+import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,41 @@ _END = "<!-- its end -->\n"
 def facts(**more: str) -> dict[str, str]:
     """What a file of measurements on the CPU begins with: machine, versions, commit, date."""
 
+    return {**environment("cpu", "float32"), "commit": commit(), **more}
+
+
+def row_facts(device: str) -> dict[str, str]:
+    """The same for a single row of a file that several runs fill."""
+    known = environment(device, "float32")
+    return {"commit": commit(), **{key: known[key] for key in ("dgmn", "torch", "timm", "device", "date")}}
+
+
+def commit() -> str:
+    """The commit of this tree; a copy without git is told it by DGMN_COMMIT."""
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
+    if "DGMN_COMMIT" in os.environ:
+        return os.environ["DGMN_COMMIT"]
     changed = " with changes" if git("status", "--porcelain", "--", "src", "csrc") else ""
-    return {**environment("cpu", "float32"), "commit": git("rev-parse", "--short", "HEAD") + changed, **more}
+    return git("rev-parse", "--short", "HEAD") + changed
+
+
+def append_row(path: Path, row: Mapping[str, object]) -> None:
+    """Adds a row to a file, which gets its header with the first."""
+    fresh = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of such a file; none if it does not exist yet."""
+    return read_csv(path)[1] if path.exists() else []
 
 
 def write_csv(path: Path, about: dict[str, str], columns: Sequence[str], rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,288 @@
+"""Small trainings with seeds, beside other networks: `python benchmarks/trainings.py --data FOLDER`.
+
+FOLDER holds `cifar10` (a folder per class), `cifar10_25k.npz`, `camvid` (in Cityscapes' layout), `bccd` and `nuclei`
+(in COCO's). All networks of a study have the recipe of `dgmn fit` and the same numbers of epochs; what counts is the
+metric of the last epoch, so that no epoch is chosen on the images that are counted. Every training adds a row to the
+CSV; a stopped run goes on with what is missing. `--tables` writes the tables of docs/trainings.md from it.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+import dgmn  # noqa: F401 - registers our networks
+from dgmn.complexity import count
+from dgmn.detection.builders import BUILDERS as DETECTORS
+from dgmn.layers import DGMN2Attention
+from dgmn.models.build import build_named
+from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
+
+from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of, write_table
+
+CSV, PAGE = RESULTS / "trainings.csv", ROOT / "docs/trainings.md"
+OURS = "dgmn2_nano"
+# Of about its size: MobileNetV3 (convolutions) and MobileViTv2 (attention). Of about its compute: ConvNeXt and PVTv2.
+PEERS = ("mobilenetv3_small_100", "mobilevitv2_050", "convnext_zepto_rms", "pvt_v2_b0")
+WALKS = {"model.lr_multipliers": "{attn.offset: 10.0}"}
+PRETRAINED = "pretrained"  # stands for the file of the study "pretraining"
+ZERO_WALKS = "zero"  # stands for a file of random weights whose walks are zero
+
+
+@dataclass(frozen=True)
+class Study:
+    """Networks that are trained alike.
+
+    Attributes:
+        recipe: of `dgmn fit`.
+        data: folder of the data.
+        metric: what counts, a share that is shown in percent.
+        seeds: trainings of every network.
+        size: height and width of the images whose operations are counted.
+        options: what differs from the recipe.
+        contenders: the options of every contender.
+    """
+
+    recipe: str
+    data: str
+    metric: str
+    seeds: int
+    size: tuple[int, int]
+    options: Mapping[str, str] = field(default_factory=dict)
+    contenders: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def networks(option: str, *names: str) -> dict[str, dict[str, str]]:
+    return {name: {option: name} for name in names}
+
+
+def forms(option: str) -> dict[str, dict[str, str]]:
+    """Our network with other walks."""
+    return {
+        "walks at 10 times the rate": {option: OURS, **WALKS},
+        "walks from zero": {option: OURS, "model.checkpoint": ZERO_WALKS},
+    }
+
+
+def module(multiplier: bool = False, **arguments: object) -> dict[str, str]:
+    """The DGMN module in the head of a dilated FCN; `sampling_rates` as in the paper's Table 2."""
+    head = {"channels": 64, "module": "dgmn", "module_args": {"sampling_rates": [1, 6, 12, 24, 36], **arguments}}
+    more = {"model.lr_multipliers": "{walks: 10.0}"} if multiplier else {}
+    return {"model.model_args": json.dumps(head), **more}
+
+
+_DETECTOR = {"model.num_classes": "3", "data.batch_size": "8", "model.optimizer.lr": "1.0e-3"}
+_SMALL = "{min_size: 320, max_size: 427, channels: 64}"
+_NUCLEI = {"model.model": "mask_rcnn", "data.masks": "true", "model.num_classes": "1", "trainer.max_epochs": "60"}
+STUDIES = {
+    "pretraining": Study(
+        "classification/cifar10", "cifar10_25k", "val/top1", 1, (64, 64), {}, networks("model.model", OURS)
+    ),
+    "cifar10": Study(
+        *("classification/cifar10", "cifar10", "val/top1", 3, (64, 64), {}),
+        {**networks("model.model", OURS, *PEERS), **forms("model.model")},
+    ),
+    "camvid": Study(
+        *("segmentation/camvid", "camvid", "val/miou", 3, (360, 480), {}),
+        {
+            **networks("model.backbone", OURS, *PEERS),
+            **forms("model.backbone"),
+            "from CIFAR-10": {"model.backbone": OURS, "model.checkpoint": PRETRAINED},
+        },
+    ),
+    "modules": Study(
+        *("segmentation/camvid", "camvid", "val/miou", 3, (360, 480)),
+        {"model.model": "dilated_fcn", "model.backbone": "resnet18"},
+        {
+            "plain FCN": {"model.model_args": "{channels: 64}"},
+            "DA": module(groups=0, dynamic_sampling=False),
+            "DA+DW": module(dynamic_sampling=False),
+            "DA+DW+DS": module(),
+            "DA+DW+DS, walks at 10 times the rate": module(multiplier=True),
+        },
+    ),
+    "bccd": Study(
+        *("detection/finetune_coco_format", "bccd", "val/box_AP", 2, (320, 427)),
+        {**_DETECTOR, "model.model_args": _SMALL, "trainer.max_epochs": "16"},
+        {
+            **networks("model.backbone", OURS, *PEERS),
+            "walks at 10 times the rate": {"model.backbone": OURS, **WALKS},
+            "from CIFAR-10": {"model.backbone": OURS, "model.checkpoint": PRETRAINED},
+        },
+    ),
+    "nuclei": Study(
+        *("detection/finetune_coco_format", "nuclei", "val/mask_AP", 2, (320, 427)),
+        {**_DETECTOR, **_NUCLEI, "model.model_args": _SMALL, "data.batch_size": "4", "model.lr_batch": "4"},
+        {
+            **networks("model.backbone", OURS, *PEERS),
+            "from CIFAR-10": {"model.backbone": OURS, "model.checkpoint": PRETRAINED},
+        },
+    ),
+}
+
+
+def unpacked(archive: Path, folder: Path) -> Path:
+    """A folder per class from the archive of CIFAR-10; its test images are the validation's."""
+    with np.load(archive) as parts:
+        names = parts["class_names"]
+        for split, here in (("train", "train"), ("test", "val")):
+            data, ends, labels = parts[f"{split}_jpegs"], parts[f"{split}_offsets"], parts[f"{split}_labels"]
+            for i, label in enumerate(labels):
+                path = folder / here / str(names[label]) / f"{i:05d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data[ends[i] : ends[i + 1]].tobytes())
+    return folder
+
+
+def without_walks(seed: int, path: Path) -> Path:
+    """Random weights of our network whose nodes start on the grid."""
+    torch.manual_seed(seed)
+    network = timm.create_model(OURS, num_classes=10)
+    for part in network.modules():
+        if isinstance(part, DGMN2Attention):
+            torch.nn.init.zeros_(part.offset.weight)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def arguments(study: Study, name: str, seed: int, data: Path, work: Path, run: Path) -> list[str]:
+    """The options of `dgmn fit` for one training."""
+    given = {"seed_everything": str(seed), **study.options, **study.contenders[name]}
+    if study.data == "cifar10_25k":
+        folder = work / "cifar10_25k"
+        given["data.root"] = str(folder if folder.exists() else unpacked(data / "cifar10_25k.npz", folder))
+    else:
+        given["data.root"] = str(data / study.data)
+    if study.recipe.startswith("detection"):
+        given |= {"data.train": "train2017", "data.val": "val2017"}
+    if given.get("model.checkpoint") == PRETRAINED:
+        given["model.checkpoint"] = str(work / "runs" / f"pretraining-{OURS}-0" / "checkpoints/last.ckpt")
+    if given.get("model.checkpoint") == ZERO_WALKS:
+        given["model.checkpoint"] = str(without_walks(seed, work / f"zero-{seed}.pth"))
+    given |= {"trainer.default_root_dir": str(run), "trainer.enable_progress_bar": "false", "data.num_workers": "2"}
+    return ["-c", f"recipes/{study.recipe}.yaml", *(part for key, x in given.items() for part in (f"--{key}", x))]
+
+
+def starts_from(key: tuple[str, str, int]) -> str:
+    return STUDIES[key[0]].contenders[key[1]].get("model.checkpoint", "")
+
+
+def trained(key: tuple[str, str, int], data: Path, work: Path, device: str, more: Sequence[str]) -> dict[str, object]:
+    """Runs `dgmn fit` and returns the row of the table."""
+    of, name, seed = key
+    study = STUDIES[of]
+    run = work / "runs" / f"{of}-{name.replace(' ', '_')}-{seed}"
+    shutil.rmtree(run, ignore_errors=True)
+    start = time.monotonic()
+    command = [sys.executable, "-m", "dgmn_cli", "fit", *arguments(study, name, seed, data, work, run), *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{key}: {done.stdout[-1000:]}{done.stderr[-3000:]}")
+    seconds = time.monotonic() - start
+    with next(run.glob("logs/*/metrics.csv")).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = {column: row[column] for row in rows for column in row if row[column]}
+    return {
+        "study": of,
+        "contender": name,
+        "seed": seed,
+        "metric": study.metric,
+        "score": round(float(last[study.metric]), 5),
+        "walks": " ".join(f"{float(x):.3f}" for column, x in sorted(last.items()) if column.startswith("walks/")),
+        "steps": int(last["step"]) + 1,
+        "seconds": round(seconds),
+        **row_facts(device),
+    }
+
+
+def cost(study: Study, name: str) -> tuple[float, float]:
+    """Parameters in millions and GMACs of a contender."""
+    given = {**study.options, **study.contenders[name]}
+    if study.recipe.startswith("classification"):
+        network = timm.create_model(given["model.model"], num_classes=10)
+    else:
+        builders = DETECTORS if study.recipe.startswith("detection") else SEGMENTERS
+        import yaml
+
+        default = "retinanet" if builders is DETECTORS else "semantic_fpn"
+        args = yaml.safe_load(given.get("model.model_args", "{pyramid_channels: 64, channels: 64}"))
+        classes = int(given.get("model.num_classes", 11))
+        network = build_named(builders, given.get("model.model", default), given["model.backbone"], classes, args)
+    counted = count(network.eval(), study.size)
+    return counted.params / 1e6, counted.macs / 1e9
+
+
+def table(of: str, rows: list[dict[str, str]]) -> str:
+    """Mean, and the lowest and the highest of the seeds, in percent."""
+    study, cells = STUDIES[of], []
+    for name in study.contenders:
+        own = [row for row in rows if row["study"] == of and row["contender"] == name]
+        if not own:
+            continue
+        scores = [100 * float(row["score"]) for row in own]
+        walks = [[float(x) for x in row["walks"].split()] for row in own if row["walks"]]
+        shown = " ".join(f"{statistics.mean(stage):.2f}" for stage in zip(*walks, strict=True))
+        params, macs = cost(study, name)
+        spread = f"{statistics.mean(scores):.1f}" + (f" ({min(scores):.1f} to {max(scores):.1f})" if own[1:] else "")
+        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", str(len(own)), spread, shown])
+    title = f"{study.metric.split('/')[1]}, % (lowest to highest)"
+    return markdown(["network", "parameters", "GMACs", "seeds", title, "walks, pixels of the map"], cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of the datasets")
+    parser.add_argument("--studies", nargs="+", default=list(STUDIES), choices=STUDIES)
+    parser.add_argument("--contenders", nargs="+", help="only these")
+    parser.add_argument("--epochs", help="another number of epochs, to try the script")
+    parser.add_argument("--device", default="cpu", help="what the rows say; `dgmn fit` takes a GPU where there is one")
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at the same time")
+    parser.add_argument("--work", type=Path, default=Path("runs/trainings"), help="where the runs lie")
+    parser.add_argument("--out", type=Path, default=CSV)
+    parser.add_argument("--tables", action="store_true", help="only write the tables")
+    given = parser.parse_args()
+    if given.tables:
+        for of in STUDIES:
+            write_table(PAGE, f"trainings.py, {of}", table(of, rows_of(given.out)))
+        return
+    if given.data is None:
+        parser.error("--data FOLDER is missing")
+    work = given.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    done = {(row["study"], row["contender"], int(row["seed"])) for row in rows_of(given.out)}
+    wanted = [
+        (of, name, seed)
+        for of in given.studies
+        for seed in range(STUDIES[of].seeds)
+        for name in STUDIES[of].contenders
+        if (of, name, seed) not in done and name in (given.contenders or [name])
+    ]
+    # The pretraining comes first, what starts from it last.
+    wanted.sort(key=lambda key: (key[0] != "pretraining", starts_from(key) == PRETRAINED))
+    with ThreadPoolExecutor(given.parallel) as pool:
+        more = ["--trainer.max_epochs", given.epochs] if given.epochs else []
+        asked = (given.data.resolve(), work, given.device, more)
+        for future in as_completed([pool.submit(trained, key, *asked) for key in wanted]):
+            try:
+                row = future.result()
+            except RuntimeError as error:
+                print(error, flush=True)
+                continue
+            append_row(given.out, row)
+            print(f"{row['study']}, {row['contender']}, seed {row['seed']}: {100 * row['score']:.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()
