@@ -53,7 +53,7 @@ def test_predict_tables_json_pictures(
     assert run([*arguments, "--pictures", str(pictures), "--batch_size", "4", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     found = json.loads(result.read_text())
-    assert len(found) == 14 == len(list(pictures.glob("*.jpg")))
+    assert len(found) == 14 == len(list(pictures.rglob("*.jpg")))
     for entry in found:
         assert entry["image"] in out
         assert len(entry["top"]) == 2
