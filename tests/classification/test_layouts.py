@@ -210,7 +210,7 @@ def test_readers_that_cannot_run(few_digits: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data.val_share must be above 0 and below 1, got 1"):
         ClassificationData(tmp_path, val_share=1)
     write_shards(few_digits, tmp_path / "shards", 1)
-    with pytest.raises(InputError, match=r"1 shards? for 1 processe?s? with 2 workers each: .*give --data.num_workers 1"):
+    with pytest.raises(InputError, match=r"1 shards for .* 2 workers each: .*give --data.num_workers 1"):
         ClassificationData(tmp_path / "shards", reader="wds/", num_workers=3).setup("fit")
 
 
