@@ -133,7 +133,8 @@ def evaluation(file: Path, detections: int) -> dict[str, float]:
         boxes = torch.rand(detections, 4, generator=random) * 200
         labels = torch.randint(len(ids), (detections,), generator=random)
         for i, (box, label) in enumerate(here[:detections]):
-            boxes[i] = torch.tensor(box) * (1 + 0.2 * torch.rand(4, generator=random))
+            shift = 0.2 * torch.tensor(box[2:] * 2) * torch.rand(4, generator=random)
+            boxes[i] = torch.tensor(box) + shift
             labels[i] = label
         boxes[:, 2:] += boxes[:, :2]
         scores = torch.rand(detections, generator=random)
