@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image, features
+from PIL import EpsImagePlugin, Image, ImageOps, PngImagePlugin, features
 
 from dgmn import images
 from dgmn.classification.transforms import eval_transform, seen_part
 from dgmn.errors import InputError
-from dgmn.images import check_images, load_image, save_image, to_image
+from dgmn.images import check_images, image_size, load_image, save_image, to_image
 from dgmn.pictures import comparison, contact_sheet
 from dgmn.segmentation.labels import named, read_mask
 from dgmn_base.files import find_images
@@ -65,6 +65,52 @@ def test_values_that_are_no_greys(odd: float, tmp_path: Path) -> None:
     Image.fromarray(np.array([[0.5, odd]], np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(InputError, match=r"x\.tif: grey values from .* in pixels of mode F; 0\.\.65535 are accepted"):
         load_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [
+        (10, 1, struct.pack("<ii", -1, 0)),  # a share of nothing
+        (5, 2, struct.pack("<IIII", 72, 1, 72, 1)),  # two values where one is expected
+        (9, 1, None),  # a negative size
+        (5, 1, b""),  # a value beyond the end
+        (99, 1, b""),  # a kind that there is not
+    ],
+)
+def test_damaged_exif_data_is_no_damaged_image(kind: int, count: int, value: bytes | None, tmp_path: Path) -> None:
+    """What a phone or an editor wrote about a photograph says nothing about its pixels."""
+    turn = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    odd = struct.pack("<HHIi", 0x011A, kind, count, -1 if value is None else 38)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + turn + odd + bytes(4) + (value or b"")
+    Image.effect_noise((8, 4), 50).save(tmp_path / "x.jpg", exif=exif)
+    assert load_image(tmp_path / "x.jpg").size == (4, 8)
+    assert image_size(tmp_path / "x.jpg") == (8, 4)
+    with Image.open(tmp_path / "x.jpg") as image:
+        once = to_image(image)
+    assert to_image(once).size == once.size == (4, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_turn_is_that_of_pillow(orientation: int, tmp_path: Path) -> None:
+    image = Image.effect_noise((8, 4), 50).convert("RGB")
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as stored:
+        expected = ImageOps.exif_transpose(stored)
+    assert np.array_equal(np.asarray(load_image(tmp_path / "x.png")), np.asarray(expected))
+    assert image_size(tmp_path / "x.png") == expected.size[::-1]
+
+
+@pytest.mark.parametrize("what", ["text", "itxt", "icc"])
+def test_large_notes_in_a_picture(what: str, tmp_path: Path) -> None:
+    """Editors put whole projects into PNG files, and scanners profiles of several megabytes."""
+    notes = PngImagePlugin.PngInfo()
+    if what != "icc":
+        getattr(notes, f"add_{what}")("workflow", "x" * 2**21, zip=True)
+    profile = {"icc_profile": b"x" * 2**21} if what == "icc" else {}
+    Image.effect_noise((8, 4), 50).save(tmp_path / "x.png", pnginfo=notes, **profile)
+    assert load_image(tmp_path / "x.png").size == (8, 4)
 
 
 @pytest.mark.parametrize("mode", ["P", "1", "LA", "RGBA"])

@@ -1,6 +1,7 @@
 """Reads the images that users give: checks them, limits their size and converts them to RGB."""
 
 import os
+import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
 from dgmn.errors import InputError
@@ -39,6 +40,9 @@ class Named:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Some editors put whole projects into PNG files. Pillow reads at most this much of all texts, but only 1 MiB of one.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
 AnyImage = Any
 """Any image that [`to_image`][dgmn.images.to_image] accepts."""
 
@@ -60,7 +64,7 @@ def to_image(image: AnyImage) -> Image.Image:
         name, image = image.name, image.image
     if isinstance(image, Image.Image):
         _check_size(image.size, "image")
-        return _rgb(ImageOps.exif_transpose(image), "image")
+        return _upright(_rgb(image, "image"), _orientation(image))
     if isinstance(image, str | os.PathLike):
         return load_image(image)
     if isinstance(image, bytes | bytearray | memoryview):
@@ -113,9 +117,7 @@ def load_image(path: str | os.PathLike[str], upright: bool = True) -> Image.Imag
 
 def _decoded(source: Any, name: str, upright: bool) -> Image.Image:
     with opened(source, name) as image:
-        if upright:
-            ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image, name)
+        return _upright(_rgb(image, name), _orientation(image) if upright else None)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -123,8 +125,40 @@ def image_size(path: Path) -> tuple[int, int]:
     with opened(path, os.fspath(path)) as image:
         width, height = image.size
         # Of a PNG without EXIF data, Pillow would decode all pixels to look for it after them.
-        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-        return (width, height) if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else (height, width)
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) in (5, 6, 7, 8)
+        return (width, height) if turned else (height, width)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by the orientation in its EXIF data."""
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The orientation in the EXIF data; None if there is none, or the data is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other entries that are damaged
+            return image.getexif().get(ExifTags.Base.Orientation)
+    except (LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+        return None
+
+
+def _upright(image: Image.Image, orientation: Any) -> Image.Image:
+    """Turns an image. Pillow's `exif_transpose` also writes EXIF data anew, which fails where a value is damaged."""
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {}  # it must not be turned again
+    return turned
 
 
 @contextmanager

@@ -1,20 +1,41 @@
 """Finding the files and folders that a user names, and writing files that are whole or absent."""
 
+import errno
 import glob
 import json
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Sequence
+import unicodedata
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from dgmn_base.errors import InputError
 
 _LARGEST = 2**26  # bytes of a file of labels, or of a list of images
+_LONGEST = 4096  # characters of a path
 
-EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+EXTENSIONS = frozenset(
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".mpo",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
 VIDEOS = frozenset((".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv"))
 
 
@@ -105,11 +126,43 @@ def folders_in(folder: Path) -> list[str]:
 
 def is_image(path: Path) -> bool:
     """Whether a file has the extension of an image."""
-    return _is_file(path, EXTENSIONS)
+    return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
-def _is_file(path: Path, extensions: Collection[str]) -> bool:
-    return path.suffix.lower() in extensions and path.is_file()
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; false also for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
+def find_named(name: str, folders: Sequence[Path]) -> Path | None:
+    """The file that a list or a file of annotations names; None if there is none.
+
+    Tools write a path as their machine had it. So, where there is no file of this very name, `\\` stands for `/` and
+    `%C3%A9` for é, an é may be one character or two, and folders at its beginning may be missing here.
+
+    Args:
+        name: the name.
+        folders: where it may be, in order.
+    """
+    slashed = name.replace("\\", "/")
+    spellings = dict.fromkeys(
+        (name, *(unicodedata.normalize(form, each) for each in (slashed, unquote(slashed)) for form in ("NFC", "NFD")))
+    )
+    found = next((path for each in spellings for folder in folders if is_file(path := folder / each)), None)
+    if found is not None or len(name) > _LONGEST:
+        return found
+    tails = (
+        each.split("/", start)[start]
+        for start in range(1, slashed.count("/") + 1)
+        for each in spellings
+        if each.count("/") >= start
+    )
+    return next((path for each in tails if each for folder in folders if is_file(path := folder / each)), None)
 
 
 def is_hidden(name: str) -> bool:
@@ -143,6 +196,21 @@ def check_folder(folder: Path, argument: str) -> None:
         raise InputError(f"{argument}: {'this' if place == folder else place} is a file, give a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"{argument}: nothing can be written in {place}")
+
+
+def find_listed(text: str, names: Container[str]) -> str | None:
+    """The one of `names`, paths without extension, that a line of a list means; None if it means none of them.
+
+    Tools write the name with or without folders, extension and quotes.
+    """
+    name = text.strip('"').replace("\\", "/")
+    path = PurePosixPath(name)
+    spellings = (
+        unicodedata.normalize(form, each)
+        for each in (name, str(path.with_suffix("")) if path.name else "", path.stem)
+        for form in ("NFC", "NFD")
+    )
+    return next((each for each in (text, *spellings) if each in names), None)
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dgmn.errors import InputError
-from dgmn.objects.coco import read_coco, to_target
+from dgmn.objects.coco import decode_mask, read_coco, to_target
 
 
 @pytest.fixture
@@ -279,10 +279,50 @@ def test_labels_that_are_ids(read):
     assert to_target(coco.images[1], coco.ids, masks=False)["labels"].tolist() == [90, 3]
 
 
-def test_images_are_held_as_arrays(content, read):
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("..\\dataset\\a.png", "a.png"),  # labelme2coco on Windows
+        ("..\\..\\label-studio\\media\\upload\\4\\a.png", "a.png"),  # Label Studio
+        ("/data/local-files/a.png", "a.png"),
+        ("images/sub/a.png", "sub/a.png"),  # CVAT
+        ("d%C3%A9cran%20a.png", "d\u00e9cran a.png"),
+        ("d\u00e9cran.png", "de\u0301cran.png"),  # macOS writes an accent as a character of its own
+        ("de\u0301cran.png", "d\u00e9cran.png"),
+        ("50%20a.png", "50%20a.png"),  # the name as it stands comes first
+    ],
+)
+def test_names_as_other_machines_write_them(content, read, tmp_path, written, there):
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / "a.png").rename(tmp_path / there)
+    content["images"][0]["file_name"] = written
+    assert [image.path for image in read().images] == [tmp_path / "b.png", tmp_path / there]
+
+
+@pytest.mark.parametrize("written", ["b.png", "other/b.png"])
+def test_two_images_in_one_file(content, read, written):
+    """Frames of several videos have one name, and overwrite each other when they are exported together."""
+    content["images"][0]["file_name"] = written
+    with pytest.raises(InputError, match=r"images\[1\]: .*b\.png is the image of images\[0\], too"):
+        read()
+
+
+def test_a_click_too_many_beside_a_polygon(content, read):
+    entry = content["annotations"][0]
+    expected = decode_mask(read().images[1].objects[0], (30, 40))
+    entry["segmentation"] += [[30, 20, 35, 25], [1, 1]]
+    assert np.array_equal(decode_mask(read().images[1].objects[0], (30, 40)), expected)
+    entry["segmentation"] = [[30, 20, 35, 25]]
+    with pytest.raises(InputError, match="a polygon needs three points or more"):
+        decode_mask(read().images[1].objects[0], (30, 40))
+
+
+def test_images_are_held_as_arrays(content, read, tmp_path):
     """Workers share arrays, and would copy objects of Python one by one as they look at them."""
     first, objects = content["images"][0], content["annotations"]
-    content["images"] = [{**first, "id": i} for i in range(500)]
+    for i in range(500):
+        (tmp_path / f"{i}.png").hardlink_to(tmp_path / "a.png")
+    content["images"] = [{**first, "id": i, "file_name": f"{i}.png"} for i in range(500)]
     content["annotations"] = [
         {**entry, "id": 10 * i + k, "image_id": i} for i in range(500) for k, entry in enumerate(objects[:2])
     ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from dgmn.detection.data import DetectionData
 from dgmn.detection.metrics import average_precision
 from dgmn.errors import InputError
 from dgmn.layout import find_layout
-from dgmn.objects.layouts import LAYOUTS
+from dgmn.objects.layouts import LAYOUTS, CocoFiles
 
 
 @pytest.fixture
@@ -185,6 +186,39 @@ def test_labels_of_yolo_that_are_nowhere(coco, tmp_path):
     expected = root / "labels/train/000001.txt"
     assert problems["train"] == [f"{root / 'data.yaml'}: train: none of 8 images has labels; no {expected}"]
     assert problems["test"] == []
+
+
+def test_labels_of_yolo_under_another_spelling(coco, tmp_path):
+    """Label Studio encodes the names of labels and not those of images; an image without labels would be empty."""
+    formats.yolo(coco, tmp_path / "yolo")
+    labels = sorted((tmp_path / "yolo/labels/train").iterdir())[:2]
+    for i, (old, new) in enumerate((("%C3%A9%20a", "\u00e9 a"), ("\u00e9 b", "e\u0301 b"))):
+        image = tmp_path / f"yolo/images/train/{labels[i].stem}.png"
+        image.rename(image.with_stem(new))
+        labels[i] = labels[i].rename(labels[i].with_name(f"{old}.txt"))
+    found = DetectionData(tmp_path / "yolo").layout.samples("train", masks=False)
+    expected = CocoFiles(coco).samples("train", masks=False)
+    assert sorted(found.images.objects) == sorted(expected.images.objects)
+    labels[0].rename(labels[0].with_name("other.txt"))
+    formats.write(tmp_path / "yolo/labels/train/classes.txt", "a\nb\n")  # LabelImg's
+    problems = []
+    DetectionData(tmp_path / "yolo").layout.samples("train", masks=False, problems=problems)
+    (problem,) = problems
+    assert re.search(r"labels/train/other\.txt: no image other\.\*, while \d images have no labels", problem)
+
+
+def test_where_the_images_of_coco_lie(coco, tmp_path):
+    (tmp_path / "images").mkdir()
+    shutil.copytree(coco / "annotations", tmp_path / "annotations")
+    expected = CocoFiles(coco).samples("train", masks=False)
+    (tmp_path / "images/train").symlink_to(coco / "train")
+    assert len(CocoFiles(tmp_path).samples("train", masks=False).images) == len(expected.images)
+    (tmp_path / "images/train").unlink()
+    (tmp_path / "images").rmdir()
+    (tmp_path / "images").symlink_to(coco / "train")  # all parts in one folder
+    assert len(CocoFiles(tmp_path).samples("train", masks=False).images) == len(expected.images)
+    with pytest.raises(InputError, match=r"no image .*pictures/000001"):
+        CocoFiles(tmp_path, images="pictures").samples("train", masks=False)
 
 
 @pytest.fixture(scope="module")

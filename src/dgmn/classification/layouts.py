@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from typing_extensions import override
 
 from dgmn.errors import InputError
 from dgmn.images import load_image
-from dgmn_base.files import EXTENSIONS, folders_in, images_in, is_hidden, listing, read_text, writing
+from dgmn_base.files import EXTENSIONS, find_named, folders_in, images_in, is_hidden, listing, read_text, writing
 
 SPLIT = "split.csv"
 """The file that keeps the split of a folder without parts."""
@@ -215,9 +216,10 @@ def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
                 raise InputError(f"{where}: {name} is {label!r} here and {before!r} in line {line}: {_SEVERAL}")
             if line != reader.line_num:
                 raise InputError(f"{where}: {name} is there twice, first in line {line}")
-            if not _is_file(file.parent / name):
+            image = find_named(name, (file.parent,))
+            if image is None:
                 raise InputError(f"{where}: no image {file.parent / name}")
-            rows.append((name, label, None if part is None else _PARTS[part]))
+            rows.append((os.path.relpath(image, file.parent), label, None if part is None else _PARTS[part]))
     except csv.Error as error:
         raise InputError(f"{file}:{reader.line_num}: not CSV ({error})") from error
     if not rows:
@@ -236,13 +238,6 @@ def _joined_label(labels: Iterable[str]) -> str | None:
         for part in set(each):
             users[part] += 1
     return next((label for label, each in parts.items() if len(each) > 1 and all(users[p] > 1 for p in each)), None)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def part_folder(root: Path, split: str) -> Path:

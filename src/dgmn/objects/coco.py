@@ -1,6 +1,5 @@
 """Reads and checks annotations in COCO's format, and makes tensors of them."""
 
-import errno
 import gc
 import json
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 from dgmn.errors import InputError
 from dgmn.images import MAX_PIXELS
 from dgmn.objects.coco_set import CocoImage, CocoImages, CocoSet
-from dgmn_base.files import read_json
+from dgmn_base.files import find_named, read_json
 
 
 def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:
@@ -61,6 +60,7 @@ def check_coco(
     ids = tuple(sorted(names))
     images: dict[int | str, CocoImage] = {}
     rejected: set[Any] = set()
+    entry_of: dict[Path, str] = {}
     for i, entry in enumerate(content["images"]):
         what = f"images[{i}]"
         if not _has(entry, {"id": (int, str), "file_name": (str,), "width": (int,), "height": (int,)}):
@@ -72,15 +72,18 @@ def check_coco(
                 rejected.add(entry["id"])
         elif entry["id"] in images:
             report(f"{what}: the id {entry['id']} is there twice")
-        elif not _is_file(folder / entry["file_name"]):
+        elif (path := find_named(entry["file_name"], (folder,))) is None:
             report(f"{what}: no image {folder / entry['file_name']}")
+            rejected.add(entry["id"])
+        elif entry_of.setdefault(path, what) != what:
+            report(f"{what}: {path} is the image of {entry_of[path]}, too")
             rejected.add(entry["id"])
         elif min(entry["width"], entry["height"]) < 1 or entry["width"] * entry["height"] > MAX_PIXELS:
             report(f"{what}: {_SIZES}, got {entry['width']} x {entry['height']}")
             rejected.add(entry["id"])
         else:
             size = (entry["height"], entry["width"])
-            images[entry["id"]] = CocoImage(entry["id"], folder / entry["file_name"], size)
+            images[entry["id"]] = CocoImage(entry["id"], path, size)
     seen: set[Any] = set()
     number: Any = None
 
@@ -230,6 +233,8 @@ def mask_runs(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     segmentation = entry.get("segmentation")
     try:
         if isinstance(segmentation, list) and segmentation:
+            # A point or a line beside real polygons covers nothing: tools leave it from a click too many.
+            segmentation = [each for each in segmentation if not _covers_nothing(each)] or segmentation
             for polygon in segmentation:
                 if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
                     raise InputError(f"{what}: a polygon needs three points or more, as x, y, x, y and so on")
@@ -291,17 +296,12 @@ _FAR = 10  # how many times the image's long side a polygon may lie away from it
 _BORDER = 100  # how many times the image's height and width together a polygon's border may be long
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return False
-
-
 def _has(entry: Any, fields: dict[str, tuple[type, ...]]) -> bool:
     return isinstance(entry, dict) and all(type(entry.get(name)) in kinds for name, kinds in fields.items())
+
+
+def _covers_nothing(polygon: Any) -> bool:
+    return isinstance(polygon, list) and len(polygon) in (0, 2, 4)
 
 
 def _is_number(value: Any) -> bool:

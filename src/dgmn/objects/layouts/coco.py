@@ -13,7 +13,8 @@ class CocoFiles(Layout):
 
     Args:
         root: folder of the dataset.
-        images: folder with a part's images, below `root`; `{split}` stands for the part's name.
+        images: folder with a part's images, below `root`; `{split}` stands for the part's name. If there is no folder
+            `{split}`, the images may be in `images/{split}` or in `images`.
         annotations: file with a part's annotations, below `root`; `{split}` stands for the part's name.
     """
 
@@ -44,4 +45,9 @@ class CocoFiles(Layout):
         return self.root / self.annotations.replace("{split}", split)
 
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
-        return read_coco(self.source(split), self.root / self.images.replace("{split}", split), problems, masks)
+        return read_coco(self.source(split), self._folder(split), problems, masks)
+
+    def _folder(self, split: str) -> Path:
+        wanted = self.root / self.images.replace("{split}", split)
+        places = (wanted, self.root / "images" / split, self.root / "images") if self.images == "{split}" else (wanted,)
+        return next((place for place in places if place.is_dir()), wanted)

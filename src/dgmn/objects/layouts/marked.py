@@ -9,7 +9,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from dgmn.objects.layouts.described import DescribedLayout, Labels
-from dgmn_base.files import files_in, folders_in, images_in, is_hidden, numbered_lines
+from dgmn_base.files import files_in, folders_in, images_in, is_file, is_hidden, numbered_lines
 
 _NO_CLASSES = ("__ignore__", "_background_")  # LabelMe's lists begin with them
 
@@ -72,7 +72,7 @@ class MarkedLayout(DescribedLayout):
             stem = file.with_suffix("")
             # The name tells a.jpg from a.png. But after files were renamed, it is often the old one.
             image = next((place for place in places if place.with_suffix("") == stem and place in of_image), None)
-            image = image or beside.get(stem) or next((place for place in places if _is_file(place)), None)
+            image = image or beside.get(stem) or next((place for place in places if is_file(place)), None)
             if image is None:
                 problems.append(f"{file}: no image {stem}.*{f' or {places[0]}' if places else ''}")
             elif of_image.get(image) is not None:
@@ -87,10 +87,3 @@ def parts_with(root: Path, suffix: str) -> list[str]:
     return [
         name for name in folders_in(root) if any(not is_hidden(file.name) for file in (root / name).glob(f"*{suffix}"))
     ]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False

@@ -12,7 +12,7 @@ from dgmn.objects.coco_set import CocoSet
 from dgmn.objects.layouts.described import Labels, Thing, exact
 from dgmn.objects.layouts.marked import MarkedLayout, parts_with
 from dgmn.objects.layouts.xml_file import Element, read_xml
-from dgmn_base.files import folders_in, images_in, numbered_lines
+from dgmn_base.files import find_listed, folders_in, images_in, is_file, numbered_lines
 
 _NUMBER = re.compile(r"[+-]?(\d{1,12}(\.\d{0,20})?|\.\d{1,20})", re.ASCII)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -55,8 +55,18 @@ class Voc(MarkedLayout):
     def files(self, part: str) -> list[Path]:
         if not _devkits(self.root):
             return super().files(part)
-        devkit, names = self._lists[part]
-        return [file for _, name in numbered_lines(names) if (file := _annotation(devkit, name)).is_file()]
+        devkit, _ = self._lists[part]
+        return [file for _, name in self._names(part) if is_file(file := _annotation(devkit, name))]
+
+    def _images(self, part: str) -> dict[str, Path]:
+        """The images of a part's devkit by their names, which have no extension."""
+        folder = self._lists[part][0] / "JPEGImages"
+        return {image.relative_to(folder).with_suffix("").as_posix(): image for image in images_in(folder)}
+
+    def _names(self, part: str) -> list[tuple[int, str]]:
+        """The names in the list of a part, each with its line."""
+        images = self._images(part)
+        return [(line, find_listed(text, images) or text) for line, text in numbered_lines(self._lists[part][1])]
 
     @override
     def class_list(self) -> list[str] | None:
@@ -74,14 +84,13 @@ class Voc(MarkedLayout):
         if part not in self._lists:
             raise self.no_part(part, str(devkits[0] / "ImageSets" / "Main" / f"{part.rpartition('/')[2]}.txt"))
         devkit, names = self._lists[part]
-        folder = devkit / "JPEGImages"
-        images = {image.relative_to(folder).with_suffix("").as_posix(): image for image in images_in(folder)}
+        images = self._images(part)
         pairs: list[tuple[Path, Path | None]] = []
-        for line, name in numbered_lines(names):
+        for line, name in self._names(part):
             file = _annotation(devkit, name)
             if name not in images:
-                problems.append(f"{names}:{line}: no image {folder / name}.*")
-            elif not file.is_file():
+                problems.append(f"{names}:{line}: no image {devkit / 'JPEGImages' / name}.*")
+            elif not is_file(file):
                 problems.append(f"{names}:{line}: no annotations {file}")
             else:
                 pairs.append((images[name], file))

@@ -2,10 +2,12 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from typing_extensions import override
 
@@ -17,12 +19,22 @@ from dgmn.objects.layouts.described import (
     around,
     exact,
 )
-from dgmn_base.files import folders_in, images_in, is_hidden, is_image, numbered_lines, read_text
+from dgmn_base.files import (
+    EXTENSIONS,
+    find_named,
+    folders_in,
+    images_in,
+    is_hidden,
+    is_image,
+    numbered_lines,
+    read_text,
+)
 from dgmn_base.recipes import check_size
 
 _NUMBER = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
 _BEYOND = 0.01  # so far outside of 0..1 a rounded value may lie, as in Ultralytics' code
 _MOST_CLASSES = 10_000
+_PEEK = 4096  # bytes of the first line of labels
 _PARTS = ("train", "val", "valid", "validation", "test")
 _LISTS = ("classes.txt", "obj.names", "labels.txt")
 
@@ -114,7 +126,7 @@ class Yolo(DescribedLayout):
         if pairs and part != "test" and not any(file for _, file in pairs):
             place = _places_of_labels(pairs[0][0])[0]
             problems.append(f"{self.source(part)}: {part}: none of {len(pairs)} images has labels; no {place}")
-        return pairs
+        return _with_other_spellings(pairs, problems)
 
     def _images(self, part: str, entry: Any, problems: list[str]) -> list[Path]:
         """The images that an entry of a part stands for: a folder, a list in a text file, or an image."""
@@ -129,7 +141,7 @@ class Yolo(DescribedLayout):
             return [place]
         images = []
         for line, name in numbered_lines(place):
-            image = next((image for image in _near(name, (place.parent, *self._bases)) if _exists(image)), None)
+            image = find_named(name, (place.parent, *self._bases))
             if image is None:
                 problems.append(f"{place}:{line}: no image {name}")
             elif not is_image(image):
@@ -202,6 +214,44 @@ class Yolo(DescribedLayout):
 def labels_of(image: Path) -> Path | None:
     """The file with the labels of an image; None if there is none."""
     return next((file for file in _places_of_labels(image) if file.is_file()), None)
+
+
+def _with_other_spellings(pairs: list[tuple[Path, Path | None]], problems: list[str]) -> list[tuple[Path, Path | None]]:
+    """Gives images without labels those whose file spells the name differently: `%C3%A9` for é, or é as two characters.
+
+    Labels of no image are a problem if there are images without labels: their names may have been changed.
+    """
+    found: dict[Path, Path] = {}
+    lost: list[Path] = []
+    alone: dict[Path, dict[str, Path]] = {}
+    for image, labels in pairs:
+        if labels is None:
+            alone.setdefault(image.parent, {})[_spelling(image.stem)] = image
+    for folder, images in alone.items():
+        stems = {path.stem for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS}
+        for place in dict.fromkeys(path.parent for path in _places_of_labels(next(iter(images.values())))):
+            files = sorted(place.glob("*.txt")) if place.is_dir() else ()
+            for file in (file for file in files if file.stem not in stems and not is_hidden(file.name)):
+                if _spelling(file.stem) in images:
+                    found.setdefault(images[_spelling(file.stem)], file)
+                elif _holds_numbers(file):
+                    lost.append(file)
+    empty = sum(map(len, alone.values())) - len(found)
+    if lost and empty:
+        more = f" (and {len(lost) - 1} more files of labels without an image)" if len(lost) > 1 else ""
+        problems.append(f"{lost[0]}: no image {lost[0].stem}.*{more}, while {empty} images have no labels")
+    return [(image, labels or found.get(image)) for image, labels in pairs]
+
+
+def _spelling(name: str) -> str:
+    return unicodedata.normalize("NFC", unquote(name))
+
+
+def _holds_numbers(file: Path) -> bool:
+    """Whether a text begins as labels do, and not as a list of classes or images."""
+    with file.open("rb") as source:
+        parts = source.readline(_PEEK).decode(errors="replace").split()
+    return len(parts) > 4 and all(map(_NUMBER.fullmatch, parts[:5]))
 
 
 def _places_of_labels(image: Path) -> list[Path]:

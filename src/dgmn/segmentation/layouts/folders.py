@@ -11,7 +11,7 @@ from dgmn.errors import InputError
 from dgmn.segmentation.class_lists import find_classes
 from dgmn.segmentation.labels import Classes, named, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import folders_in, images_in, listing, numbered_lines
+from dgmn_base.files import find_listed, folders_in, images_in, listing, numbered_lines
 
 IMAGES, MASKS = "images/{split}", "masks/{split}/{name}.png"
 PATTERNS = (
@@ -106,8 +106,7 @@ class MaskFolders(Layout):
             raise InputError(f"data: no {file}: all images are in one folder, so it must name those of {part!r}")
         files = []
         for line, text in numbered_lines(file):
-            names = (text, Path(text).with_suffix("").as_posix(), Path(text).stem)
-            name = next((name for name in names if name in of_name), None)
+            name = find_listed(text, of_name)
             if name is None:
                 raise InputError(f"{file}:{line}: no image {text[:80]}")
             files.append(of_name[name])

@@ -12,7 +12,7 @@ from dgmn.errors import InputError
 from dgmn.segmentation.class_lists import NO_LABEL, find_classes
 from dgmn.segmentation.labels import Classes, named, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import folders_in, images_in, numbered_lines
+from dgmn_base.files import find_listed, folders_in, images_in, numbered_lines
 
 _VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -88,9 +88,10 @@ class Voc(Layout):
             devkit, names = self._lists[part]
             images = {image.stem: image for image in images_in(devkit / "JPEGImages")}
             wanted = [(0, name) for name in images] if names is None else numbered_lines(names)
-            for line, name in wanted:
-                if name not in images:
-                    raise InputError(f"{names}:{line}: no image {devkit / 'JPEGImages' / name[:80]}.*")
+            for line, text in wanted:
+                name = find_listed(text, images)
+                if name is None:
+                    raise InputError(f"{names}:{line}: no image {devkit / 'JPEGImages' / text[:80]}.*")
                 samples.append(Sample(images[name], devkit / self.labels / f"{name}.png"))
         return sorted(samples, key=lambda sample: sample.image)
 
