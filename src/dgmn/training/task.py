@@ -325,7 +325,11 @@ class Task(L.LightningModule):
         pairs += [(key, was.get(key), normalisation[key]) for key in ("mean", "std")]
         for key, then, here in pairs:
             if then is not None and here is not None and then != here:
-                raise InputError(f"the checkpoint was trained with {key} {then}, but here it is {here}")
+                # On another number of devices, it is the product that must stay.
+                advice = (
+                    ": change batch_size or accumulate_grad_batches, devices count, too" if key == "total_batch" else ""
+                )
+                raise InputError(f"the checkpoint was trained with {key} {then}, but here it is {here}{advice}")
 
     def _training(self) -> dict[str, Any]:
         """What a continued run needs to be the same, as plain values."""
