@@ -34,7 +34,8 @@ def recorded_as(form: Form) -> Iterator[None]:
 
 def is_recorded_as(form: Form) -> bool:
     """Whether [`recorded_as`][dgmn.ops.tracing.recorded_as] says so."""
-    return _form.get() == form
+    # torch.compile records in no form, and with PyTorch 2.11 it cannot look into what keeps one.
+    return not torch.compiler.is_dynamo_compiling() and _form.get() == form
 
 
 def is_exporting() -> bool:
