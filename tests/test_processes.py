@@ -69,6 +69,7 @@ def _evaluate(folder):
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_detections_are_gathered_by_the_first_process(tmp_path):
     objects = [(0, 1), (0, 2), (1, 1), (2, 2), (2, 2), (4, 1)]
     annotations = [

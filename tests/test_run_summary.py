@@ -31,6 +31,7 @@ def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_page_tells_the_whole_run(trained: Path) -> None:
     page = (trained / "summary.md").read_text()
     assert f"dgmn fit -c {RECIPE} --data.root" in page

@@ -183,6 +183,7 @@ def write_shards(few_digits: Path, folder: Path, shards: int) -> None:
     (folder / "classes.txt").write_text("zero\none\ntwo\n")
 
 
+@pytest.mark.slow
 def test_training_from_shards(few_digits: Path, tmp_path: Path, capsys) -> None:
     pytest.importorskip("webdataset")
     write_shards(few_digits, tmp_path / "shards", 2)

@@ -162,6 +162,7 @@ def test_average_warms_up_as_timms_and_is_what_is_kept(few_digits: Path, tmp_pat
     assert torch.equal(task.model.index, index)
 
 
+@pytest.mark.slow
 def test_best_checkpoint_holds_the_average(
     few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +187,7 @@ def test_best_checkpoint_holds_the_average(
 # ------------------------------------------------------------------------------------------------------- early end
 
 
+@pytest.mark.slow
 def test_training_without_progress_ends(few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = arguments(few_digits, tmp_path / "run", "--model.optimizer.lr", "0", "--trainer.max_epochs", "9")
     options += ["--model.freeze", "[stem, stages]"]  # batch norms learn at any rate
@@ -252,6 +254,7 @@ def test_class_weights_of_classifiers(few_digits: Path, tmp_path: Path, capsys: 
         torch.testing.assert_close(loss, F.cross_entropy(logits, labels, weights, label_smoothing=0.1))
 
 
+@pytest.mark.slow
 def test_class_weights_from_the_command_line(
     few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
