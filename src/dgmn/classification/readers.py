@@ -3,7 +3,7 @@
 import importlib.util
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from timm.data import create_dataset
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
 from dgmn.errors import InputError
-from dgmn_base.files import EXTENSIONS, listing
+from dgmn_base.files import EXTENSIONS, listing, read_text
 
 _NEEDS = {  # the module and how to install it
     "wds": ("webdataset", "webdataset"),
@@ -54,14 +54,14 @@ def reader_set(name: str, root: Path | None, split: str, training: bool, batch_s
             raise InputError(f"data.root {root}: there is no such folder of shards")
         split = _shards(root, split)
     try:
-        found: Dataset[Any] = create_dataset(
+        found: Any = create_dataset(
             name, None if root is None else str(root), split, is_training=training, batch_size=batch_size
         )
     except Exception as error:  # each library has errors of its own
         what = " ".join(str(error).split())[:300]
         raise InputError(f"data.reader {name}: {split} cannot be opened ({type(error).__name__}: {what})") from error
-    found.target_transform = one_label  # type: ignore[attr-defined]
-    return found
+    found.target_transform = one_label
+    return cast(Dataset[Any], found)
 
 
 def _shards(root: Path, split: str) -> str:
@@ -99,7 +99,7 @@ def class_names(images: Any, root: Path | None) -> list[str] | None:
     if numbers:
         return [str(name) for name in sorted(numbers, key=numbers.__getitem__)]
     file = None if root is None else root / "classes.txt"
-    return file.read_text(encoding="utf-8").splitlines() if file is not None and file.is_file() else None
+    return read_text(file).splitlines() if file is not None and file.is_file() else None
 
 
 class Streamed(IterableDataset[Any]):
@@ -141,5 +141,5 @@ class StreamLoader(DataLoader[Any]):
 
     @override
     def __iter__(self) -> Any:
-        self.dataset.images.set_epoch(self.epoch())  # type: ignore[attr-defined]
+        cast(Streamed, self.dataset).images.set_epoch(self.epoch())
         return super().__iter__()

@@ -13,7 +13,7 @@ from dgmn.errors import InputError
 from dgmn.images import opened
 from dgmn.pictures import distinct_colors
 from dgmn.segmentation.losses import IGNORED
-from dgmn_base.files import read_json
+from dgmn_base.files import read_json, read_text
 
 Color = tuple[int, int, int]
 
@@ -89,11 +89,7 @@ def read_classes(path: Path) -> Classes:
     if not path.is_file():
         raise InputError(f"{path}: no such file; it must list the classes, one name per line (.txt), or as .json")
     if path.suffix != ".json":
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not a text file") from error
-        lines = [line.strip() for line in text.rstrip().splitlines()]
+        lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
         if "" in lines:
             raise InputError(
                 f"{path}: line {lines.index('') + 1} is empty; a class's number is the position of its line"
