@@ -172,7 +172,7 @@ def arguments(study: Study, name: str, seed: int, data: Path, work: Path, run: P
         given["model.checkpoint"] = str(work / "runs" / f"pretraining-{OURS}-0" / "checkpoints/last.ckpt")
     if given.get("model.checkpoint") == ZERO_WALKS:
         given["model.checkpoint"] = str(without_walks(seed, work / f"zero-{seed}.pth"))
-    given |= {"trainer.default_root_dir": str(run), "trainer.enable_progress_bar": "false", "data.num_workers": "2"}
+    given |= {"trainer.default_root_dir": str(run), "trainer.enable_progress_bar": "false"}
     return ["-c", f"recipes/{study.recipe}.yaml", *(part for key, x in given.items() for part in (f"--{key}", x))]
 
 
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--epochs", help="another number of epochs, to try the script")
     parser.add_argument("--device", default="cpu", help="what the rows say; `dgmn fit` takes a GPU where there is one")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at the same time")
+    parser.add_argument("--workers", default="2", help="processes that read images, of every training")
     parser.add_argument("--work", type=Path, default=Path("runs/trainings"), help="where the runs lie")
     parser.add_argument("--out", type=Path, default=CSV)
     parser.add_argument("--tables", action="store_true", help="only print the tables")
@@ -271,7 +272,8 @@ def main() -> None:
     # The pretraining comes first, what starts from it last.
     wanted.sort(key=lambda key: (key[0] != "pretraining", starts_from(key) == PRETRAINED))
     with ThreadPoolExecutor(given.parallel) as pool:
-        more = ["--trainer.max_epochs", given.epochs] if given.epochs else []
+        more = ["--data.num_workers", given.workers]
+        more += ["--trainer.max_epochs", given.epochs] if given.epochs else []
         asked = (given.data.resolve(), work, given.device, more)
         for future in as_completed([pool.submit(trained, key, *asked) for key in wanted]):
             try:
