@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -81,6 +82,64 @@ def test_what_stays_in_float(files):
     for node in model.graph.node:
         if node.op_type in ("GridSample", "Softmax", "LayerNormalization"):
             assert {maker[name].op_type for name in node.input if name in maker} != {"DequantizeLinear"}
+
+
+def floats_again(path, where):
+    """The weights in 8 bits that onnxruntime turns back into floats in every run, as it has arranged the file."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # no layouts of this CPU
+    options.optimized_model_filepath = str(where)
+    for each in onnx.load(path).graph.input[0].type.tensor_type.shape.dim:
+        if each.dim_param:  # with all sizes known, it makes a Gemm of a product and a sum
+            options.add_free_dimension_override_by_name(each.dim_param, 1)
+    options.register_custom_ops_library(dgmn.onnxruntime_library())
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(where).graph
+    kept = {each.name for each in graph.initializer if len(each.dims) > 1}
+    assert any(name in kept for node in graph.node if "Integer" in node.op_type for name in node.input)
+    return [node.name for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in kept]
+
+
+def test_onnxruntime_computes_in_integers(digits, tmp_path):
+    folder, model = digits
+    done = export(model, tmp_path / "a.onnx", dynamic=False, int8=True, calibrate=folder)
+    assert floats_again(done.path, tmp_path / "arranged.onnx") == []
+
+
+def test_with_the_kernel(digits, files, tmp_path):
+    folder, model = digits
+    done = export(model, tmp_path / "a.onnx", kernel=True, int8=True, calibrate=folder)
+    assert done.int8.layers[0] == files[1].int8.layers[0]
+    assert floats_again(done.path, tmp_path / "arranged.onnx") == []
+    opened = onnx.load(done.path).graph
+    maker = {name: node for node in opened.node for name in node.output}
+    sampling = [node for node in opened.node if node.op_type == "SampledAttention"]
+    assert len(sampling) == 4
+    for node in sampling:  # walks are in float
+        walks = node.input[3]
+        while (before := maker[walks]).op_type not in ("MatMul", "Gemm"):
+            walks = next(name for name in before.input if name in maker)
+        assert maker.get(before.input[1], before).op_type != "DequantizeLinear"
+    image = images_in(folder)[0]
+    assert dict(dgmn.load(done.path).predict(image).top) == pytest.approx(dict(model.predict(image).top), abs=0.1)
+
+
+def test_equal_biases(digits, tmp_path):
+    """PyTorch's exporter writes equal biases once; a network that was just made has many."""
+    folder, model = digits
+    content = export(
+        ClassificationPredictor(classifier("resnet10t", 3).eval(), model.names, image_size=32), tmp_path / "a.onnx"
+    ).path.read_bytes()
+    noise = torch.randn(4, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    small, (changed, _) = int8.in_int8(content, iter(noise))
+    path = tmp_path / "b.onnx"
+    path.write_bytes(small)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "arranged.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "arranged.onnx").graph.node]
+    assert kinds.count("QLinearConv") == changed
 
 
 @pytest.mark.slow

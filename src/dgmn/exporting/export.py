@@ -187,11 +187,8 @@ def _checked(
         )
     if path.suffix == ".pt2" and (int8 or kernel or not grid_sample):
         raise InputError(f"{'int8' if int8 else 'kernel' if kernel else 'grid_sample'}: is for .onnx, got {path}")
-    if kernel and (int8 or not grid_sample):
-        raise InputError(
-            f"kernel: got True with {'int8=True' if int8 else 'grid_sample=False'}; accepted in float32, and without "
-            "grid_sample, since it samples by itself"
-        )
+    if kernel and not grid_sample:
+        raise InputError("kernel: got True with grid_sample=False; accepted without it, since it samples by itself")
     if int8 != (calibrate is not None):
         raise InputError(f"calibrate: got {calibrate}; int8 needs a folder of images, and nothing else does")
     if calibrate is None:

@@ -26,6 +26,8 @@ AGREEMENT = 0.95
 _CALIBRATED, _COMPARED = 128, 500  # images at most
 _WIDE = 64  # products per result of the layers that are quantised: narrower ones do not get faster
 _LAYERS = ("Conv", "Gemm", "MatMul")
+# Which input of a node says where it reads.
+_PLACES = {"GridSample": 1, "Gather": 1, "SampledAttention": 3, "SampledAggregate": 1}
 
 
 @dataclass(frozen=True)
@@ -201,33 +203,92 @@ class _Reader:
 def in_int8(content: bytes, inputs: Iterator[Tensor]) -> tuple[bytes, tuple[int, int]]:
     """The file's content in 8 bits, and how many layers have been changed, of how many."""
     import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import MinMaxCalibrater
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
     model = onnx.load_from_string(content)
     facts = {fact.key: fact.value for fact in model.metadata_props}
+    _keep_biases_apart(model.graph)
     chosen, every = _wide_layers(model)
     if not chosen:
         raise InputError("int8: the network has no layers that are wide enough")
+    _keep_sums_apart(model.graph, set(chosen))
     with TemporaryDirectory() as folder, quiet():
-        path = Path(folder) / "model.onnx"
-        quantize_static(
-            model,
-            path,
-            _Reader(model.graph.input[0].name, inputs),
-            quant_format=QuantFormat.QDQ,
+        path, watched = Path(folder) / "model.onnx", Path(folder) / "watched.onnx"
+        onnx.save(model, path)
+        # What onnxruntime's quantize_static does, but for the session, which must know our operators.
+        calibrater = MinMaxCalibrater(path, _LAYERS, str(watched))
+        calibrater.augment_graph()
+        calibrater.infer_session = open_session(watched.read_bytes())
+        calibrater.collect_data(_Reader(model.graph.input[0].name, inputs))
+        quantizer = QDQQuantizer(
+            load_model_with_shape_infer(path),
             per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            weight_qType=QuantType.QInt8,
             reduce_range=True,  # without VNNI, sums of two products of 8 bits overflow
+            tensors_range=calibrater.compute_data(),
             nodes_to_quantize=chosen,
+            nodes_to_exclude=[],
             op_types_to_quantize=list(_LAYERS),
             # Their sums have 32 bits, from which norms and softmax get floats without a loss.
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
-        result = onnx.load(path)
+        quantizer.quantize_model()
+        result = quantizer.model.model
     onnx.helper.set_model_props(result, {**facts, "dgmn_int8": f"{len(chosen)} of {every} layers"})
     quantised: bytes = result.SerializeToString()
     return quantised, (len(chosen), every)
+
+
+def _keep_biases_apart(graph: Any) -> None:
+    """Gives every node that shares its bias with others a copy: a bias has the scale of its node in 8 bits.
+
+    PyTorch writes equal biases once, and passes them on by Identity nodes; onnxruntime would leave their layers in
+    float, and turn the weights back in every run.
+    """
+    initial = {each.name: each for each in graph.initializer}
+    shared = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in initial]
+    for node in shared:
+        copy = graph.initializer.add()
+        copy.CopyFrom(initial[node.input[0]])
+        copy.name = node.output[0]
+        graph.node.remove(node)
+
+
+def _keep_sums_apart(graph: Any, layers: set[str]) -> None:
+    """Subtracts the negative biases of these products, which is the same, instead of adding the biases.
+
+    When onnxruntime opens a file, it first makes one Gemm of a product and a sum. That Gemm it then cannot compute in 8
+    bits, for want of a bias in 32 bits: it would turn the weights back into floats in every run.
+    """
+    from onnx import numpy_helper
+
+    products = {node.output[0] for node in graph.node if node.op_type == "MatMul" and node.name in layers}
+    constants = _constants(graph)
+    for node in graph.node:
+        if node.op_type != "Add":
+            continue
+        product, bias = node.input if node.input[0] in products else reversed(node.input)
+        if product in products and bias in constants:
+            negative = numpy_helper.from_array(-numpy_helper.to_array(constants[bias]), f"{node.name}_negative")
+            graph.initializer.append(negative)
+            node.op_type = "Sub"
+            node.input[:] = [product, negative.name]
+    used = {name for node in graph.node for name in node.input}
+    for each in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(each)
+
+
+def _constants(graph: Any) -> dict[str, Any]:
+    """The tensors of a graph that are known, by name."""
+    known = {each.name: each for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            known[node.output[0]] = node.attribute[0].t
+    return known
 
 
 def _wide_layers(model: Any) -> tuple[list[str], int]:
@@ -237,14 +298,12 @@ def _wide_layers(model: Any) -> tuple[list[str], int]:
     """
     graph = model.graph
     maker = {name: node for node in graph.node for name in node.output}
-    shapes = {each.name: tuple(each.dims) for each in graph.initializer}
-    constants = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
-    shapes.update((node.output[0], tuple(node.attribute[0].t.dims)) for node in constants)
+    shapes = {name: tuple(each.dims) for name, each in _constants(graph).items()}
     layers = {node.name: node for node in graph.node if node.op_type in _LAYERS and node.input[1] in shapes}
     exact: set[str] = set()
     seen: set[str] = set()
     todo = [result.name for result in graph.output]
-    todo += [node.input[1] for node in graph.node if node.op_type in ("GridSample", "Gather")]
+    todo += [node.input[_PLACES[node.op_type]] for node in graph.node if node.op_type in _PLACES]
     while todo:
         name = todo.pop()
         node = maker.get(name)
