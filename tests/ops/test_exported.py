@@ -1,12 +1,14 @@
-"""The form of the primitives that ONNX gets equals the reference; tests/models/test_export.py runs it in a runtime."""
+"""The forms of the primitives in exported files equal the reference; tests/exporting runs them in their runtimes."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgmn.ops import exported, reference
+from dgmn.ops import exported, packaged, reference
 from dgmn.ops.tracing import recorded_as
+
+FORMS = {"grid_sample": exported, "gathers": exported, "standard": packaged}
 
 
 def make_inputs(batch, height, width, heads, dim, kernel_size, shared, dtype=torch.float32):
@@ -29,23 +31,23 @@ def check(got, want, tolerance=1e-5):
     dilation=st.integers(1, 4),
     shared=st.booleans(),
     biased=st.booleans(),
-    gathers=st.booleans(),
+    form=st.sampled_from(list(FORMS)),
 )
-def test_sampling(sizes, kernel_size, dilation, shared, biased, gathers):
-    with recorded_as("gathers" if gathers else "grid_sample"):
-        check_sampling(sizes, kernel_size, dilation, shared, biased)
+def test_sampling(sizes, kernel_size, dilation, shared, biased, form):
+    with recorded_as(form):
+        check_sampling(FORMS[form], sizes, kernel_size, dilation, shared, biased)
 
 
-def check_sampling(sizes, kernel_size, dilation, shared, biased):
+def check_sampling(form, sizes, kernel_size, dilation, shared, biased):
     query, key, value, offset, bias = make_inputs(*sizes, kernel_size, shared)
     numbers = (kernel_size, dilation)
     check(
-        exported.sampled_aggregate(value, offset, bias, *numbers),
+        form.sampled_aggregate(value, offset, bias, *numbers),
         reference.sampled_aggregate(value, offset, bias, *numbers),
     )
     maps = (query, key, value, offset, bias if biased else None)
     check(
-        exported.sampled_attention(*maps, 0.3, *numbers),
+        form.sampled_attention(*maps, 0.3, *numbers),
         reference.sampled_attention(*maps, 0.3, *numbers, 0.0),
     )
 
@@ -67,18 +69,19 @@ def test_position_scores(sizes, nodes, mirrored, tables):
     check(exported.position_scores(*arguments), reference.position_scores(*arguments))
 
 
+@pytest.mark.parametrize("form", [exported, packaged])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
+def test_half_precision(dtype, form):
     inputs = make_inputs(1, 4, 5, 2, 6, 3, False, dtype)
-    got = exported.sampled_attention(*inputs, 0.3, 3, 1)
+    got = form.sampled_attention(*inputs, 0.3, 3, 1)
     check(got, reference.sampled_attention(*inputs, 0.3, 3, 1, 0.0), torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("gathers", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("walk", [1e4, -1e30, float("inf"), -float("inf")])
-def test_far_walks_read_nothing(walk, gathers):
+def test_far_walks_read_nothing(walk, form):
     query, key, value, offset, bias = make_inputs(1, 3, 4, 1, 2, 2, False)
     offset[..., 0, 0] = walk
-    with recorded_as("gathers" if gathers else "grid_sample"):
-        got = exported.sampled_attention(query, key, value, offset, bias, 0.3, 2, 1)
+    with recorded_as(form):
+        got = FORMS[form].sampled_attention(query, key, value, offset, bias, 0.3, 2, 1)
     check(got, reference.sampled_attention(query, key, value, offset, bias, 0.3, 2, 1, 0.0))

@@ -176,7 +176,8 @@ class DGMN2Attention(nn.Module):
         """Query, key and value, (B, H, W, heads, D)."""
         batch, height, width, _ = x.shape
         qkv = self.query_key_value(x).reshape(batch, height, width, 3, self.num_heads, self.head_dim)
-        if is_exporting() and not is_recorded_as("kernels"):  # once for all three, as the exported attention wants them
+        if is_exporting() and not is_recorded_as("kernels") and not is_recorded_as("standard"):
+            # Once for all three, as the exported attention wants them.
             maps = qkv.permute(0, 3, 4, 5, 1, 2).unbind(1)
             return tuple(each.permute(0, 3, 4, 1, 2) for each in maps)
         return qkv.unbind(3)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dgmn.errors import InputError
-from dgmn.ops import direct, exported, library, native, reference
+from dgmn.ops import direct, exported, library, native, packaged, reference
 from dgmn.ops.direct import is_direct
 from dgmn.ops.precision import has_autocast
 from dgmn.ops.selfcheck import is_trusted
@@ -141,8 +141,9 @@ def sampled_attention(
     elif not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale!r}")
     backend = _chosen(backend, value, query, key, offset, bias, dropout_p=dropout_p)
-    if backend == "reference" and _plain() is exported and dropout_p == 0:
-        return exported.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation)
+    if backend == "reference" and (form := _plain()) is not reference and dropout_p == 0:
+        recorded: Tensor = form.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation)
+        return recorded
     if backend == "reference":
         return reference.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, dropout_p)
     arguments = (query, key, value, offset, bias, scale, kernel_size, dilation, backend)
@@ -249,9 +250,11 @@ def unsupported(
 
 
 def _plain() -> ModuleType:
-    """The primitives in plain PyTorch, which ONNX and TorchScript get in a form of its own."""
+    """The primitives in plain PyTorch: ONNX, TorchScript and packages get forms of their own."""
     if is_recorded_as("kernels"):
         return reference
+    if is_exporting() and is_recorded_as("standard"):
+        return packaged
     return exported if is_jit_tracing() or (is_exporting() and torch.onnx.is_in_onnx_export()) else reference
 
 
@@ -274,7 +277,7 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}")
         return backend
-    if _plain() is exported or (is_exporting() and is_recorded_as("standard")):
+    if _plain() is not reference:
         return "reference"
     if value.device.type == "cpu":
         if native.LIBRARY is None and not torch.compiler.is_compiling():
