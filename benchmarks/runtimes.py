@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: exported(name, Path(folder)) for name in (*NETWORKS, KERNEL)}
         for runtime, opened in runtimes.items():
-            names = paths if opened is in_onnxruntime else NETWORKS
+            names = paths if opened in (in_onnxruntime, in_int8) else NETWORKS
             runs = {name: opened(paths[name], arguments.threads) for name in names}
             times: dict[str, list[float]] = {name: [] for name in runs}
             for _ in range(arguments.rounds):

@@ -3,7 +3,8 @@
 FOLDER holds `cifar10` (a folder per class), `cifar10_25k.npz`, `camvid` (in Cityscapes' layout), `bccd` and `nuclei`
 (in COCO's). All networks of a study have the recipe of `dgmn fit` and the same numbers of epochs; what counts is the
 metric of the last epoch, so that no epoch is chosen on the images that are counted. Every training adds a row to the
-CSV; a stopped run goes on with what is missing. `--tables` prints its tables.
+CSV; a stopped run goes on with what is missing. `--tables` writes the tables of docs/proof.md from the CSV, with the
+times of `trainings_steps_cpu.csv`.
 """
 
 import argparse
@@ -31,9 +32,9 @@ from dgmn.layers import DGMN2Attention
 from dgmn.models.build import build_named
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 
-from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of
+from pages import RESULTS, ROOT, append_row, markdown, read_csv, row_facts, rows_of, write_table
 
-CSV = RESULTS / "trainings.csv"
+CSV, STEPS, PAGE = RESULTS / "trainings.csv", RESULTS / "trainings_steps_cpu.csv", ROOT / "docs/proof.md"
 OURS = "dgmn2_nano"
 # Of about its size: MobileNetV3 (convolutions) and MobileViTv2 (attention). Of about its compute: ConvNeXt and PVTv2.
 PEERS = ("mobilenetv3_small_100", "mobilevitv2_050", "convnext_zepto_rms", "pvt_v2_b0")
@@ -47,6 +48,7 @@ class Study:
     """Networks that are trained alike.
 
     Attributes:
+        title: what the table is called.
         recipe: of `dgmn fit`.
         data: folder of the data.
         metric: what counts, a share that is shown in percent.
@@ -56,6 +58,7 @@ class Study:
         contenders: the options of every contender.
     """
 
+    title: str
     recipe: str
     data: str
     metric: str
@@ -89,13 +92,16 @@ _SMALL = "{min_size: 320, max_size: 427, channels: 64}"
 _NUCLEI = {"model.model": "mask_rcnn", "data.masks": "true", "model.num_classes": "1", "trainer.max_epochs": "60"}
 STUDIES = {
     "pretraining": Study(
-        "classification/cifar10", "cifar10_25k", "val/top1", 1, (64, 64), {}, networks("model.model", OURS)
+        *("CIFAR-10, 25,000 images: the weights for fine-tuning", "classification/cifar10", "cifar10_25k", "val/top1"),
+        *(1, (64, 64), {}, networks("model.model", OURS)),
     ),
     "cifar10": Study(
+        "CIFAR-10, 5,000 images, 20 epochs at 64 x 64",
         *("classification/cifar10", "cifar10", "val/top1", 3, (64, 64), {}),
         {**networks("model.model", OURS, *PEERS), **forms("model.model")},
     ),
     "camvid": Study(
+        "CamVid, 600 steps of 8 crops, Semantic FPN",
         *("segmentation/camvid", "camvid", "val/miou", 3, (360, 480), {}),
         {
             **networks("model.backbone", OURS, *PEERS),
@@ -104,6 +110,7 @@ STUDIES = {
         },
     ),
     "modules": Study(
+        "CamVid, 600 steps of 8 crops, the modules of the first paper in a dilated ResNet-18",
         *("segmentation/camvid", "camvid", "val/miou", 3, (360, 480)),
         {"model.model": "dilated_fcn", "model.backbone": "resnet18"},
         {
@@ -115,6 +122,7 @@ STUDIES = {
         },
     ),
     "bccd": Study(
+        "BCCD, 292 images of blood cells, 16 epochs, RetinaNet",
         *("detection/finetune_coco_format", "bccd", "val/box_AP", 2, (320, 427)),
         {**_DETECTOR, "model.model_args": _SMALL, "trainer.max_epochs": "16"},
         {
@@ -124,6 +132,7 @@ STUDIES = {
         },
     ),
     "nuclei": Study(
+        "Nuclei, 17 images, 60 epochs, Mask R-CNN",
         *("detection/finetune_coco_format", "nuclei", "val/mask_AP", 2, (320, 427)),
         {**_DETECTOR, **_NUCLEI, "model.model_args": _SMALL, "data.batch_size": "4", "model.lr_batch": "4"},
         {
@@ -226,18 +235,40 @@ def cost(study: Study, name: str) -> tuple[float, float]:
 def table(of: str, rows: list[dict[str, str]]) -> str:
     """Mean, and the lowest and the highest of the seeds, in percent."""
     study, cells = STUDIES[of], []
+    steps = step_times() if of == "cifar10" else {}
     for name in study.contenders:
         own = [row for row in rows if row["study"] == of and row["contender"] == name]
         if not own:
             continue
         scores = [100 * float(row["score"]) for row in own]
         walks = [[float(x) for x in row["walks"].split()] for row in own if row["walks"]]
-        shown = " ".join(f"{statistics.mean(stage):.2f}" for stage in zip(*walks, strict=True))
+        shown = " ".join(f"{statistics.mean(stage):.1f}" for stage in zip(*walks, strict=True))
         params, macs = cost(study, name)
         spread = f"{statistics.mean(scores):.1f}" + (f" ({min(scores):.1f} to {max(scores):.1f})" if own[1:] else "")
-        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", str(len(own)), spread, shown])
+        step = [steps.get(name, "")] if steps else []
+        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", *step, str(len(own)), spread, shown])
     title = f"{study.metric.split('/')[1]}, % (lowest to highest)"
-    return markdown(["network", "parameters", "GMACs", "seeds", title, "walks, pixels of the map"], cells)
+    time = ["ms a step"] if steps else []
+    header = ["network", "parameters", "GMACs", *time, "trainings", title, "walks, pixels of the map"]
+    return f"**{study.title}**\n\n{markdown(header, cells)}" if cells else ""
+
+
+def step_times() -> dict[str, str]:
+    """Milliseconds of a training step of the backbones, as `dgmn bench models` measured them."""
+    if not STEPS.exists():
+        return {}
+    return {row["contender"]: f"{float(row['ms']):.0f}" for row in read_csv(STEPS)[1]}
+
+
+def tables(path: Path) -> str:
+    """The tables of all studies that have begun."""
+    rows = rows_of(path)
+    made = {key: ", ".join(sorted({row[key] for row in rows})) for key in ("device", "torch", "timm", "commit", "date")}
+    about = f"{made['device']}; {made['torch']}; timm {made['timm']}; commits {made['commit']}; {made['date']}."
+    if STEPS.exists():
+        facts, _ = read_csv(STEPS)
+        about += f" Steps: {facts['processor']}, {facts['threads']}; {facts['torch']}; {facts['date']}."
+    return "\n".join([text for of in STUDIES if (text := table(of, rows))] + [about + "\n"])
 
 
 def main() -> None:
@@ -251,11 +282,10 @@ def main() -> None:
     parser.add_argument("--workers", default="2", help="processes that read images, of every training")
     parser.add_argument("--work", type=Path, default=Path("runs/trainings"), help="where the runs lie")
     parser.add_argument("--out", type=Path, default=CSV)
-    parser.add_argument("--tables", action="store_true", help="only print the tables")
+    parser.add_argument("--tables", action="store_true", help="only write the tables")
     given = parser.parse_args()
     if given.tables:
-        for of in STUDIES:
-            print(f"{of}\n\n{table(of, rows_of(given.out))}")
+        write_table(PAGE, Path(__file__).name, tables(given.out))
         return
     if given.data is None:
         parser.error("--data FOLDER is missing")

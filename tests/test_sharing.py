@@ -351,7 +351,7 @@ def hub(monkeypatch, card=False):
                     [{"type": "file", "path": each, "size": len(x), "oid": "0"} for each, x in committed.items()]
                 )
             elif name not in committed:
-                self.answer({}, 404, "RepoNotFound")
+                self.answer({}, 404, "EntryNotFound" if self.path.startswith("/me/x/") else "RepoNotFound")
             else:
                 self.send_response(200)
                 for header, value in (("X-Repo-Commit", COMMIT), ("ETag", f'"{hash(committed[name])}"')):
