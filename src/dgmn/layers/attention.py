@@ -9,7 +9,7 @@ from timm.layers import DropPath, LayerNorm, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from dgmn.errors import check_number, check_share
-from dgmn.layers.packed import PackedLinear
+from dgmn.layers.packed import PackedLinear, packed_perceptron
 from dgmn.ops import position_scores, sampled_attention
 from dgmn.ops.linear import add_linear, is_inference_on_cpu, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
@@ -198,6 +198,8 @@ class DGMN2Attention(nn.Module):
         )
         x = x.reshape(batch, height, width, dim)
         plain = is_plain(self.proj, *LINEAR) and is_plain(self.proj_drop, nn.Dropout) and not self.training
+        if residual is not None and plain and isinstance(self.proj, PackedLinear) and self.proj.packs(x, residual):
+            return self.proj.added(residual.contiguous(), x)
         if residual is not None and plain and is_inference_on_cpu((residual, x, *self.proj.parameters())):
             return add_linear(residual, x, self.proj.weight, self.proj.bias)
         out: Tensor = self.proj_drop(self.proj(x))
@@ -212,10 +214,13 @@ class DGMN2Mlp(Mlp):
         """The output, added to `residual` if it is given."""
         dropped = self.training and (self.drop1.p > 0 or self.drop2.p > 0)
         plain = is_plain(self.act, nn.GELU) and all(is_plain(layer, *LINEAR) for layer in (self.fc1, self.fc2))
-        packed = isinstance(self.fc1, PackedLinear) and self.fc1.packs(x)
-        if dropped or packed or not plain or self.act.approximate != "none" or is_watched((x,)):
+        if dropped or not plain or self.act.approximate != "none" or is_watched((x,)):
             out: Tensor = super().forward(x)
             return out if residual is None else residual + out
+        if isinstance(self.fc1, PackedLinear) and isinstance(self.fc2, PackedLinear):
+            others = self.fc2.parameters() if residual is None else (*self.fc2.parameters(), residual)
+            if self.fc1.packs(x, *others):
+                return packed_perceptron(x, self.fc1, self.fc2, residual)
         return perceptron(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
 
 

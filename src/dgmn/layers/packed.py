@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from dgmn.ops.linear import is_inference_on_cpu
 
+# How many hidden numbers of a perceptron are computed at a time: 8 MiB.
+_HIDDEN = 2**21
+
 
 class PackedLinear(nn.Linear):
     """`nn.Linear` for inference on the CPU: it packs its weights at the first call, and packs them anew if they change.
 
-    That pays where the weights are larger than the map. On larger maps, with gradients, under autocast, in a traced
-    graph and on other devices, it computes as `nn.Linear` does. The packed weights are no part of the state dict, of
-    copies and of files.
+    That pays on CPUs with AVX-512, and on others where the weights are larger than the map. On larger maps there, with
+    gradients, under autocast, in a traced graph and on other devices, it computes as `nn.Linear` does. The packed
+    weights are no part of the state dict, of copies and of files.
 
     PyTorch does not tell of changes through `weight.data`. They are seen if they change any of 64 numbers spread over
     the weights, as merged adapters and averaged weights do; after a change of single numbers, fuse the network again.
@@ -30,16 +33,24 @@ class PackedLinear(nn.Linear):
         packed.weight, packed.bias = layer.weight, layer.bias
         return packed.train(layer.training)
 
-    def packs(self, x: Tensor) -> bool:
-        """Whether the layer uses packed weights for this input."""
-        few = x.numel() <= min(self.in_features, self.out_features) * self.in_features
-        tensors = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
-        return few and x.numel() > 0 and x.dtype == torch.float32 and is_inference_on_cpu(tensors) and can_pack()
+    def packs(self, x: Tensor, *others: Tensor) -> bool:
+        """Whether the layer uses packed weights for this input; `others` are what else the caller computes with."""
+        pays = _has_avx512() or x.numel() <= min(self.in_features, self.out_features) * self.in_features
+        tensors = (x, *self.parameters(), *others)
+        usual = all(each.dtype == torch.float32 for each in tensors)
+        return pays and x.numel() > 0 and usual and is_inference_on_cpu(tensors) and can_pack()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.packs(x):
-            return F.linear(x, self.weight, self.bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._pack(), self.bias, "none", [], "")
+        return self.computed(x) if self.packs(x) else F.linear(x, self.weight, self.bias)
+
+    def computed(self, x: Tensor, activation: str = "none") -> Tensor:
+        """The layer with packed weights, and with `"gelu"` after it, where `packs` holds."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._pack(), self.bias, activation, [], "none")
+        return out
+
+    def added(self, residual: Tensor, x: Tensor) -> Tensor:
+        """The layer's result added to `residual`, where `packs` holds."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._pack(), self.bias, "add")
         return out
 
     def _pack(self) -> Tensor:
@@ -58,13 +69,37 @@ class PackedLinear(nn.Linear):
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
 
+def packed_perceptron(x: Tensor, first: PackedLinear, second: PackedLinear, residual: Tensor | None) -> Tensor:
+    """`residual + second(gelu(first(x)))`, where `packs` holds for both layers.
+
+    The hidden layer is computed some positions at a time, as in [`perceptron`][dgmn.ops.linear.perceptron].
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    start = None if residual is None else residual.reshape(-1, second.out_features)
+    step = max(_HIDDEN // first.out_features, 1)
+    parts = []
+    for i in range(0, len(rows), step):
+        hidden = first.computed(rows[i : i + step], "gelu")
+        parts.append(second.computed(hidden) if start is None else second.added(start[i : i + step], hidden))
+    out = torch.cat(parts) if parts[1:] else parts[0]
+    return out.view(*x.shape[:-1], second.out_features)
+
+
+@functools.cache
+def _has_avx512() -> bool:
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
 @functools.cache
 def can_pack() -> bool:
     """Whether this PyTorch has oneDNN's linear layers with packed weights, and they compute what they should."""
     x, weight, bias = (torch.linspace(-1, 1, n).view(*shape) for n, shape in ((6, (2, 3)), (12, (4, 3)), (4, (4,))))
+    want = F.linear(x, weight, bias)
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        out = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        return bool(torch.backends.mkldnn.enabled) and torch.allclose(out, F.linear(x, weight, bias), atol=1e-6)
+        layer = PackedLinear.of(nn.Linear(3, 4).requires_grad_(False))
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+        pairs = ((layer.computed(x), want), (layer.computed(x, "gelu"), F.gelu(want)), (layer.added(want, x), 2 * want))
+        return bool(torch.backends.mkldnn.enabled) and all(torch.allclose(*pair, atol=1e-6) for pair in pairs)
     except (AttributeError, RuntimeError, TypeError):  # operators without a promise of PyTorch
         return False
