@@ -82,21 +82,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
-    runtimes = {"PyTorch, eager": in_pytorch, f"onnxruntime {onnxruntime.__version__}": in_onnxruntime}
-    runtimes["onnxruntime, int8"] = in_int8
+    # The openers of one entry take turns.
+    runtimes = {"PyTorch, eager": [in_pytorch], f"onnxruntime {onnxruntime.__version__}": [in_onnxruntime, in_int8]}
     try:
         import openvino
 
-        runtimes[f"OpenVINO {openvino.__version__.split('-')[0]}"] = in_openvino
+        runtimes[f"OpenVINO {openvino.__version__.split('-')[0]}"] = [in_openvino]
     except ImportError:
         print("OpenVINO is not installed, so it is left out")
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     print(f"dgmn {dgmn.__version__}, torch {torch.__version__}, {arguments.threads} threads, {load}")
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: exported(name, Path(folder)) for name in (*NETWORKS, KERNEL)}
-        for runtime, opened in runtimes.items():
-            names = paths if opened in (in_onnxruntime, in_int8) else NETWORKS
-            runs = {name: opened(paths[name], arguments.threads) for name in names}
+        for runtime, openers in runtimes.items():
+            runs = {}
+            for opened in openers:
+                names = NETWORKS if opened in (in_pytorch, in_openvino) else tuple(paths)
+                suffix = ", int8" if opened is in_int8 else ""
+                runs.update({name + suffix: opened(paths[name], arguments.threads) for name in names})
             times: dict[str, list[float]] = {name: [] for name in runs}
             for _ in range(arguments.rounds):
                 for name, run in runs.items():

@@ -11,6 +11,7 @@ from torch import nn
 import dgmn
 from dgmn.errors import InputError
 from dgmn.layers import PackedLinear
+from dgmn.layers.attention import DGMN2Mlp
 from dgmn.layers.packed import can_pack
 from dgmn.weights import load_checkpoint
 
@@ -144,6 +145,25 @@ def test_packed_weights_follow_the_parameters(fused):
         torch.testing.assert_close(fused(image), copy.deepcopy(wanted)(image))
     with torch.no_grad():
         torch.testing.assert_close(fused.double()(image.double()).float(), wanted(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("height", [1, 97])
+@pytest.mark.parametrize("permuted", [False, True])
+def test_a_fused_perceptron(height, permuted):
+    """Also one whose hidden layer is so large that it is computed in parts."""
+    mlp = DGMN2Mlp(64, 512).eval()
+    fused = dgmn.fuse(nn.Sequential(copy.deepcopy(mlp)))[0]
+    assert isinstance(fused.fc1, PackedLinear)
+    x = torch.randn(2, height, 60, 64)
+    residual = torch.randn(2, 64, height, 60).permute(0, 2, 3, 1) if permuted else torch.randn_like(x)
+    with torch.inference_mode():
+        for added in (None, residual):
+            torch.testing.assert_close(fused(x, added), mlp(x, added), rtol=1e-4, atol=1e-5)
+        assert fused(x[:0]).shape == (0, height, 60, 64)
+    kept = residual.clone()
+    with torch.inference_mode():
+        fused(x, residual)
+    assert torch.equal(residual, kept)
 
 
 def test_copies_files_and_graphs_of_a_fused_network(fused):
