@@ -266,6 +266,8 @@ def check_root(root: Path) -> None:
     Raises:
         InputError: there is no such folder.
     """
+    if root.is_file():
+        raise InputError(f"data.root {root}: is a file; give the folder that it lies in")
     if not root.is_dir():
         raise InputError(f"data.root {root}: there is no such folder")
 

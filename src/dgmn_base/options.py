@@ -83,7 +83,9 @@ def checked_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     if command == "fit" and "ckpt_path" not in given and start not in (None, "null") and not Path(str(start)).is_file():
         raise InputError(f"--model.checkpoint {start}: no such file")
     folder = given.get("data.root", _value(recipe, "data", "init_args", "root"))
-    if isinstance(folder, str) and folder != "null" and _class_of("data", given, recipe).startswith("dgmn."):
+    data = _class_of("data", given, recipe)
+    is_list = data == "dgmn.classification.ClassificationData" and Path(str(folder)).is_file()
+    if isinstance(folder, str) and folder != "null" and data.startswith("dgmn.") and not is_list:
         check_root(Path(folder))
     return arguments
 

@@ -321,3 +321,18 @@ def test_zoo_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "setr" not in capsys.readouterr().out
     assert run(["zoo", "download", "dgmn2_tny"]) == 2
     _one_line(capsys, "did you mean dgmn2_tiny")
+
+
+def test_a_list_of_images_as_root(few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        f"{file},{file.parent.name},{part}"
+        for part in ("train", "val")
+        for file in sorted((few_digits / part).rglob("*.png"))
+    ]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["file,label,split", *rows]))
+    options = ["-c", "recipes/classification/finetune.yaml", "--data.root", str(table)]
+    assert run(["validate-data", *options]) == 0
+    assert "no mistakes found" in capsys.readouterr().out
+    assert run(["validate-data", *options[:2], "--data.root", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv: there is no such folder" in capsys.readouterr().err

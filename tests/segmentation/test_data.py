@@ -375,3 +375,10 @@ def test_steps_pass_through_the_set_again_and_again(size, steps, batch, replicas
     whole = len(stream) // size
     for i in range(whole):
         assert sorted(stream[i * size : (i + 1) * size]) == list(range(size))
+
+
+def test_the_test_part_follows_val(scenes):
+    assert Splits(val="val2017").name("test") == "val2017"
+    data = SegmentationData(scenes, Splits(train="train", val="test"))
+    assert [x.image for x in data.dataset("test").samples] == [x.image for x in data.dataset("val").samples]
+    assert "test" in data.dataset("test").samples[0].image.parts

@@ -134,7 +134,9 @@ def load_annotations(file: Path) -> dict[str, list[Any]]:
         InputError: there is no such file, or it holds something else.
     """
     if not file.is_file():
-        raise InputError(f"{file}: no such file of annotations")
+        others = sorted(path.name for path in file.parent.glob("*.json"))
+        there = f"; there are {', '.join(others[:6])} (--data.train, --data.val choose a part)" if others else ""
+        raise InputError(f"{file}: no such file of annotations{there}")
     content = read_json(file)
     keys = ("images", "annotations", "categories")
     if isinstance(content, dict):

@@ -37,12 +37,16 @@ class Splits:
     Attributes:
         train: split to train on.
         val: split to validate on.
-        test: split for `dgmn test`.
+        test: split for `dgmn test`; None takes that of `val`.
     """
 
     train: str = "train"
     val: str = "val"
-    test: str = "val"
+    test: str | None = None
+
+    def name(self, part: str) -> str:
+        """The split for "train", "val" or "test"."""
+        return (self.test or self.val) if part == "test" else str(getattr(self, part))
 
 
 class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -137,7 +141,7 @@ class SegmentationData(ImageData):
     def dataset(self, split: str) -> MaskDataset:
         preprocessing = self.preprocessing
         transform = self.augmentation.transform(preprocessing) if split == "train" else normalise(preprocessing)
-        return MaskDataset(self.layout, getattr(self.splits, split), transform)
+        return MaskDataset(self.layout, self.splits.name(split), transform)
 
     @override
     def check(self, budget: int = 256 * 2**20) -> None:
@@ -173,7 +177,7 @@ class SegmentationData(ImageData):
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
         names, colors = self.names, self.layout.classes.colors
         splits = ["train", "val"]
-        if self.splits.test not in (self.splits.train, self.splits.val):
+        if self.splits.name("test") not in (self.splits.train, self.splits.val):
             splits.append("test")
         header = [f"{split} {what}" for split in splits for what in ("images", "pixels")]
         report = DataReport(("class", *header))
@@ -182,8 +186,8 @@ class SegmentationData(ImageData):
         total = 0
         for split in splits:
             try:
-                mistakes = self.layout.mistakes(getattr(self.splits, split))
-                samples = [] if mistakes else self.layout.samples(getattr(self.splits, split))
+                mistakes = self.layout.mistakes(self.splits.name(split))
+                samples = [] if mistakes else self.layout.samples(self.splits.name(split))
             except InputError as error:
                 mistakes = [str(error)]
             if mistakes:

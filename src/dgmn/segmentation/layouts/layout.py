@@ -84,5 +84,5 @@ class Layout(DataLayout):
     def no_part(self, part: str, expected: str) -> InputError:
         """The error that there is no such split."""
         known = self.splits()
-        there = f"; there are {', '.join(known)} (--data.splits.train, --data.splits.val choose)" if known else ""
+        there = f"; there are {', '.join(known)} (--data.splits.train, .val and .test choose)" if known else ""
         return InputError(f"data: no part {part!r} in {self.root}: expected {expected}{there}")
