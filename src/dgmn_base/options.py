@@ -83,9 +83,9 @@ def checked_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     if command == "fit" and "ckpt_path" not in given and start not in (None, "null") and not Path(str(start)).is_file():
         raise InputError(f"--model.checkpoint {start}: no such file")
     folder = given.get("data.root", _value(recipe, "data", "init_args", "root"))
-    data = _class_of("data", given, recipe)
-    is_list = data == "dgmn.classification.ClassificationData" and Path(str(folder)).is_file()
-    if isinstance(folder, str) and folder != "null" and data.startswith("dgmn.") and not is_list:
+    ours = _class_of("data", given, recipe).startswith("dgmn.")
+    # A file may be a list of images; data that takes none says so.
+    if ours and isinstance(folder, str) and folder != "null" and not Path(folder).is_file():
         check_root(Path(folder))
     return arguments
 

@@ -249,7 +249,7 @@ def test_predict_with_a_recipe(trained, few_coco_scenes, capsys):
         (["--model.model_args", "{wings: 2}"], "retinanet cannot be built with {'wings': 2}"),
         (["--model.model", "mask_rcnn", "--model.model_args", "{}"], "mask_rcnn needs masks: give --data.masks true"),
         (["--data.root", "nowhere"], "data.root nowhere: there is no such folder"),
-        (["--data.train", "trein"], "instances_trein.json: no such file of annotations"),
+        (["--data.train", "trein"], "instances_trein.json; there are "),
     ],
 )
 def test_mistakes_get_one_line(options, message, few_coco_scenes, tmp_path, capsys):

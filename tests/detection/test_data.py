@@ -366,7 +366,7 @@ def test_categories_of_the_parts_must_agree(root):
         ({"batch_size": 0}, r"data.batch_size must be at least 1, got 0"),
         ({"hflip": 2}, r"data.hflip must be in 0..1, got 2"),
         ({"crop": -0.5}, r"data.crop must be in 0..1, got -0.5"),
-        ({"train": "train2018"}, r"instances_train2018.json: no such file of annotations"),
+        ({"train": "train2018"}, r"no part 'train2018' in .*: expected .*instances_train2018.json; there are "),
     ],
 )
 def test_wrong_options_are_named(root, options, message):

@@ -166,6 +166,13 @@ def test_a_fused_perceptron(height, permuted):
     assert torch.equal(residual, kept)
 
 
+def test_the_check_of_packing_draws_no_random_numbers():
+    can_pack.cache_clear()
+    state = torch.random.get_rng_state()
+    can_pack()
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_copies_files_and_graphs_of_a_fused_network(fused):
     image, expected = few(fused)
     file = io.BytesIO()

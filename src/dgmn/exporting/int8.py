@@ -277,9 +277,6 @@ def _keep_sums_apart(graph: Any, layers: set[str]) -> None:
             graph.initializer.append(negative)
             node.op_type = "Sub"
             node.input[:] = [product, negative.name]
-    used = {name for node in graph.node for name in node.input}
-    for each in [each for each in graph.initializer if each.name not in used]:
-        graph.initializer.remove(each)
 
 
 def _constants(graph: Any) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class DGMN2Attention(nn.Module):
         """Query, key and value, (B, H, W, heads, D)."""
         batch, height, width, _ = x.shape
         qkv = self.query_key_value(x).reshape(batch, height, width, 3, self.num_heads, self.head_dim)
-        if is_exporting() and not is_recorded_as("kernels") and not is_recorded_as("standard"):
+        if is_exporting() and not is_recorded_as("kernels", "standard"):
             # Once for all three, as the exported attention wants them.
             maps = qkv.permute(0, 3, 4, 5, 1, 2).unbind(1)
             return tuple(each.permute(0, 3, 4, 1, 2) for each in maps)
@@ -199,7 +199,7 @@ class DGMN2Attention(nn.Module):
         x = x.reshape(batch, height, width, dim)
         plain = is_plain(self.proj, *LINEAR) and is_plain(self.proj_drop, nn.Dropout) and not self.training
         if residual is not None and plain and isinstance(self.proj, PackedLinear) and self.proj.packs(x, residual):
-            return self.proj.added(residual.contiguous(), x)
+            return self.proj.added(residual, x)
         if residual is not None and plain and is_inference_on_cpu((residual, x, *self.proj.parameters())):
             return add_linear(residual, x, self.proj.weight, self.proj.bias)
         out: Tensor = self.proj_drop(self.proj(x))

@@ -1,6 +1,7 @@
 """Linear layers whose weights oneDNN has put into its own order beforehand."""
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ _HIDDEN = 2**21
 class PackedLinear(nn.Linear):
     """`nn.Linear` for inference on the CPU: it packs its weights at the first call, and packs them anew if they change.
 
-    That pays on CPUs with AVX-512, and on others where the weights are larger than the map. On larger maps there, with
-    gradients, under autocast, in a traced graph and on other devices, it computes as `nn.Linear` does. The packed
-    weights are no part of the state dict, of copies and of files.
+    That pays on CPUs with AVX-512 (measured on AMD's), and on others where the weights are larger than the map. On
+    larger maps there, with gradients, under autocast, in a traced graph and on other devices, it computes as
+    `nn.Linear` does. The packed weights are no part of the state dict, of copies and of files.
 
     PyTorch does not tell of changes through `weight.data`. They are seen if they change any of 64 numbers spread over
     the weights, as merged adapters and averaged weights do; after a change of single numbers, fuse the network again.
@@ -50,7 +51,9 @@ class PackedLinear(nn.Linear):
 
     def added(self, residual: Tensor, x: Tensor) -> Tensor:
         """The layer's result added to `residual`, where `packs` holds."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._pack(), self.bias, "add")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, residual.contiguous(), self._pack(), self.bias, "add"
+        )
         return out
 
     def _pack(self) -> Tensor:
@@ -93,12 +96,14 @@ def _has_avx512() -> bool:
 @functools.cache
 def can_pack() -> bool:
     """Whether this PyTorch has oneDNN's linear layers with packed weights, and they compute what they should."""
-    x, weight, bias = (torch.linspace(-1, 1, n).view(*shape) for n, shape in ((6, (2, 3)), (12, (4, 3)), (4, (4,))))
+    shapes = ((2, 3), (4, 3), (4,))
+    x, weight, bias = (
+        torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32, device="cpu").view(shape) for shape in shapes
+    )
     want = F.linear(x, weight, bias)
     try:
-        layer = PackedLinear.of(nn.Linear(3, 4).requires_grad_(False))
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
+        layer = PackedLinear(3, 4, device="meta")  # it draws no random numbers
+        layer.weight, layer.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
         pairs = ((layer.computed(x), want), (layer.computed(x, "gelu"), F.gelu(want)), (layer.added(want, x), 2 * want))
         return bool(torch.backends.mkldnn.enabled) and all(torch.allclose(*pair, atol=1e-6) for pair in pairs)
     except (AttributeError, RuntimeError, TypeError):  # operators without a promise of PyTorch

@@ -134,9 +134,7 @@ def load_annotations(file: Path) -> dict[str, list[Any]]:
         InputError: there is no such file, or it holds something else.
     """
     if not file.is_file():
-        others = sorted(path.name for path in file.parent.glob("*.json"))
-        there = f"; there are {', '.join(others[:6])} (--data.train, --data.val choose a part)" if others else ""
-        raise InputError(f"{file}: no such file of annotations{there}")
+        raise InputError(f"{file}: no such file of annotations")
     content = read_json(file)
     keys = ("images", "annotations", "categories")
     if isinstance(content, dict):

@@ -32,10 +32,10 @@ def recorded_as(form: Form) -> Iterator[None]:
         _form.reset(token)
 
 
-def is_recorded_as(form: Form) -> bool:
-    """Whether [`recorded_as`][dgmn.ops.tracing.recorded_as] says so."""
+def is_recorded_as(*forms: Form) -> bool:
+    """Whether [`recorded_as`][dgmn.ops.tracing.recorded_as] says one of these."""
     # torch.compile records in no form, and with PyTorch 2.11 it cannot look into what keeps one.
-    return not torch.compiler.is_dynamo_compiling() and _form.get() == form
+    return not torch.compiler.is_dynamo_compiling() and _form.get() in forms
 
 
 def is_exporting() -> bool:

@@ -44,7 +44,12 @@ def fetch_shared(address: str) -> Path:
         ConnectionError: the network is not on this machine, and the hub does not answer.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     match = _ON_HUB.fullmatch(address.removeprefix(HUB))
     if match is None:
@@ -53,11 +58,17 @@ def fetch_shared(address: str) -> Path:
         folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=[WEIGHTS, CONFIG]))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise InputError(f"{address}: nothing on the hub has this name; what is private needs hf auth login") from error
+    except RemoteEntryNotFoundError as error:  # of older versions; newer ones leave out what is not there
+        raise _no_network(address) from error
     except (HfHubHTTPError, OSError) as error:
         raise ConnectionError(f"{address}: cannot be fetched: {textwrap.shorten(str(error), 200)}") from error
     if not is_shared(folder):
-        raise InputError(f"{address}: not a repository of dgmn.push_to_hub: it has no {WEIGHTS} with {CONFIG}")
+        raise _no_network(address)
     return folder
+
+
+def _no_network(address: str) -> InputError:
+    return InputError(f"{address}: not a repository of dgmn.push_to_hub: it has no {WEIGHTS} with {CONFIG}")
 
 
 def read_shared(folder: Path) -> Checkpoint:

@@ -39,13 +39,16 @@ class CocoFiles(Layout):
         return sorted(f.relative_to(self.root).as_posix().removeprefix(before).removesuffix(after) for f in files)
 
     def truth(self, split: str) -> Path:
-        return self.source(split)
+        file = self.source(split)
+        if not file.is_file():
+            raise self.no_part(split, str(file))
+        return file
 
     def source(self, split: str) -> Path:
         return self.root / self.annotations.replace("{split}", split)
 
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
-        return read_coco(self.source(split), self._folder(split), problems, masks)
+        return read_coco(self.truth(split), self._folder(split), problems, masks)
 
     def _folder(self, split: str) -> Path:
         wanted = self.root / self.images.replace("{split}", split)

@@ -105,12 +105,6 @@ class DescribedLayout(Layout):
     def source(self, split: str) -> Path:
         return self.root
 
-    def no_part(self, part: str, expected: str) -> InputError:
-        """The error that there is no such part."""
-        known = self.splits()
-        there = f"; there are {', '.join(known)} (--data.train, --data.val choose)" if known else ""
-        return InputError(f"data: no part {part!r} in {self.root}: expected {expected}{there}")
-
     def _content(self, split: str) -> tuple[dict[str, Any], list[str]]:
         """The description of a part, and its mistakes. It is read once."""
         if split not in self._contents:

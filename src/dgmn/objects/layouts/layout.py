@@ -40,6 +40,12 @@ class Layout(DataLayout):
     def source(self, split: str) -> Path:
         """Where the objects of a part are from, for messages."""
 
+    def no_part(self, part: str, expected: str) -> InputError:
+        """The error that there is no such part."""
+        known = self.splits()
+        there = f"; there are {', '.join(known)} (--data.train, --data.val choose)" if known else ""
+        return InputError(f"data: no part {part!r} in {self.root}: expected {expected}{there}")
+
     def read(self, entry: CocoImage, categories: CocoSet, masks: bool) -> tuple[Tensor, Target]:
         """An image (3, H, W), uint8, and its target: `boxes`, `labels`, `image_id` and, if asked for, `masks`.
 
