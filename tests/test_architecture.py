@@ -16,7 +16,7 @@ SRC = Path(__file__).parent.parent / "src"
 FLOORS = {
     "dgmn_base": -1,
     **dict.fromkeys(
-        ("about", "errors", "finite", "images", "layout", "ops", "processes", "report", "video", "writers"), 0
+        ("about", "errors", "finite", "images", "layout", "ops", "processes", "report", "split", "video", "writers"), 0
     ),
     **dict.fromkeys(("objects", "weights"), 1),
     "layers": 2,

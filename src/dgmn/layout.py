@@ -22,9 +22,9 @@ class DataLayout(ABC):
         InputError: the folder does not have this layout.
     """
 
-    name: ClassVar[str]
+    name: str
     """The name for `--data.layout`."""
-    title: ClassVar[str]
+    title: str
     """The name in messages."""
     files_told: ClassVar[str]
     """The files that show this layout, for messages."""

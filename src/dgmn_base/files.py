@@ -143,16 +143,20 @@ def find_named(name: str, folders: Sequence[Path]) -> Path | None:
     """The file that a list or a file of annotations names; None if there is none.
 
     Tools write a path as their machine had it. So, where there is no file of this very name, `\\` stands for `/` and
-    `%C3%A9` for é, an é may be one character or two, and folders at its beginning may be missing here.
+    `%C3%A9` for é, an é may be one character or two, the extension may be in capitals or in small letters, and folders
+    at its beginning may be missing here.
 
     Args:
         name: the name.
         folders: where it may be, in order.
     """
+    found = next((path for folder in folders if is_file(path := folder / name)), None)
+    if found is not None:
+        return found
     slashed = name.replace("\\", "/")
-    spellings = dict.fromkeys(
-        (name, *(unicodedata.normalize(form, each) for each in (slashed, unquote(slashed)) for form in ("NFC", "NFD")))
-    )
+    spelled = [unicodedata.normalize(form, each) for each in (slashed, unquote(slashed)) for form in ("NFC", "NFD")]
+    cased = [stem + case(end) for stem, end in map(os.path.splitext, spelled) for case in (str.lower, str.upper)]
+    spellings = dict.fromkeys((*spelled, *cased))
     found = next((path for each in spellings for folder in folders if is_file(path := folder / each)), None)
     if found is not None or len(name) > _LONGEST:
         return found

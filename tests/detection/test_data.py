@@ -290,6 +290,46 @@ def test_masks_of_slivers_are_checked(root):
     assert "a polygon needs three points or more" in problem
 
 
+def test_boxes_have_no_masks(root):
+    """One line for all of them, before the training and in the check."""
+    change(root, lambda content: [entry.pop("segmentation", None) for entry in content["annotations"]])
+    number = len(json.loads((root / "annotations/instances_train2017.json").read_text())["annotations"])
+    told = rf"annotation \d+: segmentation must be polygons.* \(nor have {number - 1} more objects one\); data.masks"
+    (problem,) = check(DetectionData(root, masks=True)).problems
+    assert re.search(told, problem)
+    with pytest.raises(InputError, match=told):
+        DetectionData(root, masks=True).setup("fit")
+    DetectionData(root).setup("fit")
+
+
+def test_whole_numbers_with_a_point(root):
+    """pandas writes whole numbers of a column with gaps as 640.0."""
+    wanted = [(entry.size, entry.objects) for entry in DetectionData(root).layout.samples("train2017", True).images]
+
+    def change_numbers(content):
+        for key, names in {
+            "images": ("id", "width", "height"),
+            "annotations": ("id", "image_id", "category_id"),
+        }.items():
+            for entry in content[key]:
+                entry.update({name: float(entry[name]) for name in names if name in entry})
+        for entry in content["categories"]:
+            entry["id"] = float(entry["id"])
+
+    change(root, change_numbers)
+    read = DetectionData(root).layout.samples("train2017", True)
+    assert [(entry.size, entry.objects) for entry in read.images] == wanted
+    assert "1.0" not in str([entry.id for entry in read.images])
+    change(root, lambda content: content["images"][0].update(width=8.5))
+    assert any("width and height as whole numbers" in problem for problem in check(DetectionData(root)).problems)
+
+
+def test_an_extension_in_capitals(root):
+    for file in (root / "train2017").iterdir():
+        file.rename(file.with_suffix(".PNG"))
+    assert check(DetectionData(root)).problems == []
+
+
 def test_crowds_need_no_run_lengths(root):
     change(root, lambda content: content["annotations"][0].update(iscrowd=1, segmentation=[]))
     assert check(DetectionData(root, masks=True)).problems == []

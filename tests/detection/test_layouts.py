@@ -99,6 +99,7 @@ def test_boxes_of_yolo_beside_polygons(coco, tmp_path):
         lambda facts: {**facts, "path": "..", "train": "yolo/images/train", "val": "yolo/images/val"},
         lambda facts: {**facts, "path": ".", "train": ["./images/train"], "val": "images/../images/val/"},
         lambda facts: {**facts, "train": "lists/train.txt", "val": ["lists/val.txt"]},
+        lambda facts: {**facts, "path": None, "train": "/home/me/yolo/images/train", "val": "C:\\yolo\\images\\val"},
         lambda facts: {"validation": facts.pop("val"), **facts},
         lambda facts: {"valid": facts.pop("val"), **facts, "download": "exit(1)"},
     ],
@@ -207,6 +208,27 @@ def test_labels_of_yolo_under_another_spelling(coco, tmp_path):
     assert re.search(r"labels/train/other\.txt: no image other\.\*, while \d images have no labels", problem)
 
 
+def test_two_images_whose_names_differ_in_the_extension(coco, tmp_path):
+    """`dgmn predict --labels` tells them apart by the whole name."""
+    formats.yolo(coco, tmp_path / "yolo")
+    images, labels = (tmp_path / f"yolo/{kind}/train" for kind in ("images", "labels"))
+    expected = CocoFiles(coco).samples("train", masks=False).images
+    with Image.open(images / "000003.png") as picture:
+        picture.save(images / "000002.bmp")
+    (images / "000003.png").unlink()
+    (labels / "000003.txt").rename(labels / "000002.bmp.txt")
+    (labels / "000002.txt").rename(labels / "000002.png.txt")
+    found = DetectionData(tmp_path / "yolo").layout.samples("train", masks=False).images
+    by_name = {image.path.name: image.objects for image in found}
+    wanted = {image.path.name: image.objects for image in expected}
+
+    def boxes(entries):
+        return [entry["bbox"] for entry in entries]
+
+    assert boxes(by_name["000002.bmp"]) == boxes(wanted["000003.png"])
+    assert boxes(by_name["000002.png"]) == boxes(wanted["000002.png"])
+
+
 def test_where_the_images_of_coco_lie(coco, tmp_path):
     (tmp_path / "images").mkdir()
     shutil.copytree(coco / "annotations", tmp_path / "annotations")
@@ -271,7 +293,7 @@ def test_any_file_of_labels_is_read_or_refused(two_classes, content):
     Image.new("RGB", (20, 10)).save(root / "images/a.png")
     (root / "labels/a.txt").write_bytes(content)
     problems = []
-    found = DetectionData(root).layout.samples("train", masks=False, problems=problems)
+    found = find_layout(LAYOUTS, root).samples("train", masks=False, problems=problems)
     assert all(problem.startswith(str(root / "labels/a.txt")) for problem in problems)
     for entry in (*found.images[0].objects, *found.images[0].left_out):
         x, y, w, h = entry["bbox"]

@@ -18,8 +18,8 @@ from dgmn.detection.transforms import augmentation, transformed
 from dgmn.errors import InputError
 from dgmn.layout import find_layout
 from dgmn.objects.coco import decode_mask
-from dgmn.objects.coco_set import CocoSet
-from dgmn.objects.layouts import LAYOUTS, Layout, Target
+from dgmn.objects.coco_set import CocoImage, CocoSet
+from dgmn.objects.layouts import LAYOUTS, Divided, Layout, Target, parts_of
 from dgmn.pictures import boxed, distinct_colors, legend
 from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
@@ -96,6 +96,7 @@ class DetectionData(ImageData):
         images: in COCO's layout, the folder with a part's images, below `root`.
         annotations: in COCO's layout, the file with a part's annotations, below `root`.
         layout: "coco", "yolo", "voc", "roboflow" or "labelme"; None looks into the folder.
+        val_share: share of the images that are for validation, if the dataset has no parts.
         masks: also load the masks, for Mask R-CNN.
         hflip: probability of mirroring a training image.
         crop: probability of resizing and cropping a training image as DETR does; see
@@ -123,6 +124,7 @@ class DetectionData(ImageData):
         images: str = "{split}",
         annotations: str = "annotations/instances_{split}.json",
         layout: str | None = None,
+        val_share: float = 0.2,
         masks: bool = False,
         hflip: float = 0.5,
         crop: float = 0.0,
@@ -138,7 +140,10 @@ class DetectionData(ImageData):
         for name, share in {"hflip": hflip, "crop": crop}.items():
             if not 0 <= share <= 1:
                 raise InputError(f"data.{name} must be in 0..1, got {share}")
+        if not 0 < val_share < 1:
+            raise InputError(f"data.val_share must be above 0 and below 1, got {val_share}")
         self.root = Path(root)
+        self.val_share = val_share
         self.splits = {"train": train, "val": val, "test": test or val}
         self.masks = masks
         self.hflip = hflip
@@ -153,12 +158,19 @@ class DetectionData(ImageData):
 
     @cached_property
     def layout(self) -> Layout:
-        """The layout of the dataset.
+        """The layout of the dataset; `Divided` if it has no parts.
 
         Raises:
             InputError: there is no such folder, or no layout fits it, or several do.
         """
-        return find_layout(LAYOUTS, self.root, self._layout_name, self._places)
+        layout = find_layout(LAYOUTS, self.root, self._layout_name, self._places)
+        return parts_of(layout, self.splits, self.val_share)
+
+    @override
+    def prepare_data(self) -> None:
+        """Writes a split down, in one process."""
+        if isinstance(self.layout, Divided):
+            say(f"data: {self.layout.keep()}")
 
     @cached_property
     def categories(self) -> CocoSet:
@@ -197,7 +209,7 @@ class DetectionData(ImageData):
     @override
     def check(self) -> None:
         train, val = (self._sets[split].coco for split in ("train", "val"))
-        for problem in self._mistakes(train, val):
+        for problem in (*self._mistakes(train, val), *(_without_outline(train) if self.masks else ())):
             raise InputError(problem)
         counts = f"{len(train.images)} training and {len(val.images)} validation images"
         left_out = f"; {train.left_out} boxes of less than a pixel are left out" if train.left_out else ""
@@ -264,7 +276,8 @@ class DetectionData(ImageData):
             report.rows.append((name, *(counts[name] for _, *both in columns for counts in both)))
         if sets:
             total = sum(len(coco.images) for coco in sets)
-            report.told = f"{self.layout.title} layout, {len(sets[-1].names)} classes, {total:,} images"
+            split = f"; {self.layout.parts[1]}" if isinstance(self.layout, Divided) else ""
+            report.told = f"{self.layout.title} layout, {len(sets[-1].names)} classes, {total:,} images{split}"
         if len(sets) == 2:
             # If no image can be read, there are problems enough.
             report.problems += self._mistakes(*sets) if sets[0].images or not report.problems else []
@@ -285,13 +298,29 @@ class DetectionData(ImageData):
 
 
 def _masks_that_cannot_be_read(coco: CocoSet) -> list[str]:
-    problems = []
+    problems = _without_outline(coco)
     for image in coco.images:
-        for entry in (*image.objects, *image.left_out):
-            if entry["iscrowd"] and not entry.get("segmentation"):
-                continue  # it is not learnt; the evaluation takes its box
-            try:
-                decode_mask(entry, image.size)
-            except InputError as error:
-                problems.append(f"{image.path}: {error}")
+        outlined = (entry for entry in image.objects if entry.get("segmentation"))
+        slivers = (entry for entry in image.left_out if entry.get("segmentation") or not entry["iscrowd"])
+        for entry in (*outlined, *slivers):
+            problems += _mask_problem(image, entry)
     return problems
+
+
+def _without_outline(coco: CocoSet) -> list[str]:
+    """One line if objects to learn have no outline; of a crowd, the evaluation takes the box."""
+    missing = coco.images.to_learn - coco.images.outlined
+    if not missing.any():
+        return []
+    image = coco.images[int(missing.nonzero()[0][0])]
+    (problem, *_) = _mask_problem(image, next(entry for entry in image.to_learn if not entry.get("segmentation")))
+    more = f" (nor have {missing.sum() - 1} more objects one)" if missing.sum() > 1 else ""
+    return [f"{problem}{more}; data.masks needs it, and detectors of boxes train without data.masks"]
+
+
+def _mask_problem(image: CocoImage, entry: dict[str, Any]) -> list[str]:
+    try:
+        decode_mask(entry, image.size)
+    except InputError as error:
+        return [f"{image.path}: {error}"]
+    return []

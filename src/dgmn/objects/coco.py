@@ -141,6 +141,12 @@ def load_annotations(file: Path) -> dict[str, list[Any]]:
         content.setdefault("annotations", [])  # files of test images have none
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise InputError(f"{file}: not in COCO's format: it needs lists of images, annotations and categories")
+    for key, names in _WHOLE_NUMBERS.items():
+        for entry in content[key]:
+            for name in names if isinstance(entry, dict) else ():
+                value = entry.get(name)
+                if type(value) is float and value.is_integer():  # pandas and others write 640.0
+                    entry[name] = int(value)
     return content
 
 
@@ -291,6 +297,11 @@ def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
+_WHOLE_NUMBERS = {
+    "images": ("id", "width", "height"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id",),
+}
 _SIZES = f"the size must be at least 1 x 1, and at most {MAX_PIXELS:,} pixels"
 _FAR = 10  # how many times the image's long side a polygon may lie away from its corner
 _BORDER = 100  # how many times the image's height and width together a polygon's border may be long

@@ -53,6 +53,7 @@ class CocoImages(Sequence[CocoImage]):
         to_learn: how many objects of every image are no crowds, (N,).
         objects: how many objects every image has, (N,).
         left_out: how many boxes of every image are left out, (N,).
+        outlined: how many of the objects that are no crowds have a segmentation, (N,).
     """
 
     def __init__(self, images: Iterable[CocoImage]) -> None:
@@ -60,10 +61,11 @@ class CocoImages(Sequence[CocoImage]):
         for image in images:
             start = len(content)
             content += pickle.dumps(image, pickle.HIGHEST_PROTOCOL)
-            counts = (len(image.to_learn), len(image.objects), len(image.left_out))
+            outlined = sum(bool(entry.get("segmentation")) for entry in image.to_learn)
+            counts = (len(image.to_learn), len(image.objects), len(image.left_out), outlined)
             facts.append((start, len(content), *image.size, *counts))
         self._content = np.frombuffer(content, np.uint8)
-        self._facts: NDArray[np.int64] = np.array(facts, np.int64).reshape(-1, 7)
+        self._facts: NDArray[np.int64] = np.array(facts, np.int64).reshape(-1, 8)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -80,6 +82,10 @@ class CocoImages(Sequence[CocoImage]):
     @property
     def left_out(self) -> NDArray[np.int64]:
         return self._facts[:, 6]
+
+    @property
+    def outlined(self) -> NDArray[np.int64]:
+        return self._facts[:, 7]
 
     @override
     def __len__(self) -> int:

@@ -132,6 +132,13 @@ class SegmentationData(ImageData):
         """
         return find_layout(LAYOUTS, self.root, self._layout_name, self._options)
 
+    @override
+    def prepare_data(self) -> None:
+        """Writes a split down, in one process."""
+        told = self.layout.keep_split()
+        if told:
+            say(f"data: {told}")
+
     @property
     @override
     def names(self) -> tuple[str, ...]:

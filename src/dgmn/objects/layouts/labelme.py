@@ -7,15 +7,15 @@ from typing_extensions import override
 
 from dgmn.errors import InputError
 from dgmn.objects.layouts.described import Labels, Thing, around
-from dgmn.objects.layouts.marked import MarkedLayout, parts_with
-from dgmn_base.files import is_hidden, read_json
+from dgmn.objects.layouts.marked import MarkedLayout
+from dgmn_base.files import folders_in, is_hidden, read_json
 
 _PEEK = 4096  # bytes; a file begins with its version, its shapes, or with its image
 _FIRST = (b'"shapes"', b'"imageData"', b'"imagePath"', b'"imageHeight"')
 
 
 class LabelMe(MarkedLayout):
-    """LabelMe: `train/*.jpg` with `train/*.json` beside them.
+    """LabelMe: `train/*.jpg` with `train/*.json` beside them, or all in the dataset's folder.
 
     Polygons and rectangles are objects. Those of a label that have the same `group_id` are one, as in LabelMe's own
     conversion to COCO. A rectangle is a box without a mask.
@@ -29,11 +29,11 @@ class LabelMe(MarkedLayout):
     @staticmethod
     @override
     def fits(root: Path) -> bool:
-        return any(_is_labelme(root / part) for part in parts_with(root, ".json"))
+        return any(map(_is_labelme, (root, *(root / name for name in folders_in(root)))))
 
     @override
     def splits(self) -> list[str]:
-        return [part for part in super().splits() if _is_labelme(self.root / part)]
+        return [part for part in super().splits() if _is_labelme(self.folder(part))]
 
     @override
     def parsed(self, file: Path) -> Labels:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -15,9 +15,15 @@ from dgmn.objects.coco_set import CocoImage, CocoSet
 
 Target = dict[str, Any]
 
+WHOLE = "all"
+"""The part of a dataset without parts."""
+
 
 class Layout(DataLayout):
     """How images and their objects lie on disk. Every format is a subclass."""
+
+    undivided: ClassVar[tuple[str, ...]] = (WHOLE, "default")
+    """A part of such a name holds all images, if it is the only one: tools call it so."""
 
     @abstractmethod
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:

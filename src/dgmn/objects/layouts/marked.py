@@ -9,6 +9,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from dgmn.objects.layouts.described import DescribedLayout, Labels
+from dgmn.objects.layouts.layout import WHOLE
 from dgmn_base.files import files_in, folders_in, images_in, is_file, is_hidden, numbered_lines
 
 _NO_CLASSES = ("__ignore__", "_background_")  # LabelMe's lists begin with them
@@ -16,6 +17,8 @@ _NO_CLASSES = ("__ignore__", "_background_")  # LabelMe's lists begin with them
 
 class MarkedLayout(DescribedLayout):
     """A folder for each part, with images, and beside each a file with its objects. Images without a file are empty.
+
+    If the files lie in the dataset's folder itself, as annotation tools leave them, they are the part "all".
 
     The classes are those of `classes.txt` or `labels.txt`, one name a line. If there is none, they are the names in the
     files of all parts, sorted.
@@ -52,7 +55,11 @@ class MarkedLayout(DescribedLayout):
 
     def files(self, part: str) -> list[Path]:
         """The files with the objects of a part."""
-        return files_in(self.root / part, (self.suffix,))
+        return files_in(self.folder(part), (self.suffix,))
+
+    def folder(self, part: str) -> Path:
+        """The folder of a part."""
+        return self.root if part == WHOLE and not holds(self.root / part, self.suffix) else self.root / part
 
     @override
     def splits(self) -> list[str]:
@@ -60,7 +67,7 @@ class MarkedLayout(DescribedLayout):
 
     @override
     def pairs(self, part: str, problems: list[str]) -> list[tuple[Path, Path | None]]:
-        folder = self.root / part
+        folder = self.folder(part)
         if not part or not folder.is_dir():
             raise self.no_part(part, f"a folder {folder} with images and {self.suffix} files")
         images = images_in(folder)
@@ -83,7 +90,11 @@ class MarkedLayout(DescribedLayout):
 
 
 def parts_with(root: Path, suffix: str) -> list[str]:
-    """The folders in `root` that hold files with this extension."""
-    return [
-        name for name in folders_in(root) if any(not is_hidden(file.name) for file in (root / name).glob(f"*{suffix}"))
-    ]
+    """The folders in `root` that hold files with this extension; the part "all" if only `root` itself does."""
+    parts = [name for name in folders_in(root) if holds(root / name, suffix)]
+    return parts or ([WHOLE] if holds(root, suffix) else [])
+
+
+def holds(folder: Path, suffix: str) -> bool:
+    """Whether there are files with this extension in a folder itself."""
+    return any(not is_hidden(file.name) for file in folder.glob(f"*{suffix}"))

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 from typing_extensions import override
@@ -10,16 +12,51 @@ from typing_extensions import override
 from dgmn.errors import InputError
 from dgmn.objects.coco_set import CocoSet
 from dgmn.objects.layouts.described import Labels, Thing, exact
-from dgmn.objects.layouts.marked import MarkedLayout, parts_with
+from dgmn.objects.layouts.layout import WHOLE
+from dgmn.objects.layouts.marked import MarkedLayout, holds, parts_with
 from dgmn.objects.layouts.xml_file import Element, read_xml
-from dgmn_base.files import find_listed, folders_in, images_in, is_file, numbered_lines
+from dgmn_base.files import files_in, find_listed, folders_in, images_in, is_file, is_hidden, is_image, numbered_lines
 
 _NUMBER = re.compile(r"[+-]?(\d{1,12}(\.\d{0,20})?|\.\d{1,20})", re.ASCII)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
+@dataclass(frozen=True)
+class _Devkit:
+    """A folder with annotations and images."""
+
+    folder: Path
+    annotations: Path
+    images: Path
+
+    @property
+    def lists(self) -> list[Path]:
+        """The lists of images, without those of a class: they have 1, -1 or 0 for each."""
+        files = sorted((self.folder / "ImageSets" / "Main").glob("*.txt"))
+        return [file for file in files if not re.fullmatch(r".+_(train|val|trainval|test)", file.stem)]
+
+    @property
+    def parts(self) -> list[str]:
+        """The folders in that of the images; none if images lie in it, too."""
+        inside = self.images.iterdir() if self.images.is_dir() else ()
+        mixed = any(is_image(path) and not is_hidden(path.name) for path in inside)
+        return [] if mixed or not self.images.is_dir() else folders_in(self.images)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a devkit: the images that a file lists, or else those whose names have a beginning."""
+
+    devkit: _Devkit
+    file: Path | None
+    begins: str = ""
+
+
 class Voc(MarkedLayout):
     """Pascal VOC: `Annotations`, `JPEGImages` and `ImageSets/Main/train.txt`, or XML files beside the images.
+
+    Many put the same files into `annotations` and `images`. Without lists, the parts are the folders in `images`, or
+    else the devkits by their names, or the part "all" of the only one.
 
     Coordinates are those of pixels, which count from 1: a box from 1 to the width covers the image. So x is xmin - 1,
     and the width is xmax - xmin + 1, as in detectron2. Objects with `difficult` are crowds: neither learnt nor counted,
@@ -37,36 +74,38 @@ class Voc(MarkedLayout):
         return bool(_devkits(root) or parts_with(root, ".xml"))
 
     @cached_property
-    def _lists(self) -> dict[str, tuple[Path, Path]]:
-        """The folder and the list of images of every part of a devkit."""
+    def _parts(self) -> dict[str, _Part]:
+        """The parts of all devkits."""
         devkits = _devkits(self.root)
-        found = {}
+        found: dict[str, _Part] = {}
         for devkit in devkits:
-            for file in sorted((devkit / "ImageSets" / "Main").glob("*.txt")):
-                if not re.fullmatch(r".+_(train|val|trainval|test)", file.stem):  # of a class: ids with 1, -1 or 0
-                    found[f"{devkit.name}/{file.stem}" if len(devkits) > 1 else file.stem] = devkit, file
+            before = f"{devkit.folder.name}/" if len(devkits) > 1 else ""
+            lists, folders = devkit.lists, devkit.parts
+            found |= {f"{before}{file.stem}": _Part(devkit, file) for file in lists}
+            if not lists and folders:
+                found |= {f"{before}{name}": _Part(devkit, None, f"{name}/") for name in folders}
+            elif not lists:
+                found[before.rstrip("/") or WHOLE] = _Part(devkit, None)
         return found
 
     @override
     def splits(self) -> list[str]:
-        return sorted(self._lists) if _devkits(self.root) else super().splits()
+        return sorted(self._parts) or super().splits()
 
     @override
     def files(self, part: str) -> list[Path]:
-        if not _devkits(self.root):
+        if not self._parts:
             return super().files(part)
-        devkit, _ = self._lists[part]
-        return [file for _, name in self._names(part) if is_file(file := _annotation(devkit, name))]
+        mine = self._parts[part]
+        if mine.file is None:
+            return files_in(mine.devkit.annotations / mine.begins, (self.suffix,))
+        return [file for _, name in self._names(mine) if is_file(file := mine.devkit.annotations / f"{name}.xml")]
 
-    def _images(self, part: str) -> dict[str, Path]:
-        """The images of a part's devkit by their names, which have no extension."""
-        folder = self._lists[part][0] / "JPEGImages"
-        return {image.relative_to(folder).with_suffix("").as_posix(): image for image in images_in(folder)}
-
-    def _names(self, part: str) -> list[tuple[int, str]]:
+    def _names(self, part: _Part) -> list[tuple[int, str]]:
         """The names in the list of a part, each with its line."""
-        images = self._images(part)
-        return [(line, find_listed(text, images) or text) for line, text in numbered_lines(self._lists[part][1])]
+        images = _names_in(part.devkit.images, images_in(part.devkit.images))
+        lines = numbered_lines(part.file) if part.file else ()
+        return [(line, find_listed(text, images) or text) for line, text in lines]
 
     @override
     def class_list(self) -> list[str] | None:
@@ -78,20 +117,25 @@ class Voc(MarkedLayout):
 
     @override
     def pairs(self, part: str, problems: list[str]) -> list[tuple[Path, Path | None]]:
-        devkits = _devkits(self.root)
-        if not devkits:
+        if not self._parts:
             return super().pairs(part, problems)
-        if part not in self._lists:
-            raise self.no_part(part, str(devkits[0] / "ImageSets" / "Main" / f"{part.rpartition('/')[2]}.txt"))
-        devkit, names = self._lists[part]
-        images = self._images(part)
+        if part not in self._parts:
+            devkit = next(iter(self._parts.values())).devkit
+            raise self.no_part(part, str(devkit.folder / "ImageSets" / "Main" / f"{part.rpartition('/')[2]}.txt"))
+        mine = self._parts[part]
+        folder, annotations = mine.devkit.images, mine.devkit.annotations
+        images = _names_in(folder, images_in(folder / mine.begins))
+        if mine.file is None:
+            files = _names_in(annotations, self.files(part))
+            problems += [f"{file}: no image {folder / name}.*" for name, file in files.items() if name not in images]
+            return [(image, files.get(name)) for name, image in images.items()]
         pairs: list[tuple[Path, Path | None]] = []
-        for line, name in self._names(part):
-            file = _annotation(devkit, name)
+        for line, name in self._names(mine):
+            file = annotations / f"{name}.xml"
             if name not in images:
-                problems.append(f"{names}:{line}: no image {devkit / 'JPEGImages' / name}.*")
+                problems.append(f"{mine.file}:{line}: no image {folder / name}.*")
             elif not is_file(file):
-                problems.append(f"{names}:{line}: no annotations {file}")
+                problems.append(f"{mine.file}:{line}: no annotations {file}")
             else:
                 pairs.append((images[name], file))
         return sorted(pairs)
@@ -144,20 +188,31 @@ def _thing(element: Element, where: str) -> Thing | str:
     return Thing(where, name, [left, top, exact(right - left), exact(bottom - top)], crowd=difficult == "1")
 
 
-def _devkits(root: Path) -> list[Path]:
-    """The folders with `Annotations`: the root itself, or those in it or in its `VOCdevkit`."""
+def _names_in(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their paths in a folder, without extensions."""
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def _devkits(root: Path) -> list[_Devkit]:
+    """The devkits: the root itself, or those in it or in its `VOCdevkit`."""
     for folder in (root, root / "VOCdevkit"):
         places: Sequence[Path] = [folder / name for name in folders_in(folder)] if folder.is_dir() else []
-        found = [place for place in (folder, *places) if _is_devkit(place)]
+        found = [devkit for place in (folder, *places) if (devkit := _devkit(place))]
         if found:
             return found
     return []
 
 
-def _is_devkit(folder: Path) -> bool:
-    # Some file systems do not tell Annotations from COCO's annotations.
-    return (folder / "Annotations").is_dir() and ((folder / "JPEGImages").is_dir() or (folder / "ImageSets").is_dir())
+def _devkit(folder: Path) -> _Devkit | None:
+    if (folder / "Annotations").is_dir() and (folder / "ImageSets").is_dir():
+        return _Devkit(folder, folder / "Annotations", folder / "JPEGImages")
+    for names in product(("Annotations", "annotations"), ("JPEGImages", "images")):
+        annotations, images = (folder / name for name in names)
+        # COCO's files lie in annotations, too, and some file systems do not tell it from Annotations.
+        if annotations.is_dir() and images.is_dir() and (names[1] == "JPEGImages" or _has_xml(annotations)):
+            return _Devkit(folder, annotations, images)
+    return None
 
 
-def _annotation(devkit: Path, name: str) -> Path:
-    return devkit / "Annotations" / f"{name}.xml"
+def _has_xml(folder: Path) -> bool:
+    return any(holds(place, ".xml") for place in (folder, *(folder / name for name in folders_in(folder))))

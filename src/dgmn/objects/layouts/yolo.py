@@ -12,13 +12,8 @@ from urllib.parse import unquote
 from typing_extensions import override
 
 from dgmn.errors import InputError
-from dgmn.objects.layouts.described import (
-    DescribedLayout,
-    Labels,
-    Thing,
-    around,
-    exact,
-)
+from dgmn.objects.layouts.described import DescribedLayout, Labels, Thing, around, exact
+from dgmn.objects.layouts.layout import WHOLE
 from dgmn_base.files import (
     EXTENSIONS,
     find_named,
@@ -35,6 +30,7 @@ _NUMBER = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})
 _BEYOND = 0.01  # so far outside of 0..1 a rounded value may lie, as in Ultralytics' code
 _MOST_CLASSES = 10_000
 _PEEK = 4096  # bytes of the first line of labels
+_DEEPEST = 50  # folders of a path
 _PARTS = ("train", "val", "valid", "validation", "test")
 _LISTS = ("classes.txt", "obj.names", "labels.txt")
 
@@ -45,12 +41,14 @@ class Yolo(DescribedLayout):
     As in Ultralytics' code, the labels of `images/a.jpg` are `labels/a.txt`: the last folder `images` of a path becomes
     `labels`. If there is no such file, the labels lie beside the image. An image without a file of labels is empty.
     Instead of `data.yaml`, Darknet's `obj.data` will do, or `classes.txt` beside the folders `images` and `labels`.
-    LabelImg and `dgmn predict --labels` write it into `labels`.
+    LabelImg and `dgmn predict --labels` write it into `labels`. Without folders of parts, as Label Studio and LabelImg
+    leave them, all images are the part "all".
     """
 
     name = "yolo"
     title = "YOLO"
     files_told = "data.yaml, obj.data, or classes.txt with images/train and labels/train"
+    undivided = (WHOLE, "train")  # CVAT writes all images as train
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -119,6 +117,7 @@ class Yolo(DescribedLayout):
         if not self.facts:
             folders = (self.root / "images" / part, self.root / part / "images")
             images = [image for folder in folders for image in images_in(folder)]
+            images = images or (_without_parts(self.root) if part == WHOLE else [])
         else:
             entries = self.facts[part] if isinstance(self.facts[part], list) else [self.facts[part]]
             images = [image for entry in entries for image in self._images(part, entry, problems)]
@@ -228,7 +227,8 @@ def _with_other_spellings(pairs: list[tuple[Path, Path | None]], problems: list[
         if labels is None:
             alone.setdefault(image.parent, {})[_spelling(image.stem)] = image
     for folder, images in alone.items():
-        stems = {path.stem for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS}
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+        stems = {name for path in paths for name in (path.stem, path.name)}
         for place in dict.fromkeys(path.parent for path in _places_of_labels(next(iter(images.values())))):
             files = sorted(place.glob("*.txt")) if place.is_dir() else ()
             for file in (file for file in files if file.stem not in stems and not is_hidden(file.name)):
@@ -255,11 +255,14 @@ def _holds_numbers(file: Path) -> bool:
 
 
 def _places_of_labels(image: Path) -> list[Path]:
-    """Where the labels of an image may be; `images` can be a link."""
+    """Where the labels of an image may be; `images` can be a link.
+
+    If a.jpg and a.png lie in one folder, those of a.jpg are in `a.jpg.txt`: `dgmn predict --labels` writes them so.
+    """
     path = os.path.abspath(image)
     parts = [place.rpartition(f"{os.sep}images{os.sep}") for place in (path, os.path.realpath(image))]
     swapped = [f"{before}{os.sep}labels{os.sep}{after}" for before, found, after in parts if found]
-    return [Path(place).with_suffix(".txt") for place in (*swapped, path)]
+    return [Path(name) for place in (*swapped, path) for name in (f"{os.path.splitext(place)[0]}.txt", f"{place}.txt")]
 
 
 def _descriptions(root: Path) -> list[Path]:
@@ -334,15 +337,31 @@ def _folders(root: Path) -> list[str]:
     folder = root / "images"
     inside = folders_in(folder) if folder.is_dir() and (root / "labels").is_dir() else []
     parts = (name for name in folders_in(root) if all((root / name / each).is_dir() for each in ("images", "labels")))
-    return sorted({*inside, *parts})
+    return sorted({*inside, *parts}) or ([WHOLE] if _without_parts(root) else [])
+
+
+def _without_parts(root: Path) -> list[Path]:
+    """The images of a dataset without parts, in `images` beside `labels` or, with their labels, in the root itself."""
+    for folder in (root / "images", root):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else ()
+        images = [path for path in inside if is_image(path) and not is_hidden(path.name)]
+        if any(file is not None and _holds_numbers(file) for file in map(labels_of, images)):
+            return images
+    return []
 
 
 def _near(name: str, bases: Sequence[Path]) -> list[Path]:
-    """Where the path in a file may be: as it stands, without leading `..`, and without CVAT's leading `data`."""
+    """Where the path in a file may be: as it stands, without leading `..`, and without CVAT's leading `data`.
+
+    Of a path from the top of another machine's disk, folders at the beginning may be missing here.
+    """
     names = [name, *([name.replace("\\", "/")] if "\\" in name else [])]
     for stripped in (re.sub(r"^(\.\./)+", "", names[-1]), re.sub(r"^data/", "", names[-1])):
         names += [stripped] if stripped not in names else []
-    return [base / each for each in names for base in bases]
+    slashed = name.replace("\\", "/")
+    if re.match(r"/|[a-zA-Z]:/", slashed):
+        names += [slashed.split("/", start)[start] for start in range(1, min(slashed.count("/"), _DEEPEST) + 1)]
+    return [base / each for each in names if each for base in bases]
 
 
 def _exists(path: Path) -> bool:

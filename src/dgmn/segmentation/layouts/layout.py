@@ -63,6 +63,10 @@ class Layout(DataLayout):
         """All that is wrong with the description of a split, a line each, where `samples` raises the first."""
         return []
 
+    def keep_split(self) -> str:
+        """Writes the split of a dataset without parts down; what is to be said about it, in one line, or nothing."""
+        return ""
+
     def read(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """An image (3, H, W) and its mask (H, W), both uint8.
 

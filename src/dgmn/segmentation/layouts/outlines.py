@@ -32,7 +32,7 @@ class Outlines(Layout):
 
     def __init__(self, root: Path, **places: Any) -> None:
         super().__init__(root)
-        self._objects = self.source(root, **places)
+        self._objects = objects.parts_of(self.source(root, **places), {name: name for name in ("train", "val", "test")})
         self._sets: dict[str, tuple[CocoSet, list[str]]] = {}
 
     @classmethod
@@ -41,6 +41,9 @@ class Outlines(Layout):
 
     def splits(self) -> list[str]:
         return self._objects.splits()
+
+    def keep_split(self) -> str:
+        return self._objects.keep() if isinstance(self._objects, objects.Divided) else ""
 
     def _set(self, part: str) -> tuple[CocoSet, list[str]]:
         """The objects of a split, and all that is wrong with them. They are read once."""

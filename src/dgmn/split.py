@@ -1,0 +1,95 @@
+"""The split of a dataset without parts: it goes by a hash of the names, and a file keeps it."""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+
+from dgmn.errors import InputError
+from dgmn_base.files import read_text, writing
+
+SPLIT = "split.csv"
+"""The file that keeps the split of a folder."""
+
+PARTS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation"), "val")}
+"""How the parts may be called in a file, and what they are."""
+
+FILE_TITLES = ("file", "filename", "file_name", "image", "image_path", "path", "filepath")
+PART_TITLES = ("split", "part", "set", "subset")
+
+
+def for_validation(groups: Mapping[str, str], share: float) -> set[str]:
+    """The names that are for validation: of every group a share, of two or more names at least one, never all.
+
+    Args:
+        groups: the group of every name.
+        share: the share of the names of each group.
+    """
+    of_group: defaultdict[str, list[str]] = defaultdict(list)
+    for name, group in groups.items():
+        of_group[group].append(name)
+    chosen: set[str] = set()
+    for names in of_group.values():
+        # The order of hashes is random, but the same on every machine, and new images change little of it.
+        order = sorted(names, key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
+        chosen |= set(order[: min(max(1, round(share * len(names))), len(names) - 1)])
+    return chosen
+
+
+def check_split(file: Path, source: Path, there: set[object], kept: set[object]) -> str:
+    """What is to be said about a split that was kept, in one line.
+
+    Args:
+        file: the file that keeps it.
+        source: where the images are from.
+        there: the images that are there.
+        kept: the images in the file.
+
+    Raises:
+        InputError: it names images that are not there any more.
+    """
+    new, gone = len(there - kept), len(kept - there)
+    if gone:
+        raise InputError(f"{file}: {gone} of its images are not in {source} any more: delete it to split anew")
+    return f"split as {file} says" + (f"; {new} images are not in it: delete it to split anew" if new else "")
+
+
+def write_split(file: Path, rows: Sequence[Sequence[str]], told: str) -> str:
+    """Writes a split; returns what is to be said about it, in one line."""
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    try:
+        with writing(file) as out:
+            out.write(text.getvalue().encode(errors="surrogateescape"))
+    except InputError as error:
+        return f"{told}; it is the same for the same files, but not written down ({error})"
+    return f"{told}, written to {file}"
+
+
+def read_split(file: Path) -> dict[str, str]:
+    """The part, "train", "val" or "test", of every file name in a split; other columns are left.
+
+    Raises:
+        InputError: the file holds something else; the message names the line.
+    """
+    reader = csv.reader(StringIO(read_text(file), newline=""))
+    found: dict[str, str] = {}
+    try:
+        titles = [title.strip().lower() for title in next(reader, [])]
+        name, part = (next((titles.index(t) for t in of if t in titles), -1) for of in (FILE_TITLES, PART_TITLES))
+        if min(name, part) < 0:
+            raise InputError(f"{file}: its first line must name the columns file and split, got {titles[:5]}")
+        for row in filter(any, reader):
+            where = f"{file}:{reader.line_num}"
+            if len(row) != len(titles):
+                raise InputError(f"{where}: {len(row)} columns, the first line has {len(titles)}")
+            if row[part].strip().lower() not in PARTS:
+                raise InputError(f"{where}: {titles[part]} must be train, val or test, got {row[part][:40]!r}")
+            if row[name].strip() in found:
+                raise InputError(f"{where}: {row[name].strip()} is there twice")
+            found[row[name].strip()] = PARTS[row[part].strip().lower()]
+    except csv.Error as error:
+        raise InputError(f"{file}:{reader.line_num}: not CSV ({error})") from error
+    return found
