@@ -5,7 +5,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dgmn.errors import InputError
 from dgmn_base.files import read_text, writing
@@ -32,10 +32,17 @@ def for_validation(groups: Mapping[str, str], share: float) -> set[str]:
         of_group[group].append(name)
     chosen: set[str] = set()
     for names in of_group.values():
-        # The order of hashes is random, but the same on every machine, and new images change little of it.
-        order = sorted(names, key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
+        order = sorted(names, key=_place_in_order)
         chosen |= set(order[: min(max(1, round(share * len(names))), len(names) - 1)])
     return chosen
+
+
+def _place_in_order(name: str) -> tuple[str, str]:
+    """A hash of a file's name without folders: random, but the same on every machine and in every layout.
+
+    New images change little of the order.
+    """
+    return hashlib.sha256(PurePosixPath(name).name.encode(errors="surrogateescape")).hexdigest(), name
 
 
 def check_split(file: Path, source: Path, there: set[object], kept: set[object]) -> str:

@@ -158,6 +158,16 @@ def test_exports_without_parts(writer, coco, tmp_path):
     assert average_precision(truth, perfect)[0]["AP"] == pytest.approx(1.0)
 
 
+def test_the_split_is_the_same_in_every_format(coco, tmp_path):
+    found = []
+    for writer in (yolo_of_label_studio, coco_of_cvat, labelme, voc_of_labelimg):
+        writer(coco, tmp_path / writer.__name__)
+        layout = DetectionData(tmp_path / writer.__name__, **NAMES).layout
+        found.append([image.path.name for image in layout.samples("val", masks=False).images])
+    assert found[0]
+    assert found == [found[0]] * 4
+
+
 def test_the_split_is_kept(coco, tmp_path, capsys):
     root = tmp_path / "other"
     labelme(coco, root)

@@ -60,11 +60,10 @@ class Divided(Layout):
     def parts(self) -> tuple[dict[str, str], str]:
         """The part of every image by its name, and what is to be said about the split, in one line."""
         coco, _ = self._set(masks=False)
-        uses = Counter(entry["category_id"] for image in coco.images for entry in image.to_learn)
-        groups = {}
-        for image in coco.images:
-            mine = {entry["category_id"] for entry in image.to_learn}
-            groups[self._name(image)] = str(min(mine, key=lambda number: (uses[number], number), default=""))
+        named = dict(zip(coco.ids, coco.names, strict=True))
+        classes = {self._name(image): [named[e["category_id"]] for e in image.to_learn] for image in coco.images}
+        uses = Counter(name for each in classes.values() for name in each)
+        groups = {image: min(each, key=lambda name: (uses[name], name), default="") for image, each in classes.items()}
         if self._file.is_file():
             kept = read_split(self._file)
             return kept, check_split(self._file, self.source(""), set(groups), set(kept))
