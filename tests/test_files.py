@@ -190,6 +190,16 @@ def test_only_images_are_listed(layout: str, tmp_path: Path) -> None:
     assert listed(tmp_path) == images
 
 
+@pytest.mark.parametrize("layout", LISTED)
+def test_images_of_other_formats_are_told(layout: str, tmp_path: Path) -> None:
+    folder, listed = LISTED[layout]
+    image = picture(tmp_path / folder / "a_leftImg8bit.png")
+    for name in ("b.HEIC", "c.heic", ".d.heic", "e.txt"):
+        (tmp_path / folder / name).write_bytes(b"ftypheic")
+    with pytest.warns(UserWarning, match=r"2 images are left out, for \.heic is not read"):
+        assert listed(tmp_path) == [image]
+
+
 @contextmanager
 def nobody() -> Iterator[None]:
     """Without the rights of root, who may read everything."""

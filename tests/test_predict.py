@@ -71,10 +71,12 @@ def test_results_within_the_folder_are_no_images(tree, predict, capsys):
 
 def test_what_is_no_file_is_told(tree, predict, capsys):
     os.mkfifo(tree / "sub/pipe.png")
+    (tree / "sub/phone.heic").write_bytes(b"ftypheic")
     (tree / "sub/link.jpg").symlink_to("nowhere")
     assert predict(tree) == 0
     told = capsys.readouterr().err.splitlines()
     assert f"left out: {tree}/sub/pipe.png: a pipe, a file is needed" in told
+    assert f"left out: {tree}/sub/phone.heic: .heic is not read, save it as JPEG or PNG" in told
     assert f"left out: {tree}/sub/link.jpg: No such file or directory" in told
 
 

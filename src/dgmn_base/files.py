@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import unicodedata
+import warnings
 from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -36,20 +37,22 @@ EXTENSIONS = frozenset(
         ".webp",
     )
 )
+UNREAD = frozenset((".arw", ".cr2", ".dng", ".exr", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd"))
+"""Images that are not read."""
 VIDEOS = frozenset((".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv"))
 
 
 def find_images(
     sources: Sequence[str | os.PathLike[str]],
     extensions: Collection[str] = EXTENSIONS,
-    no_files: list[Path] | None = None,
+    left_out: list[Path] | None = None,
 ) -> list[Path]:
     """The images that files, folders (with all subfolders) and globs stand for, in order, each once.
 
     Args:
         sources: the files, folders and globs.
         extensions: what counts as an image in a folder.
-        no_files: a list that gets what is named like an image in a folder, but is a pipe, for instance.
+        left_out: a list that gets what is named like an image in a folder, but is a pipe, for instance.
 
     Raises:
         InputError: one of `sources` stands for no image; the message names it.
@@ -59,7 +62,7 @@ def find_images(
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            images = files_in(path, extensions, no_files)
+            images = files_in(path, extensions, left_out)
             if not images:
                 raise InputError(f"{path}: no images in this folder ({', '.join(sorted(extensions))})")
         elif path.exists():
@@ -78,7 +81,7 @@ def images_in(folder: Path) -> list[Path]:
     return files_in(folder, EXTENSIONS)
 
 
-def files_in(folder: Path, extensions: Collection[str], no_files: list[Path] | None = None) -> list[Path]:
+def files_in(folder: Path, extensions: Collection[str], left_out: list[Path] | None = None) -> list[Path]:
     """The files with these extensions in a folder and its subfolders, sorted; none if there is no such folder.
 
     Hidden files and folders are left out: file managers and notebooks leave them beside images. Links to folders are
@@ -87,7 +90,8 @@ def files_in(folder: Path, extensions: Collection[str], no_files: list[Path] | N
     Args:
         folder: the folder.
         extensions: the extensions, in small letters.
-        no_files: a list that gets what has such an extension and is no file: a pipe, a broken link and so on.
+        left_out: a list that gets what has such an extension and is no file: a pipe, a broken link and so on; and, if
+            images are asked for, images of formats that are not read. Without it, a warning tells of these.
 
     Raises:
         OSError: a folder cannot be read; it names the folder.
@@ -98,6 +102,7 @@ def files_in(folder: Path, extensions: Collection[str], no_files: list[Path] | N
             raise error
 
     found: list[Path] = []
+    unread: list[Path] = []
     read: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         here = os.stat(place)
@@ -110,8 +115,15 @@ def files_in(folder: Path, extensions: Collection[str], no_files: list[Path] | N
             if path.suffix.lower() in extensions:
                 if path.is_file():
                     found.append(path)
-                elif no_files is not None:
-                    no_files.append(path)
+                elif left_out is not None:
+                    left_out.append(path)
+            elif path.suffix.lower() in UNREAD and EXTENSIONS.issubset(extensions):
+                unread.append(path)
+    if left_out is not None:
+        left_out += unread
+    elif unread:
+        kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
+        warnings.warn(f"{folder}: {len(unread)} images are left out, for {kinds} is not read", stacklevel=3)
     return sorted(found)
 
 

@@ -57,11 +57,12 @@ def find_inputs(
     if root is not None and not Path(root).is_dir():
         raise InputError(f"--root {root}: there is no such folder")
     given = [source for source in sources if source != STANDARD_INPUT]
-    no_files: list[Path] = []
-    paths = find_images(given, EXTENSIONS | VIDEOS, no_files)
-    for path in no_files:
+    left_out: list[Path] = []
+    paths = find_images(given, EXTENSIONS | VIDEOS, left_out)
+    for path in left_out:
         try:
             check_file(path)
+            tell(f"{path}: {path.suffix} is not read, save it as JPEG or PNG")
         except (InputError, OSError) as error:
             tell(str(error) if isinstance(error, InputError) else f"{path}: {error.strerror}")
     paths = _without(paths, _inside(given, written), tell)
