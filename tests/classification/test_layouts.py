@@ -67,6 +67,38 @@ def test_a_table_is_the_folder(few_digits: Path, tmp_path: Path) -> None:
     assert ClassificationData(root / "a.csv").listed.split is None
 
 
+@pytest.mark.parametrize(("separator", "name"), [(";", "a.csv"), ("\t", "a.csv"), ("\t", "a.tsv")])
+def test_tables_with_other_separators(separator: str, name: str, few_digits: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(few_digits, tmp_path / "data/images")).parent
+    with (root / name).open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerows([("file", "label, in words", "class"), *((f, "a, b", c) for f, c, _ in rows_of(root))])
+    for data in (ClassificationData(root), ClassificationData(root / name)):
+        total = sum(len(data.dataset(part)) for part in ("train", "val"))  # type: ignore[arg-type]
+        assert total == 141
+        assert data.dataset("val").images.classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_of_the_validation_folder(name: str, few_digits: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(few_digits, tmp_path / "data"))
+    (root / "val").rename(root / name)
+    data = ClassificationData(root)
+    data.setup("fit")
+    assert (data.validation_images, len(data.dataset("test"))) == (41, 21)  # type: ignore[arg-type]
+    shutil.rmtree(root / "test")
+    assert len(data.dataset("test")) == 41  # type: ignore[arg-type]
+
+
+def test_a_table_with_other_columns_is_named(few_digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_digits / "val/0", tmp_path / "images")
+    (tmp_path / "labels.csv").write_text("id;breed\na.png;cat\n")
+    with pytest.raises(
+        InputError, match=r"labels.csv: its .* file \(or filename, .* label \(or class, .*, got id, breed$"
+    ):
+        ClassificationData(tmp_path).setup("fit")
+
+
 def test_a_folder_without_parts_is_split_once(plain: Path, tmp_path: Path, capsys) -> None:
     assert fit(plain, tmp_path / "run") == 0
     total = len(list(plain.rglob("*.png")))

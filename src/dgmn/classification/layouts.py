@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,10 @@ SPLIT = "split.csv"
 _FILE = ("file", "filename", "file_name", "image", "image_path", "path", "filepath")
 _LABEL = ("label", "class", "category", "target", "class_name", "labels", "classes")
 _PART = ("split", "part", "set", "subset")
-_PARTS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation"), "val")}
+_VAL = ("val", "valid", "validation")
+_PARTS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(_VAL, "val")}
+_SEPARATORS = ",;\t"  # between columns: Excel writes what the country uses
+_TABLES = (".csv", ".tsv")
 _SEVERAL = "one label per image is trained here, several are not"
 
 
@@ -117,20 +121,25 @@ def listed(root: Path, val_share: float) -> Listed | None:
     Raises:
         InputError: a list holds something else, or it could be one of several; the message names it.
     """
-    if not root.is_dir() and root.suffix.lower() != ".csv":
+    if not root.is_dir() and root.suffix.lower() not in _TABLES:
         return None
     if root.is_dir():
         if (root / "train").is_dir():
             return None
-        tables = [file for file in sorted(root.glob("*.csv")) if not is_hidden(file.name) and _has_columns(file)]
-        others = [file for file in tables if file.name != SPLIT]
+        tables = [file for file in sorted(root.iterdir()) if file.suffix.lower() in _TABLES and file.is_file()]
+        tables = [file for file in tables if not is_hidden(file.name) and file.name != SPLIT]
+        others = [file for file in tables if _has_columns(file)]
         if len(others) > 1:
             choice = " or ".join(map(str, others))
             raise InputError(f"data.root {root}: several lists of images; choose with --data.root {choice}")
         if others:
             return _of_table(others[0], root / SPLIT, val_share)
         classes = folders_in(root)
-        if set(classes) & set(_PARTS) or len(classes) < 2 or not images_in(root):
+        if set(classes) & set(_PARTS):
+            return None
+        if len(classes) < 2 or not images_in(root):
+            if tables:
+                raise _no_columns(tables[0])
             return None
         found = ClassFolders.make_dataset(root, {name: i for i, name in enumerate(classes)})
         pairs = [(Path(file).relative_to(root).as_posix(), classes[i]) for file, i in found]
@@ -175,30 +184,49 @@ def _columns(titles: Sequence[str]) -> tuple[int, int, int] | None:
     return (file, label, part) if min(file, label) >= 0 else None
 
 
+def _reader(file: Path) -> Any:
+    """The rows of a table; what its first line has most of is between the columns."""
+    text = read_text(file)
+    first = text.partition("\n")[0]
+    return csv.reader(StringIO(text, newline=""), delimiter=max(_SEPARATORS, key=first.count))
+
+
 def _titles(file: Path) -> list[str]:
-    return next(csv.reader(StringIO(read_text(file))), [])
+    try:
+        return next(_reader(file), [])
+    except csv.Error as error:
+        raise InputError(f"{file}: not CSV ({error})") from error
+
+
+def _no_columns(file: Path) -> InputError:
+    """The error about a table without the columns that are needed."""
+    titles = _titles(file)
+    names_files = _columns([*titles, _LABEL[0]]) is not None
+    several = f"; of a column for each class, none is read: {_SEVERAL}" if names_files and len(titles) > 2 else ""
+    return InputError(
+        f"{file}: its first line must name the columns file (or {', '.join(_FILE[1:])}) and label (or "
+        f"{', '.join(_LABEL[1:])}), got {textwrap.shorten(', '.join(titles), 200)}{several}"
+    )
 
 
 def _has_columns(file: Path) -> bool:
     try:
         titles = _titles(file)
-    except (InputError, csv.Error):
+    except InputError:
         return False
     return any(title.strip().lower() in _FILE for title in titles)
 
 
 def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
     """File, label and part of every row; the part is None if no column says it."""
-    reader = csv.reader(StringIO(read_text(file), newline=""))
+    reader = _reader(file)
     rows: list[tuple[str, str, str | None]] = []
     first: dict[str, tuple[int, str]] = {}
     try:
         titles = next(reader, [])
         columns = _columns(titles)
         if columns is None:
-            if any(title.strip().lower() in _FILE for title in titles) and len(titles) > 2:
-                raise InputError(f"{file}: a column for each class, and none of them called label: {_SEVERAL}")
-            raise InputError(f"{file}: its first line must name the columns file and label, got {titles[:5]}")
+            raise _no_columns(file)
         for row in reader:
             if not any(row):
                 continue
@@ -241,15 +269,14 @@ def _joined_label(labels: Iterable[str]) -> str | None:
 
 
 def part_folder(root: Path, split: str) -> Path:
-    """The folder of a part with its folders of classes; without `test`, `val` is for the test.
+    """The folder of a part with its folders of classes; without `test`, `val`, also called `valid`, is for the test.
 
     Raises:
         InputError: there is no such folder.
     """
-    folder = root / split
-    if split == "test" and root.is_dir() and not folder.is_dir():
-        folder = root / "val"
-    if not folder.is_dir():
+    names = {"val": _VAL, "test": ("test", *_VAL)}.get(split, (split,))
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
         what = listing(root) if root.is_dir() else "there is no such folder"
         raise InputError(
             f"data.root {root}: expected {split}/<class>/*.jpg in it, or <class>/*.jpg, or a CSV of file and label; "
