@@ -193,11 +193,10 @@ class DgmnCLI(LightningCLI):
         parameters, trained = (
             sum(p.numel() for p in network.parameters() if every or p.requires_grad) for every in (True, False)
         )
-        scratch = self.model.from_scratch and kwargs.get("ckpt_path") is None
+        scratch = self.model.start is None and kwargs.get("ckpt_path") is None
         some = "" if trained == parameters else f", {trained / 1e6:.2f} M of them trained"
-        size = f"{parameters / 1e6:.2f} M parameters{some}{', from random weights' if scratch else ''}"
-        told = f"{type(network).__name__} with {size}"
-        say(f"{told}; this run's folder: {self.root}")
+        told = f"{type(network).__name__} with {parameters / 1e6:.2f} M parameters{some}"
+        say(f"{told}{', from random weights' if scratch else ''}; this run's folder: {self.root}")
         start = time.monotonic()
         try:
             with alone_in(self.root) if rank_zero_only.rank == 0 else nullcontext():

@@ -14,8 +14,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dgmn.errors import InputError
 from dgmn.predictor import Predictor
-from dgmn.weights import Checkpoint, fetch, find, load_checkpoint, read_checkpoint
-from dgmn.weights.shared import HUB, fetch_shared, is_shared, read_shared
+from dgmn.weights import Checkpoint, fetch, find, load_checkpoint
+from dgmn.weights.shared import HUB, fetch_shared, in_folder, read_weights
 
 PREDICTORS = {
     "classification": "ClassificationPredictor",
@@ -77,16 +77,12 @@ def load(
     if model is not None or path is None:
         row = find(os.fspath(source) if model is None else model)
         predictor = predictor_of(row.task).published(row.builder, row.backbone, chosen)
-        checkpoint = _read(path or fetch(row.name, predictor.network))
+        checkpoint = read_weights(path or fetch(row.name, predictor.network))
     else:
-        checkpoint = _read(path)
+        checkpoint = read_weights(path)
         predictor = _described(checkpoint, recipe, trust_code, chosen)
     load_checkpoint(predictor.network, checkpoint)
     return predictor
-
-
-def _read(path: Path) -> Checkpoint:
-    return read_shared(path) if path.is_dir() else read_checkpoint(path)
 
 
 def _described(
@@ -152,16 +148,7 @@ def _file(source: str | os.PathLike[str]) -> Path | None:
         return fetch_shared(source)
     path = Path(source)
     if path.is_dir():
-        if is_shared(path):
-            return path
-        for place in (path / "checkpoints", path):
-            for name in ("best.ckpt", "last.ckpt"):
-                if (place / name).is_file():
-                    return place / name
-        raise InputError(
-            f"{path}: not a run's folder: it has neither checkpoints/best.ckpt nor checkpoints/last.ckpt; nor a folder "
-            "of dgmn.save: it has no model.safetensors with config.json"
-        )
+        return in_folder(path)
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:

@@ -80,7 +80,7 @@ def checked_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         check_folder(Path(str(root)), f"--trainer.default_root_dir {root}")
         checkpoint_of(command, given.get("ckpt_path"), Path(str(root)))
     start = given.get("model.checkpoint") or _value(recipe, "model", "init_args", "checkpoint")
-    if command == "fit" and "ckpt_path" not in given and start not in (None, "null") and not Path(str(start)).is_file():
+    if command == "fit" and "ckpt_path" not in given and start not in (None, "null") and not Path(str(start)).exists():
         raise InputError(f"--model.checkpoint {start}: no such file")
     folder = given.get("data.root", _value(recipe, "data", "init_args", "root"))
     ours = _class_of("data", given, recipe).startswith("dgmn.")

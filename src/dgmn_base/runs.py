@@ -2,11 +2,17 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from dgmn_base.errors import InputError
+
+
+def checkpoint_in(folder: Path, names: Sequence[str] = ("best", "last")) -> Path | None:
+    """The checkpoint of a run's folder, the first that is there; None if it has none."""
+    files = (place / f"{name}.ckpt" for place in (folder / "checkpoints", folder) for name in names)
+    return next((file for file in files if file.is_file()), None)
 
 
 def checkpoint_of(command: str, ckpt_path: str | None, root: Path) -> Path | None:
@@ -14,7 +20,7 @@ def checkpoint_of(command: str, ckpt_path: str | None, root: Path) -> Path | Non
 
     Args:
         command: "fit", "validate" or "test".
-        ckpt_path: "last", "best", a file, or None.
+        ckpt_path: "last", "best", a file, a run's folder (its last checkpoint to continue, else its best), or None.
         root: the run's folder.
 
     Returns:
@@ -32,6 +38,11 @@ def checkpoint_of(command: str, ckpt_path: str | None, root: Path) -> Path | Non
             return None
         raise InputError(f"--ckpt_path {ckpt_path}: there is no {path}")
     if ckpt_path is not None:
+        if Path(ckpt_path).is_dir():
+            found = checkpoint_in(Path(ckpt_path), ("last", "best") if command == "fit" else ("best", "last"))
+            if found is None:
+                raise InputError(f"--ckpt_path {ckpt_path}: not a run's folder: it has no checkpoints/last.ckpt")
+            return found
         if not Path(ckpt_path).is_file():
             raise InputError(f"--ckpt_path {ckpt_path}: no such file")
         return Path(ckpt_path)

@@ -65,12 +65,12 @@ Often changed:
                                     deformable_detr_refine_two_stage, sparse_rcnn;
                                     segmentation: semantic_fpn, setr_naive, setr_pup, setr_mla, dilated_fcn
   --model.backbone NAME             detection and segmentation: dgmn2_tiny and so on, or any timm network with four maps
-  --model.checkpoint FILE           weights to start from (official or own)
+  --model.checkpoint FILE|RUN       weights to start from: official or own, or a run's folder
   --data.batch_size N               images per device in a training step
   --trainer.max_epochs N            how long to train
   --trainer.devices N               number of GPUs; see also --trainer.accelerator cpu, --trainer.precision bf16-mixed
   --trainer.default_root_dir FOLDER where to write the run
-  --ckpt_path last|best|FILE        {ckpt_path}
+  --ckpt_path last|best|FILE|RUN    {ckpt_path}
   --trust-code PACKAGE              let the recipe name classes of this package, beside those of dgmn, lightning, timm,
                                     torch and torchvision
 

@@ -62,13 +62,29 @@ def test_frozen_parts_keep_weights_and_statistics(few_digits: Path, tmp_path: Pa
         (["stages.0", "stages.9.*"], r"'stages\.9\.\*' is the name of no part with parameters, did you mean stages"),
         (["hed"], r"'hed' is the name of no part with parameters, did you mean head"),
         (["backbone.*"], r"'backbone\.\*' is the name of no part with parameters; for instance head, stages, stem"),
+        ("hed", r"'hed' is the name of no part with parameters, did you mean head"),
         (["*"], "all of the network is frozen"),
-        ("stem", "must be a list of names or globs, got 'stem'"),
+        ([0], r"must be a name or glob, or a list of them, got \[0\]"),
     ],
 )
 def test_freezing_says_what_is_wrong(patterns: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassificationTask(**PLAIN, freeze=patterns)
+
+
+def test_one_frozen_part_and_random_weights_are_told(
+    few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1", "--model.freeze", "stages.*.downsample")
+    assert run(["fit", *arguments(few_digits, tmp_path / "first", *small)]) == 0
+    told = "model.freeze: stages.*.downsample will keep random weights: to start from trained ones, give --model.check"
+    assert capsys.readouterr().out.count(told) == 1
+    # From the weights of a run's folder, they are not random.
+    start = ("--model.checkpoint", str(tmp_path / "first"))
+    assert run(["fit", *arguments(few_digits, tmp_path / "second", *small, *start)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"loaded \d+ tensors from .*first/checkpoints/best\.ckpt", out)
+    assert "random weights" not in out
 
 
 # ------------------------------------------------------------------------------------------------ layer-wise rates

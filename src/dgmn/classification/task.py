@@ -68,7 +68,7 @@ class ClassificationTask(Task):
         lr_batch: int | None = 1024,
         decay_norms_and_biases: bool = False,
         lr_multipliers: dict[str, float] | None = None,
-        freeze: list[str] | None = None,
+        freeze: list[str] | str | None = None,
         layer_decay: float | None = None,
         ema_decay: float | None = None,
         patience: int | None = None,

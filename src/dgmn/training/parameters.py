@@ -27,8 +27,8 @@ def freeze_parts(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]
     Raises:
         InputError (a ValueError): a pattern names nothing, or nothing is left to train.
     """
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise InputError(f"model.freeze must be a list of names or globs, got {patterns!r}")
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InputError(f"model.freeze must be a name or glob, or a list of them, got {patterns!r}")
     parameters = dict(network.named_parameters())
     norms: dict[str, nn.Module] = {}
     for pattern in patterns:

@@ -27,8 +27,8 @@ from dgmn.training.parameters import decay_groups, freeze_parts, layer_scales, m
 from dgmn.training.pictures import keep
 from dgmn.training.schedules import advance, fingerprint
 from dgmn.training.start import start_from
-from dgmn.weights import read_checkpoint
 from dgmn.weights.description import without_sources
+from dgmn.weights.shared import read_weights
 
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header and rows
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -43,7 +43,8 @@ class Task(L.LightningModule):
         build: makes the network from `network_args` and the preprocessing of the weights to start from.
         network_args: plain values from which the network can be built again, among them `num_classes` and
             `model_args`; checkpoints store them.
-        checkpoint: file of weights to start from, official or own.
+        checkpoint: weights to start from: an official or own file, a run's folder (its best checkpoint is taken), or a
+            folder of [`dgmn.save`][dgmn.sharing.save].
         optimizer: makes the optimiser from parameter groups.
         schedule: makes the schedule from the optimiser and the number of steps; the schedule advances at every step.
         lr_batch: total batch (over all devices and accumulated steps) that the learning rate was chosen for. With
@@ -54,7 +55,8 @@ class Task(L.LightningModule):
             `{backbone: 0.1}`. If several keys fit, the longest counts. The layers that predict walks are called
             `attn.offset` in DGMN2 and `walks` in the DGMN module.
         freeze: parts of the network that are not trained: names of modules or parameters, or globs such as
-            `stages.*.downsample`, as [`insert`][dgmn.insert] takes them. Their batch norms keep their statistics, too.
+            `stages.*.downsample`, as [`insert`][dgmn.insert] takes them; one of them, or a list. Their batch norms keep
+            their statistics, too.
         layer_decay: factor by which the learning rate of a layer is lower than that of the next one, for instance
             0.75. The layers are timm's; the head, or all that is behind a backbone, has the whole rate. It is
             multiplied with `lr_multipliers`. None: one rate for all.
@@ -71,7 +73,7 @@ class Task(L.LightningModule):
         monitor: the metric that chooses the best checkpoint, and "max" or "min".
         model: the network.
         filled: whether all weights came from a file, so that the network can be evaluated as it is.
-        from_scratch: whether no weights are loaded, neither from a file nor published ones.
+        start: the weights that the training started from, in words; None if they were random.
     """
 
     name: str
@@ -87,21 +89,24 @@ class Task(L.LightningModule):
         lr_batch: int | None,
         decay_norms_and_biases: bool,
         lr_multipliers: Mapping[str, float] | None,
-        freeze: Sequence[str] | None,
+        freeze: Sequence[str] | str | None,
         layer_decay: float | None,
         ema_decay: float | None,
         patience: int | None,
         class_weights: ClassWeights = None,
     ) -> None:
         super().__init__()
-        weights = None if checkpoint is None else read_checkpoint(checkpoint)
+        weights = None if checkpoint is None else read_weights(checkpoint)
         self.model = build(**network_args, preprocessing=None if weights is None else weights.preprocessing)
         self.network_args = {**network_args, "model_args": without_sources(network_args["model_args"] or {})}
-        self.from_scratch = weights is None and not (network_args["model_args"] or {}).get("pretrained")
         if weights is not None:
             self.filled = start_from(self.model, weights)
         else:  # timm's weights fill a whole classifier, but only the backbone of other networks
             self.filled = not about(self.model).backbone
+        self.start: str | None = None
+        if weights is not None or (network_args["model_args"] or {}).get("pretrained"):
+            some = "" if self.filled else ", for a part of the network"
+            self.start = f"{'pretrained weights' if weights is None else weights.path}{some}"
         self.optimizer = optimizer
         self.schedule = schedule
         self.lr_batch = lr_batch
@@ -110,8 +115,8 @@ class Task(L.LightningModule):
         multiplied([], self.model, self.lr_multipliers)  # names mistakes before the data is read
         self.layer_decay = layer_decay
         self._scales = {} if layer_decay is None else layer_scales(self.model, layer_decay)
-        self._frozen_norms = freeze_parts(self.model, freeze or ())
-        self.frozen = list(freeze or ())
+        self.frozen = [freeze] if isinstance(freeze, str) else list(freeze or ())
+        self._frozen_norms = freeze_parts(self.model, self.frozen)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise InputError(f"model.ema_decay must be above 0 and below 1, got {ema_decay}")
         self.ema_decay = ema_decay
@@ -191,6 +196,11 @@ class Task(L.LightningModule):
     @override
     def on_fit_start(self) -> None:
         self._facts = self._training()
+        if self.frozen and self.start is None:
+            say(
+                f"model.freeze: {', '.join(self.frozen)} will keep random weights: to start from trained ones, give "
+                "--model.checkpoint FILE or --model.model_args.pretrained true"
+            )
         if self._weights is not None:
             self._weights = self._weights.to(self.device)
 
@@ -301,7 +311,7 @@ class Task(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What prediction and resuming need, as plain values.
-        facts = {"total_batch": self._total_batch(), "training": self._facts}
+        facts = {"total_batch": self._total_batch(), "training": {**self._facts, "start": self.start}}
         checkpoint["dgmn"] = {**facts, **describe_run(self, self.trainer.datamodule)}
 
     @override
@@ -311,7 +321,9 @@ class Task(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             # The schedule, the number of steps and the learning rate depend on this batch.
             expected["total_batch"] = self._total_batch()
-            self._compare_trainings(stored.get("training") or {})
+            before = stored.get("training") or {}
+            self.start = before.get("start", "weights that its checkpoint does not name")
+            self._compare_trainings(before)
             groups = _parameter_groups(checkpoint)
             here = self._groups()
             if groups and len(groups) != len(here):

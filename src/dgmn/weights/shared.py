@@ -19,6 +19,7 @@ from dgmn.errors import InputError
 from dgmn.weights.description import check_description
 from dgmn.weights.load import Checkpoint, read_checkpoint
 from dgmn_base.files import read_json
+from dgmn_base.runs import checkpoint_in
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HUB = "hf-hub:"
@@ -31,6 +32,32 @@ _ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")  # owner/name, 
 def is_shared(folder: Path) -> bool:
     """Whether a folder holds a network that was saved to be shared."""
     return all((folder / name).is_file() for name in (WEIGHTS, CONFIG))
+
+
+def in_folder(folder: Path) -> Path:
+    """What holds the weights in a folder: the checkpoint of a run, the best or else the last; or the folder to share.
+
+    Raises:
+        InputError (a ValueError): it holds neither.
+    """
+    found = folder if is_shared(folder) else checkpoint_in(folder)
+    if found is None:
+        raise InputError(
+            f"{folder}: not a run's folder: it has neither checkpoints/best.ckpt nor checkpoints/last.ckpt; nor a "
+            f"folder of dgmn.save: it has no {WEIGHTS} with {CONFIG}"
+        )
+    return found
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """Reads a checkpoint, that of a run's folder, or a folder to share.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError (a ValueError): a folder holds no network, or a file is damaged; see `read_checkpoint`.
+    """
+    found = in_folder(path) if path.is_dir() else path
+    return read_shared(found) if found.is_dir() else read_checkpoint(found)
 
 
 def fetch_shared(address: str) -> Path:
