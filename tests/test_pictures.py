@@ -5,8 +5,11 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from dgmn.app.view import View
 from dgmn.detection.predictor import drawn
 from dgmn.pictures import distinct_colors, inscribed, overlay
+from dgmn.segmentation import SegmentationPredictor, semantic_fpn
+from dgmn.segmentation.labels import named
 
 
 def lab(colors):
@@ -45,6 +48,24 @@ def test_a_dark_image_can_be_seen_through_its_colours(color):
     light = Image.new("RGB", (8, 8), (180, 180, 180))
     share = np.asarray(overlay(light, np.zeros((8, 8), np.uint8), [color]))[0, 0]
     assert share.tolist() == pytest.approx([0.45 * 180 + 0.55 * value for value in color], abs=1)
+
+
+def test_background_is_black_and_never_painted():
+    """In overlays of predictions and of the page its pixels stay as they are, whatever its colour is."""
+    assert named(["Background", "cat", "dog"]).colors == ((0, 0, 0), *distinct_colors(2))
+    red = ((255, 0, 0), (0, 0, 255))
+    predictor = SegmentationPredictor(semantic_fpn("dgmn2_nano", 2), ["__background__", "cat"], red)
+    image = Image.new("RGB", (96, 64), (180, 180, 180))
+    result = predictor.predict(image)
+    result.labels[:, :48], result.labels[:, 48:] = 0, 1
+    view = View(predictor, image, result)
+    for picture in (result.draw(), result.draw(inside=True), view.picture(0.3, 0.55)):
+        bottom = np.asarray(picture)[60:64]  # below the names that are within the picture
+        assert (bottom[:, :48] == 180).all()
+        assert (bottom[:, 48:] == (81, 81, 221)).all()
+    assert np.asarray(result.label_image().convert("RGB"))[0, 0].tolist() == [255, 0, 0]
+    key = np.asarray(result.draw())[64:].reshape(-1, 3)
+    assert not (key == red[0]).all(1).any(), "its box in the key is bare"
 
 
 def found(count, width):

@@ -17,6 +17,7 @@ from PIL import Image
 import dgmn
 from dgmn.detection import deformable_detr, mask_rcnn, retinanet, sparse_rcnn
 from dgmn.errors import InputError
+from dgmn.pictures import distinct_colors
 from dgmn.segmentation import dilated_fcn, semantic_fpn, setr_mla, setr_naive, setr_pup
 from dgmn_cli import run
 
@@ -109,6 +110,8 @@ def test_what_the_user_says_is_kept(tmp_path):
     )
     model = dgmn.load(folder, device="cpu")
     assert list(model.colors) == colors
+    named = dgmn.save(NETWORKS["semantic_fpn"](), tmp_path / "named", classes=["background", "cat", "dog"])
+    assert dgmn.load(named, device="cpu").colors == ((0, 0, 0), *distinct_colors(2))
     assert (model.inference.mode, model.inference.crop, model.inference.fit) == ("slide", 64, (64, 96))
     folder = dgmn.save(
         NETWORKS["retinanet"](), tmp_path / "b", classes=CLASSES, category_ids=[7, 8, 90], inference={"sizes": [64, 80]}

@@ -18,6 +18,7 @@ from dgmn.loading import predictor_of
 from dgmn.models.build import built_as
 from dgmn.pictures import distinct_colors
 from dgmn.predictor import Predictor
+from dgmn.segmentation.labels import default_colors
 from dgmn.weights import match_keys
 from dgmn.weights.description import check_fields
 from dgmn.weights.keys import without_wrappers
@@ -183,6 +184,8 @@ def description_of(model: Predictor | nn.Module, given: Mapping[str, Any] | None
                 raise InputError(f"{name}: got {value!r}; this is a network for {task}, which accepts no {name}")
             description[name] = value
     check_fields(description, "")
+    if task == "segmentation" and "colors" not in known and (given or {}).get("colors") is None:
+        description["colors"] = default_colors(description["classes"])  # now that the names are checked
     return description
 
 

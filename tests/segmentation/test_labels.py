@@ -8,6 +8,7 @@ from cityscapesscripts.helpers.labels import labels as official_labels
 from PIL import Image
 
 from dgmn.errors import InputError
+from dgmn.pictures import distinct_colors
 from dgmn.segmentation.cityscapes import CITYSCAPES, CITYSCAPES_IDS, submission_name, to_label_ids
 from dgmn.segmentation.labels import Classes, named, paint, read_classes, read_mask
 
@@ -100,6 +101,8 @@ def test_files_of_classes(tmp_path):
     )
     classes = read_classes(path)
     assert (classes.ids, classes.ignored, classes.colors[0]) == ((9, 4), (0,), (1, 2, 3))
+    path.write_text(json.dumps(["cat", "background", {"name": "dog", "color": [1, 2, 3]}]))
+    assert read_classes(path).colors == (*distinct_colors(1), (0, 0, 0), (1, 2, 3))
 
 
 @pytest.mark.parametrize(

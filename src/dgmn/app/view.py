@@ -71,7 +71,7 @@ class View:
         if isinstance(self.result, DetectionResult):
             return self.result.above(score).boxed()
         if isinstance(self.result, SegmentationResult) and isinstance(self.predictor, SegmentationPredictor):
-            return overlay(self.image, self.result.labels, self.predictor.colors, opacity)
+            return overlay(self.image, self.result.labels, self.predictor.painted_colors, opacity)
         return self.image
 
     def findings(self, score: float) -> str:

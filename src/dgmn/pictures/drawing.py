@@ -63,16 +63,19 @@ def prediction_grid(
 
 
 def overlay(
-    image: Image.Image, labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]], alpha: float = 0.55
+    image: Image.Image, labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int] | None], alpha: float = 0.55
 ) -> Image.Image:
-    """Paints labels (H, W) over an image in colours; pixels without a label (255) stay as they are.
+    """Paints labels (H, W) over an image in colours.
 
-    A dark image is lightened below the colours: little of it could be seen through them.
+    Pixels without a label (255), and those of a class whose colour is None, stay as they are. A dark image is lightened
+    below the colours: little of it could be seen through them.
     """
     table = np.zeros((256, 3), np.float32)
-    table[: len(colors)] = colors
-    share = np.zeros((256, 1), np.float32)
-    share[: len(colors)] = alpha
+    painted = np.zeros((256, 1), bool)
+    for i, color in enumerate(colors):
+        if color is not None:
+            table[i], painted[i] = color, True
+    share = np.float32(alpha) * painted
     pixels = np.asarray(image.convert("RGB"))
     lighter = _lightened(pixels)
     out = np.empty_like(pixels)
@@ -80,7 +83,7 @@ def overlay(
         part = slice(rows, rows + 256)
         here = labels[part]
         mixed = lighter[pixels[part]] * (1 - share[here]) + table[here] * share[here]
-        out[part] = np.where(here[..., None] < len(colors), mixed.round(), pixels[part])
+        out[part] = np.where(painted[here], mixed.round(), pixels[part])
     return Image.fromarray(out)
 
 
@@ -104,7 +107,7 @@ def comparison(
     image: Image.Image,
     truth: NDArray[np.uint8],
     predicted: NDArray[np.uint8],
-    colors: Sequence[tuple[int, int, int]],
+    colors: Sequence[tuple[int, int, int] | None],
     width: int = 480,
 ) -> Image.Image:
     """An image, its true labels and the predicted ones, side by side."""
@@ -222,8 +225,10 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int, note: str = "") -> Image.Image:
-    """Draws the class names beside their colours, in rows, and a note below."""
+def legend(
+    names: Sequence[str], colors: Sequence[tuple[int, int, int] | None], width: int, note: str = ""
+) -> Image.Image:
+    """Draws the class names beside their colours, in rows; a class without a colour has a bare box. A note is below."""
     font = ImageFont.load_default(size=14)
     column = min(width, int(max(font.getlength(name) for name in names)) + 36)
     columns = max(1, width // column)
@@ -232,7 +237,7 @@ def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: 
     draw = ImageDraw.Draw(canvas)
     for i, (name, color) in enumerate(zip(names, colors, strict=True)):
         x, y = i % columns * column + 6, i // columns * 22 + 5
-        draw.rectangle((x, y, x + 16, y + 14), fill=tuple(color), outline=INK)
+        draw.rectangle((x, y, x + 16, y + 14), fill=color and tuple(color), outline=INK)
         draw.text((x + 22, y - 1), fitting(name, font, column - 28), INK, font)
     draw.text((6, 22 * rows + 4), fitting(note, font, width - 12), INK, font)
     return canvas

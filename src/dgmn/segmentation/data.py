@@ -21,7 +21,7 @@ from dgmn.errors import InputError
 from dgmn.layout import find_layout
 from dgmn.pictures import legend, overlay
 from dgmn.report import DataReport, read_all, say
-from dgmn.segmentation.labels import Palettes
+from dgmn.segmentation.labels import Palettes, painted_colors
 from dgmn.segmentation.layouts import LAYOUTS, Layout
 from dgmn.segmentation.losses import IGNORED
 from dgmn.segmentation.transforms import Augmentation, normalise
@@ -182,7 +182,7 @@ class SegmentationData(ImageData):
 
     @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
-        names, colors = self.names, self.layout.classes.colors
+        names, colors = self.names, painted_colors(self.names, self.layout.classes.colors)
         splits = ["train", "val"]
         if self.splits.name("test") not in (self.splits.train, self.splits.val):
             splits.append("test")

@@ -17,6 +17,9 @@ from dgmn_base.files import read_json, read_text
 
 Color = tuple[int, int, int]
 
+BACKGROUND = ("background", "_background_", "__background__")
+"""Names, in small letters, of the class that is the rest of an image. It is black, and no overlay paints it."""
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -65,6 +68,17 @@ class Classes:
         return table
 
 
+def default_colors(names: Sequence[str]) -> tuple[Color, ...]:
+    """Colours for classes that nobody has given colours: background is black, as in Pascal VOC's palette."""
+    others = iter(distinct_colors(len(names)))
+    return tuple((0, 0, 0) if name.lower() in BACKGROUND else next(others) for name in names)
+
+
+def painted_colors(names: Sequence[str], colors: Sequence[Color]) -> tuple[Color | None, ...]:
+    """The colours of classes in an overlay: None for background, whose pixels stay as they are."""
+    return tuple(None if name.lower() in BACKGROUND else color for name, color in zip(names, colors, strict=True))
+
+
 def named(
     names: Sequence[str],
     colors: Sequence[Color] | None = None,
@@ -73,7 +87,7 @@ def named(
 ) -> Classes:
     """Classes whose value in masks is their index in the list, or that in `ids`."""
     values = range(len(names)) if ids is None else ids
-    return Classes(tuple(names), tuple(colors or distinct_colors(len(names))), tuple(values), tuple(ignored))
+    return Classes(tuple(names), tuple(colors or default_colors(names)), tuple(values), tuple(ignored))
 
 
 def read_classes(path: Path) -> Classes:
@@ -105,29 +119,32 @@ def read_classes(path: Path) -> Classes:
 
 
 def _checked(path: Path, entries: list[Any], ignored: Any) -> Classes:
-    names, colors, ids = [], [], []
-    default = distinct_colors(len(entries))
+    names: list[str] = []
+    given_colors: list[Any] = []
+    ids: list[int] = []
     for i, given in enumerate(entries):
         entry: Any = {"name": given} if isinstance(given, str) else given
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise InputError(f"{path}: class {i} has no name: {entry!r}")
-        color = entry.get("color", default[i])
-        if (
+        color = entry.get("color")
+        if "color" in entry and (
             not isinstance(color, list | tuple)
             or len(color) != 3
             or not all(type(c) is int and 0 <= c <= 255 for c in color)
         ):
-            raise InputError(
-                f"{path}: the color of {entry['name']} must be [r, g, b] of 0..255, got {entry['color']!r}"
-            )
+            raise InputError(f"{path}: the color of {entry['name']} must be [r, g, b] of 0..255, got {color!r}")
         number = entry.get("id", entry.get("train_id", i))
         if not isinstance(number, int) or isinstance(number, bool):
             raise InputError(f"{path}: the id of {entry['name']} must be a whole number, got {number!r}")
         names.append(entry["name"])
-        colors.append((color[0], color[1], color[2]))
+        given_colors.append(color)
         ids.append(number)
     if not isinstance(ignored, list | tuple) or not all(type(i) is int for i in ignored):
         raise InputError(f"{path}: ignored must be a list of whole numbers, got {ignored!r}")
+    colors = [
+        default if color is None else (color[0], color[1], color[2])
+        for color, default in zip(given_colors, default_colors(names), strict=True)
+    ]
     try:
         return Classes(tuple(names), tuple(colors), tuple(ids), tuple(ignored))
     except InputError as error:

@@ -30,7 +30,7 @@ from dgmn.segmentation.inference import (
     predict_probabilities,
     window_around,
 )
-from dgmn.segmentation.labels import Color, paint
+from dgmn.segmentation.labels import Color, paint, painted_colors
 from dgmn.segmentation.transforms import normalise
 
 _LARGEST = 2000  # pixels of the longer side of a picture
@@ -83,7 +83,7 @@ class SegmentationResult(Result):
     @override
     def draw(self, inside: bool = False) -> Image.Image:
         """The image with the colours of its classes over it, and a legend below, or in its corner."""
-        names, colors = self._predictor.names, self._predictor.colors
+        names, colors = self._predictor.names, self._predictor.painted_colors
         picture = overlay(self.image, self.labels, colors)
         if inside:
             shades = dict(zip(names, colors, strict=True))
@@ -122,6 +122,7 @@ class SegmentationPredictor(Predictor):
     ) -> None:
         super().__init__(network, names, device)
         self.colors = tuple(colors)
+        self.painted_colors = painted_colors(names, colors)
         self.inference = inference
         self.preprocessing = preprocessing
         self._normalise = normalise(preprocessing)

@@ -17,6 +17,7 @@ from dgmn.models.build import build_named
 from dgmn.pictures import comparison
 from dgmn.segmentation.builders import BUILDERS
 from dgmn.segmentation.inference import Inference, predict_labels
+from dgmn.segmentation.labels import painted_colors
 from dgmn.segmentation.losses import IGNORED, PixelLoss
 from dgmn.segmentation.metrics import scores
 from dgmn.training.class_weights import ClassWeights
@@ -96,7 +97,9 @@ class SegmentationTask(Task):
             data = self.trainer.datamodule
             image = denormalise(batch[0][0], data.preprocessing)
             truth, predicted = batch[1][0].cpu().numpy(), labels.cpu().numpy().astype(np.uint8)
-            self.keep_picture(comparison(image, truth, predicted, data.layout.classes.colors))
+            self.keep_picture(
+                comparison(image, truth, predicted, painted_colors(data.names, data.layout.classes.colors))
+            )
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -12,11 +12,9 @@ from dgmn.objects import layouts as objects
 from dgmn.objects.coco import decode_mask
 from dgmn.objects.coco_set import CocoSet
 from dgmn.segmentation.class_lists import NO_LABEL
-from dgmn.segmentation.labels import Classes, named
+from dgmn.segmentation.labels import BACKGROUND, Classes, named
 from dgmn.segmentation.layouts.layout import Layout, Sample
 from dgmn.segmentation.losses import IGNORED
-
-_BACKGROUND = ("background", "_background_", "__background__")
 
 
 class Outlines(Layout):
@@ -62,7 +60,7 @@ class Outlines(Layout):
 
     @cached_property
     def classes(self) -> Classes:  # type: ignore[override] # the files are read when they are first needed
-        names = [name for name in self._categories.values() if name.lower() not in (*_BACKGROUND, *NO_LABEL)]
+        names = [name for name in self._categories.values() if name.lower() not in (*BACKGROUND, *NO_LABEL)]
         try:
             return named(["background", *names])
         except InputError as error:
@@ -71,7 +69,7 @@ class Outlines(Layout):
     @cached_property
     def _numbers(self) -> dict[int, int]:
         """The class of each category."""
-        special = {**dict.fromkeys(_BACKGROUND, 0), **dict.fromkeys(NO_LABEL, IGNORED)}
+        special = {**dict.fromkeys(BACKGROUND, 0), **dict.fromkeys(NO_LABEL, IGNORED)}
         number = {name: i for i, name in enumerate(self.classes.names)}
         return {key: special.get(name.lower(), number.get(name, 0)) for key, name in self._categories.items()}
 
