@@ -1,14 +1,19 @@
 """The page about a training: what it says is true, and what it advises works."""
 
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dgmn.pictures import distinct_colors, side_by_side
+from dgmn.segmentation import SegmentationData
 from dgmn_cli import run
 
 from digits import RECIPE
@@ -84,3 +89,43 @@ def test_pages_of_other_tasks(kind: str, small_run) -> None:  # type: ignore[no-
     page = (small_run(kind) / "summary.md").read_text()
     assert re.search(r"!\[Predictions\]\(pictures/epoch_0000\.jpg\)", page)
     assert "| val/" in page
+
+
+def pixels(run_folder: Path) -> NDArray[np.int64]:
+    """The picture of a run's first validation; JPEG changes its colours a little."""
+    with Image.open(run_folder / "pictures/epoch_0000.jpg") as picture:
+        return np.asarray(picture).astype(int)
+
+
+def has(picture: NDArray[np.int64], color: tuple[int, int, int]) -> bool:
+    return bool((np.abs(picture - color).max(2) < 12).sum() > 20)
+
+
+def test_pictures_of_a_detector_show_the_truth_and_that_nothing_is_found(  # type: ignore[no-untyped-def]
+    few_coco_scenes: Path, small_run
+) -> None:
+    picture = pixels(small_run("retinanet"))
+    content = json.loads((few_coco_scenes / "annotations/instances_val.json").read_text())
+    assert picture.shape == (4 * (20 + 427 + 4) + 28, 640 + 4 + 640, 3)
+    assert picture[:, 641:643].min() > 235, "there is a gap"
+    grey = Image.new("RGB", (96, 64))
+    titles = np.asarray(side_by_side({"labels": grey, "prediction: nothing found above 0.3": grey}, 640))[:18]
+    drawn = set()
+    for i, image in enumerate(content["images"][:4]):
+        row = picture[451 * i : 451 * (i + 1)]
+        assert np.abs(row[:18] - titles).mean() < 5
+        labels = {a["category_id"] - 1 for a in content["annotations"] if a["image_id"] == image["id"]}
+        for label in labels:
+            assert has(row[20:, :640], distinct_colors(10)[label]), "the true box is there"
+            assert not has(row[20:, 644:], distinct_colors(10)[label])
+        drawn |= labels
+    key = picture[4 * 451 :]
+    assert [has(key, color) for color in distinct_colors(10)] == [label in drawn for label in range(10)]
+
+
+def test_pictures_of_a_segmenter_have_a_key(few_scenes: Path, small_run) -> None:  # type: ignore[no-untyped-def]
+    picture, data = pixels(small_run("semantic_fpn")), SegmentationData(few_scenes)
+    data.setup("validate")
+    true = set().union(*(data.dataset("val")[i][1].unique().tolist() for i in range(4)))
+    key = picture[4 * (20 + 320 + 4) :]
+    assert all(has(key, data.layout.classes.colors[label]) for label in true)

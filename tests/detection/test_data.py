@@ -82,11 +82,16 @@ def test_images_and_targets(root):
             for box, label in zip(target["boxes"], target["labels"], strict=True):
                 x1, y1, x2, y2 = box.int().tolist()
                 assert (image[label, y1:y2, x1:x2] > 0.9).all()
-            # The validation masks stay in the file. The evaluation reads them there.
+            # The validation has no masks in its targets. The evaluation reads them from the file.
             assert ("masks" in target) == (split == "train")
             for box, mask in zip(target["boxes"], target.get("masks", ()), strict=split == "train"):
                 x1, y1, x2, y2 = box.int().tolist()
                 assert mask.sum() == mask[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
+            truth = data.truth_of(split, target["image_id"])
+            assert truth["masks"].shape == (len(target["boxes"]), 1, *image.shape[1:])
+            assert torch.equal(truth["boxes"], target["boxes"]) == (split == "val")
+            for (x1, y1, x2, y2), mask in zip(truth["boxes"].int().tolist(), truth["masks"], strict=True):
+                assert mask.sum() == mask[0, y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
     mirror = augmentation(hflip=1.0, crop=0.0)
     assert torch.equal(transformed(mirror, *transformed(mirror, image, target))[0], image)
 

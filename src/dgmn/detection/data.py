@@ -17,7 +17,7 @@ from typing_extensions import override
 from dgmn.detection.transforms import augmentation, transformed
 from dgmn.errors import InputError
 from dgmn.layout import find_layout
-from dgmn.objects.coco import decode_mask
+from dgmn.objects.coco import decode_mask, to_target
 from dgmn.objects.coco_set import CocoImage, CocoSet
 from dgmn.objects.layouts import LAYOUTS, Divided, Layout, Target, parts_of
 from dgmn.pictures import boxed, distinct_colors, legend
@@ -190,6 +190,16 @@ class DetectionData(ImageData):
         """The annotations of "train", "val" or "test", for the evaluation."""
         return self.layout.truth(self.splits[split])
 
+    def truth_of(self, split: str, image_id: int | str) -> Target:
+        """The true objects of an image of a loaded part in the form of detections, with masks if these are loaded."""
+        coco = self._sets[split].coco
+        image = next(image for image in coco.images if image.id == image_id)
+        try:
+            target = to_target(image, coco.ids, self.masks)
+        except InputError as error:
+            raise InputError(f"{image.path}: {error}") from error
+        return {**target, "masks": target["masks"][:, None].bool()} if self.masks else target
+
     def _read(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
         coco = self.layout.samples(self.splits[split], masks, problems)
         coco = coco.labelled_by_id() if self.ids_as_labels else coco
@@ -203,8 +213,8 @@ class DetectionData(ImageData):
     def dataset(self, split: str) -> DetectionDataset:
         training = split == "train"
         transform = augmentation(self.hflip, self.crop) if training else None
-        masks = self.masks and training  # the evaluation reads the masks from the file
-        return DetectionDataset(self.layout, self._read(split, masks), masks, transform, self.skip_bad_images)
+        masks = self.masks and training  # the evaluation reads the masks from the file, and pictures need few of them
+        return DetectionDataset(self.layout, self._read(split, self.masks), masks, transform, self.skip_bad_images)
 
     @override
     def check(self) -> None:

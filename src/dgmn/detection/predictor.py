@@ -144,7 +144,7 @@ class DetectionResult(Result):
 
     def boxed(self) -> Image.Image:
         """The image as in `draw`, and nothing below it."""
-        return _boxed(self.image, self._found, self._predictor.names)[0]
+        return with_boxes(self.image, self._found, self._predictor.names)[0]
 
 
 class DetectionPredictor(Predictor):
@@ -290,7 +290,7 @@ def drawn(image: Image.Image, found: Found, names: Sequence[str], inside: bool =
 
     If captions are left out, a key of the classes says so: below the image, or `inside` it, which keeps its size.
     """
-    picture, left_out = _boxed(image, found, names, enlarge=not inside)
+    picture, left_out = with_boxes(image, found, names, enlarge=not inside)
     if not left_out:
         return picture
     counts = Counter(found["labels"].tolist()).most_common()
@@ -303,9 +303,11 @@ def drawn(image: Image.Image, found: Found, names: Sequence[str], inside: bool =
     return stacked([picture, legend(lines, colors, picture.width, note)])
 
 
-def _boxed(image: Image.Image, found: Found, names: Sequence[str], enlarge: bool = True) -> tuple[Image.Image, int]:
+def with_boxes(image: Image.Image, found: Found, names: Sequence[str], enlarge: bool = True) -> tuple[Image.Image, int]:
+    """An image with detections, or true objects, which have no scores; and the number of captions that are left out."""
     colors = distinct_colors(len(names))
     labels = found["labels"].tolist()
-    captions = [f"{names[label]}  {score:.0%}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]
+    scores = [f"  {score:.0%}" for score in found["scores"].tolist()] if "scores" in found else [""] * len(labels)
+    captions = [f"{names[label]}{score}" for label, score in zip(labels, scores, strict=True)]
     masks = found["masks"][:, 0].cpu().numpy() if "masks" in found else None
     return boxed(image, found["boxes"].tolist(), captions, [colors[label] for label in labels], masks, enlarge)

@@ -1,5 +1,6 @@
 """Training and evaluation of detectors."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
@@ -16,13 +18,15 @@ from dgmn.detection.builders import BUILDERS
 from dgmn.detection.coco_metric import CocoMetric
 from dgmn.detection.inference import Inference, detect
 from dgmn.detection.metrics import write_results
-from dgmn.detection.predictor import drawn
+from dgmn.detection.predictor import with_boxes
 from dgmn.errors import InputError
 from dgmn.models.build import build_named
+from dgmn.pictures import distinct_colors, legend, side_by_side
 from dgmn.training.schedules import MultiStep
 from dgmn.training.task import ScheduleCallable, Table, Task
 
 _DRAWN = 0.3  # least score of a detection that is drawn
+_WIDTH = 640  # of each half of a picture
 
 
 class DetectionTask(Task):
@@ -94,11 +98,26 @@ class DetectionTask(Task):
 
     @override
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
-        for image, found in zip(batch[0], self._evaluate(batch, "val"), strict=True):
+        for image, target, found in zip(*batch, self._evaluate(batch, "val"), strict=True):
             if self.wants_picture():
                 likely = {key: value[found["scores"] >= _DRAWN] for key, value in found.items()}
-                picture = TF.to_pil_image(image.float().cpu())
-                self.keep_picture(drawn(picture, likely, self.trainer.datamodule.names))
+                self._draw(image, self.trainer.datamodule.truth_of("val", target["image_id"]), likely)
+
+    def _draw(self, image: Tensor, truth: dict[str, Any], found: dict[str, Tensor]) -> None:
+        names, picture = self.trainer.datamodule.names, TF.to_pil_image(image.float().cpu())
+        objects = {
+            "labels" if len(truth["labels"]) else "labels: none": truth,
+            f"prediction{'' if len(found['labels']) else ': nothing found'} above {_DRAWN}": found,
+        }
+        parts = {title: with_boxes(picture, each, names)[0] for title, each in objects.items()}
+        there = (*truth["labels"].tolist(), *found["labels"].tolist())
+        self.keep_picture(side_by_side(parts, _WIDTH), there)
+
+    @override
+    def key(self, labels: Sequence[int], width: int) -> Image.Image:
+        names = self.trainer.datamodule.names
+        colors = distinct_colors(len(names))
+        return legend([names[i] for i in labels], [colors[i] for i in labels], width)
 
     @override
     def test_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:

@@ -9,6 +9,7 @@ from dgmn.pictures.drawing import (
     legend,
     overlay,
     prediction_grid,
+    side_by_side,
 )
 from dgmn.pictures.nodes import node_picture
 from dgmn.pictures.palette import distinct_colors
@@ -27,4 +28,5 @@ __all__ = [
     "node_sheet",
     "overlay",
     "prediction_grid",
+    "side_by_side",
 ]

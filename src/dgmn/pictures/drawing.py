@@ -1,7 +1,7 @@
 """Pictures of images, labels and predictions."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,14 +111,19 @@ def comparison(
     width: int = 480,
 ) -> Image.Image:
     """An image, its true labels and the predicted ones, side by side."""
-    size = _at_width(image, width)
-    parts = [image, *(overlay(image, labels, colors, 0.75) for labels in (truth, predicted))]
-    canvas = Image.new("RGB", (3 * width + 8, size[1] + 4), PAPER)
+    labelled = [overlay(image, labels, colors, 0.75) for labels in (truth, predicted)]
+    return side_by_side({"image": image, "labels": labelled[0], "prediction": labelled[1]}, width)
+
+
+def side_by_side(parts: Mapping[str, Image.Image], width: int) -> Image.Image:
+    """Pictures of one size side by side, each with its title above it, with gaps between and a gap below."""
+    size, above = _at_width(next(iter(parts.values())), width), 20
+    canvas = Image.new("RGB", (len(parts) * (width + 4) - 4, above + size[1] + 4), PAPER)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=13)
-    for i, (part, title) in enumerate(zip(parts, ("image", "labels", "prediction"), strict=True)):
-        canvas.paste(part.resize(size, Image.Resampling.BILINEAR), (i * (width + 4), 0))
-        draw.text((i * (width + 4) + 5, 2), title, PAPER, font, stroke_width=2, stroke_fill=INK)
+    font = ImageFont.load_default(size=14)
+    for i, (title, part) in enumerate(parts.items()):
+        draw.text((i * (width + 4) + 5, 1), fitting(title, font, width - 10), INK, font)
+        canvas.paste(part.resize(size, Image.Resampling.BILINEAR), (i * (width + 4), above))
     return canvas
 
 

@@ -1,5 +1,6 @@
 """Training and evaluation of segmenters."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -8,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
 from dgmn.models.build import build_named
-from dgmn.pictures import comparison
+from dgmn.pictures import comparison, legend
 from dgmn.segmentation.builders import BUILDERS
 from dgmn.segmentation.inference import Inference, predict_labels
-from dgmn.segmentation.labels import painted_colors
+from dgmn.segmentation.labels import Color, painted_colors
 from dgmn.segmentation.losses import IGNORED, PixelLoss
 from dgmn.segmentation.metrics import scores
 from dgmn.training.class_weights import ClassWeights
@@ -97,9 +99,18 @@ class SegmentationTask(Task):
             data = self.trainer.datamodule
             image = denormalise(batch[0][0], data.preprocessing)
             truth, predicted = batch[1][0].cpu().numpy(), labels.cpu().numpy().astype(np.uint8)
-            self.keep_picture(
-                comparison(image, truth, predicted, painted_colors(data.names, data.layout.classes.colors))
-            )
+            there = {*np.unique(truth).tolist(), *np.unique(predicted).tolist()} - {IGNORED}
+            self.keep_picture(comparison(image, truth, predicted, self._colors), there)
+
+    @property
+    def _colors(self) -> Sequence[Color | None]:
+        data = self.trainer.datamodule
+        return painted_colors(data.names, data.layout.classes.colors)
+
+    @override
+    def key(self, labels: Sequence[int], width: int) -> Image.Image:
+        names, colors = self.trainer.datamodule.names, self._colors
+        return legend([names[i] for i in labels], [colors[i] for i in labels], width)
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -1,7 +1,7 @@
 """The LightningModule that all tasks extend: optimiser, schedule and the description in checkpoints."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -129,6 +129,7 @@ class Task(L.LightningModule):
         self.class_weights = class_weights
         self._weights: Tensor | None = None
         self._pictures: list[Image.Image] = []
+        self._in_pictures: set[int] = set()  # classes
         self._settings = self._checked_settings()
         self._facts: dict[str, Any] = {}
         self._steps = 0
@@ -282,16 +283,29 @@ class Task(L.LightningModule):
         """Whether this validation should keep another picture."""
         return len(self._pictures) < _PICTURED and bool(self.trainer.is_global_zero)
 
-    def keep_picture(self, picture: Image.Image) -> None:
-        """Keeps the picture of a prediction; the run's folder gets one file with all pictures of a validation."""
+    def keep_picture(self, picture: Image.Image, labels: Iterable[int] = ()) -> None:
+        """Keeps the picture of a prediction; the run's folder gets one file with all pictures of a validation.
+
+        Args:
+            picture: the picture.
+            labels: the classes in it, for the key below all pictures.
+        """
         self._pictures.append(picture)
+        self._in_pictures.update(labels)
+
+    def key(self, labels: Sequence[int], width: int) -> Image.Image:
+        """The colours of classes, at the width of the pictures that it is for."""
+        raise NotImplementedError
 
     @override
     def on_validation_epoch_end(self) -> None:
         self.report("val")
         if self._pictures and self.trainer.state.fn == TrainerFn.FITTING:
-            keep(self.trainer, stacked(self._pictures))
+            width = max(picture.width for picture in self._pictures)
+            key = [self.key(sorted(self._in_pictures), width)] if self._in_pictures else []
+            keep(self.trainer, stacked([*self._pictures, *key]))
         self._pictures.clear()
+        self._in_pictures.clear()
 
     @override
     def on_test_epoch_end(self) -> None:
