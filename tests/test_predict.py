@@ -139,3 +139,8 @@ def test_labels_are_never_overwritten(photos, predict, capsys):
     assert predict(photos / "images", "--labels", photos / "labels") == 2
     assert f"{by_hand} is there already, give a new folder" in capsys.readouterr().err
     assert files(photos / "labels") == ["val/000001.txt"]
+    (photos / "others").mkdir()
+    (photos / "others/classes.txt").write_text("my own\n")
+    assert predict(photos / "images", "--labels", photos / "others", kind="sparse_rcnn") == 2
+    assert "classes.txt is there already, with other classes: give a new folder" in capsys.readouterr().err
+    assert (photos / "others/classes.txt").read_text() == "my own\n"

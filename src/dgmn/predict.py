@@ -16,7 +16,7 @@ from dgmn.loading import load
 from dgmn.predictor import Predictor, Result
 from dgmn.video import Video, VideoWriter
 from dgmn.writers import JsonWriter
-from dgmn_base.files import writing
+from dgmn_base.files import numbered_lines, writing
 from dgmn_base.inputs import Input
 from dgmn_base.options import check_task, is_given
 from dgmn_base.terminal import Progress, format_table
@@ -32,6 +32,8 @@ def predict(options: argparse.Namespace) -> int:
     inputs: list[Input] = options.inputs
     predictor = _predictor(options)
     folders = _folders(options)
+    if "labels" in folders:
+        _write_classes(folders["labels"], predictor.names)
     problems: list[Exception] = []
     with ExitStack() as stack:
         writer = stack.enter_context(predictor.writer(Path(options.json))) if options.json else None
@@ -44,9 +46,6 @@ def predict(options: argparse.Namespace) -> int:
                 run.video(video)
             except (InputError, FileNotFoundError) as error:
                 problems.append(error)
-    if "labels" in folders and predictor.task == "detection":
-        names = "".join(" ".join(name.split()) + "\n" for name in predictor.names)
-        _write_text(folders["labels"] / "classes.txt", names)
     for name, place in {**({"json": options.json} if options.json else {}), **folders}.items():
         print(f"\n{name}: {place}")
     if len(problems) == 1:
@@ -192,6 +191,18 @@ def _folders(options: argparse.Namespace) -> dict[str, Path]:
         except OSError as error:
             raise InputError(f"--{name} {folder}: cannot be made: {error.strerror}") from error
     return folders
+
+
+def _write_classes(folder: Path, names: Sequence[str]) -> None:
+    """Writes what the numbers in labels mean.
+
+    Raises:
+        InputError: labels with other classes are there.
+    """
+    file, lines = folder / "classes.txt", [" ".join(name.split()) for name in names]
+    if file.is_file() and [line for _, line in numbered_lines(file)] != lines:
+        raise InputError(f"--labels {folder}: {file} is there already, with other classes: give a new folder")
+    _write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def _frame_name(source: Input, frame: Named) -> str:

@@ -65,7 +65,7 @@ def predict_command(arguments: list[str]) -> int:
         type=place,
         metavar="FOLDER",
         help="write labels for annotation: segmentation, the class of every pixel as PNG; detection, boxes as YOLO's "
-        "text files",
+        "text files; both with classes.txt",
     )
     parser.add_argument(
         "--submission", type=place, metavar="FOLDER", help="segmentation: write files for Cityscapes' test server"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import dgmn
-from dgmn.segmentation import Inference
+from dgmn.segmentation import Inference, SegmentationData
 from dgmn.segmentation.cityscapes import CITYSCAPES_IDS
 from dgmn.weights import read_checkpoint
 from dgmn_base.recipes import recipe_names
@@ -121,6 +121,13 @@ def test_predict(trained, few_scenes, tmp_path, capsys):
             assert np.asarray(labels.convert("RGB"))[0, 0].tolist() == list(predictor.colors[np.asarray(labels)[0, 0]])
         with Image.open(tmp_path / f"p/{output}.jpg") as picture:
             assert picture.height > 64  # the legend is below
+    assert (tmp_path / "l/classes.txt").read_text().splitlines() == list(predictor.names)
+    shutil.copytree(images, tmp_path / "again/images/val")
+    shutil.copytree(tmp_path / "l", tmp_path / "again/masks/val")
+    (tmp_path / "again/masks/val/classes.txt").rename(tmp_path / "again/classes.txt")
+    data = SegmentationData(tmp_path / "again", palette_masks=True)
+    assert data.names == predictor.names
+    assert len([data.layout.read(sample) for sample in data.layout.samples("val")]) == 7
 
 
 @pytest.mark.slow
