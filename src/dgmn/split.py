@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dgmn.errors import InputError
 from dgmn_base.files import read_text, writing
@@ -13,11 +14,13 @@ from dgmn_base.files import read_text, writing
 SPLIT = "split.csv"
 """The file that keeps the split of a folder."""
 
-PARTS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation"), "val")}
+VAL = ("val", "valid", "validation")
+PARTS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(VAL, "val")}
 """How the parts may be called in a file, and what they are."""
 
 FILE_TITLES = ("file", "filename", "file_name", "image", "image_path", "path", "filepath")
 PART_TITLES = ("split", "part", "set", "subset")
+_SEPARATORS = ",;\t"  # between columns: Excel writes what the country uses
 
 
 def for_validation(groups: Mapping[str, str], share: float) -> set[str]:
@@ -75,13 +78,20 @@ def write_split(file: Path, rows: Sequence[Sequence[str]], told: str) -> str:
     return f"{told}, written to {file}"
 
 
+def table_reader(file: Path) -> Any:
+    """The rows of a table, as of `csv.reader`; what its first line has most of is between the columns."""
+    text = read_text(file)
+    first = text.partition("\n")[0]
+    return csv.reader(StringIO(text, newline=""), delimiter=max(_SEPARATORS, key=first.count))
+
+
 def read_split(file: Path) -> dict[str, str]:
     """The part, "train", "val" or "test", of every file name in a split; other columns are left.
 
     Raises:
         InputError: the file holds something else; the message names the line.
     """
-    reader = csv.reader(StringIO(read_text(file), newline=""))
+    reader = table_reader(file)
     found: dict[str, str] = {}
     try:
         titles = [title.strip().lower() for title in next(reader, [])]

@@ -1,14 +1,12 @@
 """How labelled images lie on disk: folders of classes, with and without parts, and a CSV file."""
 
 import csv
-import hashlib
 import os
 import re
 import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,20 @@ from typing_extensions import override
 
 from dgmn.errors import InputError
 from dgmn.images import load_image
-from dgmn_base.files import EXTENSIONS, find_named, folders_in, images_in, is_hidden, listing, read_text, writing
+from dgmn.split import (
+    FILE_TITLES,
+    PART_TITLES,
+    PARTS,
+    SPLIT,
+    VAL,
+    check_split,
+    for_validation,
+    table_reader,
+    write_split,
+)
+from dgmn_base.files import EXTENSIONS, find_named, folders_in, images_in, is_hidden, listing
 
-SPLIT = "split.csv"
-"""The file that keeps the split of a folder without parts."""
-
-_FILE = ("file", "filename", "file_name", "image", "image_path", "path", "filepath")
 _LABEL = ("label", "class", "category", "target", "class_name", "labels", "classes")
-_PART = ("split", "part", "set", "subset")
-_VAL = ("val", "valid", "validation")
-_PARTS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(_VAL, "val")}
-_SEPARATORS = ",;\t"  # between columns: Excel writes what the country uses
 _TABLES = (".csv", ".tsv")
 _SEVERAL = "one label per image is trained here, several are not"
 
@@ -101,14 +102,7 @@ class Listed:
         """Writes the split down, unless it is; returns what is to be said about it, in one line."""
         if self.split is None or self.split.is_file():
             return self.told
-        text = StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("file", "label", "split"), *self.rows])
-        try:
-            with writing(self.split) as file:
-                file.write(text.getvalue().encode())
-        except InputError as error:
-            return f"{self.told}; it is the same for the same files, but not written down ({error})"
-        return f"{self.told}, written to {self.split}"
+        return write_split(self.split, [("file", "label", "split"), *self.rows], self.told)
 
 
 def listed(root: Path, val_share: float) -> Listed | None:
@@ -135,7 +129,7 @@ def listed(root: Path, val_share: float) -> Listed | None:
         if others:
             return _of_table(others[0], root / SPLIT, val_share)
         classes = folders_in(root)
-        if set(classes) & set(_PARTS):
+        if set(classes) & set(PARTS):
             return None
         if len(classes) < 2 or not images_in(root):
             if tables:
@@ -157,21 +151,13 @@ def _of_table(file: Path, split: Path, val_share: float) -> Listed:
 def _with_split(source: Path, pairs: list[tuple[str, str]], split: Path, val_share: float) -> Listed:
     if split.is_file():
         rows = [(name, label, part or "train") for name, label, part in _read_table(split)]
-        new, gone = len(set(pairs) - {row[:2] for row in rows}), len({row[:2] for row in rows} - set(pairs))
-        if gone:
-            raise InputError(f"{split}: {gone} of its images are not in {source} any more: delete it to split anew")
-        more = f"; {new} images are not in it: delete it to split anew" if new else ""
-        return Listed(source, rows, split, f"data: split as {split} says{more}")
-    of_class: defaultdict[str, list[str]] = defaultdict(list)
-    for name, label in pairs:
-        of_class[label].append(name)
-    validation: set[str] = set()
-    for label, names in of_class.items():
-        if len(names) < 2:
-            raise InputError(f"{source}: the class {label} has one image; to split a class, it needs two or more")
-        # The order of hashes is random, but the same on every machine, and new images change little of it.
-        order = sorted(names, key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
-        validation |= set(order[: min(max(1, round(val_share * len(names))), len(names) - 1)])
+        told = check_split(split, source, set(pairs), {row[:2] for row in rows})
+        return Listed(source, rows, split, f"data: {told}")
+    of_class = Counter(label for _, label in pairs)
+    alone = next((label for label, number in of_class.items() if number < 2), None)
+    if alone is not None:
+        raise InputError(f"{source}: the class {alone} has one image; to split a class, it needs two or more")
+    validation = for_validation(dict(pairs), val_share)
     rows = [(name, label, "val" if name in validation else "train") for name, label in pairs]
     counts = f"{len(rows) - len(validation)} training and {len(validation)} validation images"
     return Listed(source, rows, split, f"data: {len(rows)} images of {len(of_class)} classes split into {counts}")
@@ -180,20 +166,15 @@ def _with_split(source: Path, pairs: list[tuple[str, str]], split: Path, val_sha
 def _columns(titles: Sequence[str]) -> tuple[int, int, int] | None:
     """The columns of files, labels and parts (-1: none); None if files or labels have none."""
     small = [title.strip().lower() for title in titles]
-    file, label, part = (next((small.index(n) for n in names if n in small), -1) for names in (_FILE, _LABEL, _PART))
+    file, label, part = (
+        next((small.index(n) for n in names if n in small), -1) for names in (FILE_TITLES, _LABEL, PART_TITLES)
+    )
     return (file, label, part) if min(file, label) >= 0 else None
-
-
-def _reader(file: Path) -> Any:
-    """The rows of a table; what its first line has most of is between the columns."""
-    text = read_text(file)
-    first = text.partition("\n")[0]
-    return csv.reader(StringIO(text, newline=""), delimiter=max(_SEPARATORS, key=first.count))
 
 
 def _titles(file: Path) -> list[str]:
     try:
-        return next(_reader(file), [])
+        return next(table_reader(file), [])
     except csv.Error as error:
         raise InputError(f"{file}: not CSV ({error})") from error
 
@@ -204,7 +185,7 @@ def _no_columns(file: Path) -> InputError:
     names_files = _columns([*titles, _LABEL[0]]) is not None
     several = f"; of a column for each class, none is read: {_SEVERAL}" if names_files and len(titles) > 2 else ""
     return InputError(
-        f"{file}: its first line must name the columns file (or {', '.join(_FILE[1:])}) and label (or "
+        f"{file}: its first line must name the columns file (or {', '.join(FILE_TITLES[1:])}) and label (or "
         f"{', '.join(_LABEL[1:])}), got {textwrap.shorten(', '.join(titles), 200)}{several}"
     )
 
@@ -214,16 +195,16 @@ def _has_columns(file: Path) -> bool:
         titles = _titles(file)
     except InputError:
         return False
-    return any(title.strip().lower() in _FILE for title in titles)
+    return any(title.strip().lower() in FILE_TITLES for title in titles)
 
 
 def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
     """File, label and part of every row; the part is None if no column says it."""
-    reader = _reader(file)
+    reader = table_reader(file)
     rows: list[tuple[str, str, str | None]] = []
     first: dict[str, tuple[int, str]] = {}
     try:
-        titles = next(reader, [])
+        titles: list[str] = next(reader, [])
         columns = _columns(titles)
         if columns is None:
             raise _no_columns(file)
@@ -237,7 +218,7 @@ def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
             part = row[columns[2]].strip().lower() if columns[2] >= 0 else None
             if not name or not label:
                 raise InputError(f"{where}: a row needs a file and a label")
-            if part is not None and part not in _PARTS:
+            if part is not None and part not in PARTS:
                 raise InputError(f"{where}: {titles[columns[2]].strip()} must be train, val or test, got {part[:40]!r}")
             line, before = first.setdefault(name, (reader.line_num, label))
             if before != label:
@@ -247,7 +228,7 @@ def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
             image = find_named(name, (file.parent,))
             if image is None:
                 raise InputError(f"{where}: no image {file.parent / name}")
-            rows.append((os.path.relpath(image, file.parent), label, None if part is None else _PARTS[part]))
+            rows.append((os.path.relpath(image, file.parent), label, None if part is None else PARTS[part]))
     except csv.Error as error:
         raise InputError(f"{file}:{reader.line_num}: not CSV ({error})") from error
     if not rows:
@@ -274,7 +255,7 @@ def part_folder(root: Path, split: str) -> Path:
     Raises:
         InputError: there is no such folder.
     """
-    names = {"val": _VAL, "test": ("test", *_VAL)}.get(split, (split,))
+    names = {"val": VAL, "test": ("test", *VAL)}.get(split, (split,))
     folder = next((root / name for name in names if (root / name).is_dir()), None)
     if folder is None:
         what = listing(root) if root.is_dir() else "there is no such folder"
