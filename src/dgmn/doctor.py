@@ -14,8 +14,7 @@ from packaging.requirements import Requirement
 from torch import Tensor
 
 from dgmn.layers import DGMN2Attention
-from dgmn.layers.packed import can_pack
-from dgmn.ops import BACKENDS, functional, native
+from dgmn.ops import BACKENDS, functional, native, onednn
 from dgmn.ops.precision import computes_in_bfloat16
 from dgmn.ops.selfcheck import TOLERANCES, check, version_of
 from dgmn_base.terminal import format_table
@@ -55,7 +54,8 @@ def _machine() -> Iterator[str]:
     targets = ", ".join(native.targets()) or "none"
     yield f"CPU        {_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     yield f"           PyTorch: {torch.backends.cpu.get_cpu_capability()}; dgmn's kernels: {targets}"
-    yield f"           packed linear layers (dgmn.fuse): {'yes' if can_pack() else 'no'}; bfloat16: {_bfloat16()}"
+    packs = "yes" if onednn.is_available() else "no"
+    yield f"           packed linear layers (dgmn.fuse): {packs}; bfloat16: {_bfloat16()}"
     gpus = [_gpu(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         gpus.append("Apple GPU (MPS)")

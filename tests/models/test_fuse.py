@@ -12,7 +12,7 @@ import dgmn
 from dgmn.errors import InputError
 from dgmn.layers import PackedLinear
 from dgmn.layers.attention import DGMN2Mlp
-from dgmn.layers.packed import can_pack
+from dgmn.ops import onednn
 from dgmn.weights import load_checkpoint
 
 
@@ -122,7 +122,7 @@ def fused():
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     assert len(layers) == 7 * 4 + 1  # every linear layer but those of the walks, which are computed precisely
     few(model)
-    assert not can_pack() or any(layer._packed for layer in layers)
+    assert not onednn.is_available() or any(layer._packed for layer in layers)
     return model
 
 
@@ -167,9 +167,9 @@ def test_a_fused_perceptron(height, permuted):
 
 
 def test_the_check_of_packing_draws_no_random_numbers():
-    can_pack.cache_clear()
+    onednn.is_available.cache_clear()
     state = torch.random.get_rng_state()
-    can_pack()
+    onednn.is_available()
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

@@ -7,8 +7,19 @@ import torch.nn.functional as F
 from hypothesis import given
 from torch.utils.checkpoint import checkpoint
 
-from dgmn.ops import linear
+from dgmn.ops import linear, onednn
 from dgmn.ops.linear import add_linear, is_inference_on_cpu, perceptron
+
+needs_onednn = pytest.mark.skipif(not onednn.is_available(), reason="this PyTorch has no linear layers of oneDNN")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def onednn_everywhere():
+    """oneDNN's layers run on every CPU, and for few rows, too; where they pay is another question."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn, "has_avx512", lambda: True)
+        patch.setattr(linear, "_FEW", 1)
+        yield
 
 
 def numbers(shape=(3, 5), dim=4, hidden=12, out=6, dtype=torch.float64):
@@ -40,20 +51,19 @@ def test_gradients(shape, parts):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     residual=st.booleans(),
     part=st.integers(1, 2000),
+    enabled=st.booleans(),
 )
-def test_equals_plain_layers(shape, sizes, dtype, residual, part):
+def test_equals_plain_layers(shape, sizes, dtype, residual, part, enabled):
     inputs = numbers(shape, *sizes, dtype)
     start = torch.randn(*shape, sizes[2], dtype=dtype) if residual else None
     expected = plain(*inputs) + (0 if start is None else start)
-    before = linear._HIDDEN
-    linear._HIDDEN = part
-    try:
+    with pytest.MonkeyPatch.context() as patch, torch.backends.mkldnn.flags(enabled=enabled):
+        patch.setattr(linear, "_HIDDEN", part)
+        patch.setattr(linear, "_HIDDEN_OF_ONEDNN", part)
         out = perceptron(*inputs, residual=start)
         with torch.inference_mode():
             inferred = perceptron(*inputs, residual=start)
         grads = torch.autograd.grad(out.square().sum(), inputs)
-    finally:
-        linear._HIDDEN = before
     tolerance = {"rtol": 1e-5, "atol": 1e-5 * float(expected.detach().abs().max()) if expected.numel() else 0}
     torch.testing.assert_close(out, expected, **tolerance)
     torch.testing.assert_close(inferred, expected, **tolerance)
@@ -73,6 +83,45 @@ def test_only_the_gradients_that_are_needed(parts):
             assert (got.grad is None) == (want.grad is None)
             if want.grad is not None:
                 torch.testing.assert_close(got.grad, want.grad)
+
+
+@given(
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    enabled=st.booleans(),
+    turned=st.booleans(),
+)
+def test_a_linear_layer(shape, sizes, enabled, turned):
+    """Outputs, first and second derivatives, whatever the strides."""
+    x, _, _, weight, bias = numbers(shape, sizes[0], sizes[0], sizes[1], torch.float32)
+    if turned:
+        weight = weight.detach().T.contiguous().T.requires_grad_()
+
+    def derivatives(function):
+        out = function(x, weight, bias)
+        first = torch.autograd.grad(out.pow(3).sum(), (x, weight, bias), create_graph=True)
+        return out, *first, *torch.autograd.grad(sum(each.square().sum() for each in first), (x, weight, bias))
+
+    with torch.backends.mkldnn.flags(enabled=enabled):
+        found = derivatives(linear.linear)
+        with torch.inference_mode():
+            torch.testing.assert_close(linear.linear(x, weight, bias), found[0], rtol=1e-5, atol=1e-5)
+    for got, want in zip(found, derivatives(F.linear), strict=True):
+        scale = float(want.detach().abs().max()) if want.numel() else 0
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * scale)
+
+
+@needs_onednn
+def test_products_of_onednn_are_used():
+    """On this machine, too, and not under autocast, which would be float32 otherwise."""
+    inputs = numbers((50,), 64, 128, 64, torch.float32)
+    with torch.profiler.profile() as profile:
+        perceptron(*inputs).sum().backward()
+        linear.linear(inputs[0], inputs[1], inputs[2]).sum().backward()
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["mkldnn::_linear_pointwise"] == 2 + 3 + 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear.linear(*inputs[:3]).dtype == torch.bfloat16
 
 
 def test_what_training_keeps():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dgmn.errors import check_number, check_share
 from dgmn.layers.packed import PackedLinear, packed_perceptron
 from dgmn.ops import position_scores, sampled_attention
-from dgmn.ops.linear import add_linear, is_inference_on_cpu, perceptron
+from dgmn.ops.linear import add_linear, is_inference_on_cpu, linear, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
 from dgmn.ops.tracing import is_exporting, is_plain, is_recorded_as, is_watched, opaque, surely_equal
@@ -169,8 +169,7 @@ class DGMN2Attention(nn.Module):
 
     def query_key_value(self, x: Tensor) -> Tensor:
         """Query, key and value side by side, (B, H, W, 3C); a subclass may compute them in another way."""
-        qkv: Tensor = self.qkv(x)
-        return qkv
+        return _linear(self.qkv, x)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value, (B, H, W, heads, D)."""
@@ -202,8 +201,16 @@ class DGMN2Attention(nn.Module):
             return self.proj.added(residual, x)
         if residual is not None and plain and is_inference_on_cpu((residual, x, *self.proj.parameters())):
             return add_linear(residual, x, self.proj.weight, self.proj.bias)
-        out: Tensor = self.proj_drop(self.proj(x))
+        out: Tensor = self.proj_drop(_linear(self.proj, x))
         return out if residual is None else residual + out
+
+
+def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """The output of a linear layer, or of what stands in its place."""
+    if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear):
+        return linear(x, layer.weight, layer.bias)
+    out: Tensor = layer(x)
+    return out
 
 
 @opaque

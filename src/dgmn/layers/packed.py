@@ -1,13 +1,12 @@
 """Linear layers whose weights oneDNN has put into its own order beforehand."""
 
-import functools
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgmn.ops import onednn
 from dgmn.ops.linear import is_inference_on_cpu
 
 # How many hidden numbers of a perceptron are computed at a time: 8 MiB.
@@ -36,25 +35,20 @@ class PackedLinear(nn.Linear):
 
     def packs(self, x: Tensor, *others: Tensor) -> bool:
         """Whether the layer uses packed weights for this input; `others` are what else the caller computes with."""
-        pays = _has_avx512() or x.numel() <= min(self.in_features, self.out_features) * self.in_features
+        pays = onednn.has_avx512() or x.numel() <= min(self.in_features, self.out_features) * self.in_features
         tensors = (x, *self.parameters(), *others)
-        usual = all(each.dtype == torch.float32 for each in tensors)
-        return pays and x.numel() > 0 and usual and is_inference_on_cpu(tensors) and can_pack()
+        return pays and is_inference_on_cpu(tensors) and onednn.computes(*tensors)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.computed(x) if self.packs(x) else F.linear(x, self.weight, self.bias)
 
     def computed(self, x: Tensor, activation: str = "none") -> Tensor:
         """The layer with packed weights, and with `"gelu"` after it, where `packs` holds."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._pack(), self.bias, activation, [], "none")
-        return out
+        return onednn.linear(x, self._pack(), self.bias, activation)
 
     def added(self, residual: Tensor, x: Tensor) -> Tensor:
         """The layer's result added to `residual`, where `packs` holds."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, residual.contiguous(), self._pack(), self.bias, "add"
-        )
-        return out
+        return onednn.added_linear(residual, x, self._pack(), self.bias)
 
     def _pack(self) -> Tensor:
         # Tensors made in inference mode have no version.
@@ -65,7 +59,7 @@ class PackedLinear(nn.Linear):
         some = weight.flatten()[:: max(weight.numel() // 64, 1) | 1]
         packed = self._packed
         if packed is None or packed[0] != key or not torch.equal(packed[1], some):
-            packed = self._packed = (key, some.clone(), torch.ops.mkldnn._reorder_linear_weight(weight))
+            packed = self._packed = (key, some.clone(), onednn.pack(weight))
         return packed[2]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,25 +80,3 @@ def packed_perceptron(x: Tensor, first: PackedLinear, second: PackedLinear, resi
         parts.append(second.computed(hidden) if start is None else second.added(start[i : i + step], hidden))
     out = torch.cat(parts) if parts[1:] else parts[0]
     return out.view(*x.shape[:-1], second.out_features)
-
-
-@functools.cache
-def _has_avx512() -> bool:
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-@functools.cache
-def can_pack() -> bool:
-    """Whether this PyTorch has oneDNN's linear layers with packed weights, and they compute what they should."""
-    shapes = ((2, 3), (4, 3), (4,))
-    x, weight, bias = (
-        torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32, device="cpu").view(shape) for shape in shapes
-    )
-    want = F.linear(x, weight, bias)
-    try:
-        layer = PackedLinear(3, 4, device="meta")  # it draws no random numbers
-        layer.weight, layer.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
-        pairs = ((layer.computed(x), want), (layer.computed(x, "gelu"), F.gelu(want)), (layer.added(want, x), 2 * want))
-        return bool(torch.backends.mkldnn.enabled) and all(torch.allclose(*pair, atol=1e-6) for pair in pairs)
-    except (AttributeError, RuntimeError, TypeError):  # operators without a promise of PyTorch
-        return False

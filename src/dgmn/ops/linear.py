@@ -2,7 +2,7 @@
 
 The hidden layer of a perceptron has up to eight times the channels of the map. To write and read the whole of it costs
 more than the matrix products, and in training it is the largest tensor that is kept. So it is computed some positions
-at a time.
+at a time. On CPUs with AVX-512, oneDNN computes the products, all but those of the weights' gradients.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgmn.ops import onednn
 from dgmn.ops.precision import has_autocast
 from dgmn.ops.tracing import is_watched
 
 # How many hidden numbers a thread computes at a time: 2 MiB in float32, about a core's cache.
 _HIDDEN = 2**19
+# The same for all threads of oneDNN: 8 MiB.
+_HIDDEN_OF_ONEDNN = 2**21
+_FEW = 32  # rows
 # Up to so many input channels, the backward pass computes the hidden layer again: that takes no longer than to write it
 # to memory and to read it back, and on the finest maps it is the largest tensor by far.
 _CHEAP = 128
 
 _gelu = torch.ops.aten.gelu.out
 _gelu_backward = torch.ops.aten.gelu_backward.grad_input
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer, `F.linear` in fewer operations or faster ones where there are some.
+
+    Args:
+        x: (..., C), floating point.
+        weight: (D, C).
+        bias: (D,).
+
+    Returns:
+        (..., D) in the dtype of `x`, or of autocast where it is on.
+    """
+    tensors = (x, weight, bias)
+    if is_watched(tensors) or _autocast_dtype(x) is not None or not _on_onednn(*tensors):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    out: Tensor = _Linear.apply(rows, weight, bias) if _learns(tensors) else onednn.linear(rows, weight, bias)
+    return out.view(*x.shape[:-1], len(weight))
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -37,9 +60,12 @@ def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Ten
     Returns:
         (..., D).
     """
-    rows = torch.add(residual.reshape(-1, len(weight)), bias)
-    torch.addmm(rows, x.reshape(-1, x.shape[-1]), weight.T, out=rows)
-    return rows.view(residual.shape)
+    rows, start = x.reshape(-1, x.shape[-1]), residual.reshape(-1, len(weight))
+    if _on_onednn(x, weight, bias, residual):
+        return onednn.added_linear(start, rows, weight, bias).view(residual.shape)
+    out = torch.add(start, bias)
+    torch.addmm(out, rows, weight.T, out=out)
+    return out.view(residual.shape)
 
 
 def perceptron(
@@ -99,10 +125,16 @@ def _learns(tensors: tuple[Tensor, ...]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _step(x: Tensor, hidden: int) -> int:
+def _on_onednn(x: Tensor, *others: Tensor) -> bool:
+    """Whether oneDNN computes the products; for a few rows, it takes as long as MKL or longer."""
+    return onednn.has_avx512() and x.numel() >= _FEW * x.shape[-1] and onednn.computes(x, *others)
+
+
+def _step(x: Tensor, hidden: int, fast: bool) -> int:
     """Positions at a time. Others than CPUs take all at once. Half precision does too: it would round partial sums."""
     parts = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return min(max(_HIDDEN * torch.get_num_threads() // hidden, 1), len(x)) if parts else len(x)
+    numbers = _HIDDEN_OF_ONEDNN if fast else _HIDDEN * torch.get_num_threads()
+    return min(max(numbers // hidden, 1), len(x)) if parts else len(x)
 
 
 def _parts(count: int, step: int) -> Iterator[slice]:
@@ -116,68 +148,120 @@ def _forward(
     weight2: Tensor,
     bias2: Tensor,
     residual: Tensor | None = None,
-    hidden: Tensor | None = None,
+    kept: list[Tensor] | None = None,
 ) -> Tensor:
-    """The output; writes the hidden layer before GELU to `hidden`, if it is given."""
-    step = _step(x, len(weight1))
+    """The output; `kept` gets the parts of the hidden layer before GELU."""
+    if _on_onednn(x, weight1, bias1, weight2, bias2):
+        return _forward_of_onednn(x, weight1, bias1, weight2, bias2, residual, kept)
+    step = _step(x, len(weight1), fast=False)
     active = x.new_empty(step, len(weight1))
     out = x.new_empty(len(x), len(weight2))
     for part in _parts(len(x), step):
         after = active[: part.stop - part.start]
-        before = after if hidden is None else hidden[part]
+        before = after if kept is None else torch.empty_like(after)
         torch.addmm(bias1, x[part], weight1.T, out=before)
         _gelu(before, out=after)
         start = bias2 if residual is None else torch.add(residual[part], bias2, out=out[part])
         torch.addmm(start, after, weight2.T, out=out[part])
+        if kept is not None:
+            kept.append(before)
     return out
+
+
+def _forward_of_onednn(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    residual: Tensor | None,
+    kept: list[Tensor] | None,
+) -> Tensor:
+    parts = []
+    for part in _parts(len(x), _step(x, len(weight1), fast=True)):
+        if kept is None:
+            after = onednn.linear(x[part], weight1, bias1, "gelu")
+        else:
+            kept.append(onednn.linear(x[part], weight1, bias1))
+            after = F.gelu(kept[-1])
+        if residual is None:
+            parts.append(onednn.linear(after, weight2, bias2))
+        else:
+            parts.append(onednn.added_linear(residual[part], after, weight2, bias2))
+    return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn.linear(x.contiguous(), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _Linear.apply(grad, weight.T, None) if needs_x else None,
+            grad.T @ x if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
 
 
 class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-        hidden = None if x.shape[1] <= _CHEAP else x.new_empty(len(x), len(weight1))
-        out = _forward(x, weight1, bias1, weight2, bias2, hidden=hidden)
-        ctx.save_for_backward(x, weight1, bias1, weight2, bias2, hidden)
+        kept: list[Tensor] | None = None if x.shape[1] <= _CHEAP else []
+        out = _forward(x, weight1, bias1, weight2, bias2, kept=kept)
+        ctx.save_for_backward(x, weight1, bias1, weight2, bias2, *(kept or ()))
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, hidden = ctx.saved_tensors
+        x, weight1, bias1, weight2, bias2, *kept = ctx.saved_tensors
+        inputs = [x, weight1, bias1, weight2, bias2]
         if torch.is_grad_enabled():  # second derivatives: from operations that have them
-            x, weight1, bias1, weight2, bias2 = inputs
             wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
             out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
             grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
             return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)
-        return _backward(grad.contiguous(), inputs, hidden, ctx.needs_input_grad)
+        return _backward(grad.contiguous(), inputs, kept, ctx.needs_input_grad)
 
 
 def _backward(
-    grad: Tensor, inputs: list[Tensor], hidden: Tensor | None, needed: tuple[bool, ...]
+    grad: Tensor, inputs: list[Tensor], kept: list[Tensor], needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs that need one."""
     x, weight1, bias1, weight2, _ = inputs
     grads = [torch.zeros_like(tensor) if wanted else None for tensor, wanted in zip(inputs, needed, strict=True)]
     grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = grads
-    step = _step(x, len(weight1))
+    fast = _on_onednn(*inputs)
+    step = len(kept[0]) if kept else _step(x, len(weight1), fast)
     room = x.new_empty(3, step, len(weight1))
-    for part in _parts(len(x), step):
+    for i, part in enumerate(_parts(len(x), step)):
         before, active, slope = room[:, : part.stop - part.start]
-        if hidden is None:
-            torch.addmm(bias1, x[part], weight1.T, out=before)
+        if kept:
+            before = kept[i]
+        elif fast:
+            before = onednn.linear(x[part], weight1, bias1)
         else:
-            before = hidden[part]
+            torch.addmm(bias1, x[part], weight1.T, out=before)
         if grad_weight2 is not None:
             _gelu(before, out=active)
             grad_weight2.addmm_(grad[part].T, active)
         if any(needed[:3]):
-            torch.mm(grad[part], weight2, out=active)
+            if fast:
+                active = onednn.linear(grad[part], weight2.T)
+            else:
+                torch.mm(grad[part], weight2, out=active)
             _gelu_backward(active, before, grad_input=slope)
         if grad_weight1 is not None:
             grad_weight1.addmm_(slope.T, x[part])
         if grad_bias1 is not None:
             grad_bias1 += slope.sum(0)
-        if grad_x is not None:
+        if grad_x is not None and fast:
+            grad_x[part] = onednn.linear(slope, weight1.T)
+        elif grad_x is not None:
             torch.mm(slope, weight1, out=grad_x[part])
     if grad_bias2 is not None:
         torch.sum(grad, 0, out=grad_bias2)

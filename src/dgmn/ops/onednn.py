@@ -1,0 +1,68 @@
+"""oneDNN's linear layers in float32, with the bias, GELU or a sum inside; PyTorch's eager mode does not use them."""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """`x @ weight.T + bias`, and with `"gelu"` GELU of it.
+
+    Args:
+        x: (..., C), float32, on the CPU, as are the others.
+        weight: (D, C), also of other strides, or packed by `pack`.
+        bias: (D,).
+        activation: "none" or "gelu".
+
+    Returns:
+        (..., D), a new tensor. It has no gradients.
+    """
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+    return out
+
+
+def added_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`residual + linear(x)`; otherwise as `linear`."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual.contiguous(), weight, bias, "add")
+    return out
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A copy of a weight (D, C) in oneDNN's own order, for `linear` and `added_linear`."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
+
+
+def computes(*tensors: Tensor) -> bool:
+    """Whether the layers take these tensors: in float32, on the CPU, not empty, and unless PyTorch's oneDNN is off."""
+    usual = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    return usual and tensors[0].numel() > 0 and bool(torch.backends.mkldnn.enabled) and is_available()
+
+
+@functools.cache
+def has_avx512() -> bool:
+    """Whether PyTorch computes with AVX-512. oneDNN's products are then faster than MKL's (measured on AMD's CPUs)."""
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether this PyTorch has these layers, and they compute what they should."""
+    shapes = ((2, 3), (4, 3), (4,))
+    x, weight, bias = (
+        torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32, device="cpu").view(shape) for shape in shapes
+    )
+    want = F.linear(x, weight, bias)
+    try:
+        pairs = (
+            (linear(x, pack(weight), bias), want),
+            (linear(x, weight.T.contiguous().T, bias), want),
+            (linear(x, weight, bias, "gelu"), F.gelu(want)),
+            (added_linear(want, x, weight, bias), 2 * want),
+        )
+        return all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    except (AttributeError, RuntimeError, TypeError):  # operators without a promise of PyTorch
+        return False
