@@ -1,5 +1,6 @@
 """The page about a training: what it says is true, and what it advises works."""
 
+import csv
 import json
 import re
 import shlex
@@ -21,27 +22,30 @@ from small_runs import train
 
 
 @pytest.fixture(scope="module")
-def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs of a run that is then continued for a third; one class has an odd name."""
+def trained(few_digits: Path, small_run, tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[no-untyped-def]
+    """Two epochs of a run from given weights that is then continued for a third; one class has an odd name."""
     folder = tmp_path_factory.mktemp("summary")
     data = folder / "data"
     for split in ("train", "val", "test"):
         for digit, name in (("0", "a|b *c*"), ("1", "1"), ("2", "2")):
             shutil.copytree(few_digits / split / digit, data / split / name)
     options = ["-c", RECIPE, "--data.root", str(data), "--trainer.default_root_dir", str(folder / "run")]
-    options += ["--model.num_classes", "3", "--data.batch_size", "20", "--trainer.log_every_n_steps", "1"]
-    options += ["--trainer.enable_progress_bar", "false"]
+    options += ["--model.num_classes", "3", "--data.batch_size", "20", "--trainer.enable_progress_bar", "false"]
+    options += ["--model.checkpoint", str(small_run("classifier")), "--model.freeze", "stem"]
     assert run(["fit", *options, "--trainer.max_epochs", "2"]) == 0
     assert run(["fit", *options, "--trainer.max_epochs", "3", "--ckpt_path", "last"]) == 0
     return folder / "run"
 
 
 @pytest.mark.slow
-def test_the_page_tells_the_whole_run(trained: Path) -> None:
+def test_the_page_tells_the_whole_run(trained: Path, small_run) -> None:  # type: ignore[no-untyped-def]
     page = (trained / "summary.md").read_text()
     assert f"dgmn fit -c {RECIPE} --data.root" in page
     assert "100 training and 41 validation images of 3 classes" in page
-    assert "3 of 3 epochs, 15 steps" in page
+    told = f"3 of 3 epochs, 15 steps; continued after epoch 2 from {trained / 'checkpoints/last.ckpt'}, this part took "
+    assert told in page.replace("\\_", "_")
+    start = small_run("classifier") / "checkpoints/best.ckpt"
+    assert f"* **Weights at the start:** {start}\n* **Not trained:** stem\n" in page.replace("\\_", "_")
     top1 = re.search(r"\| val/top1 \| (\d\.\d{4}) \| \d\.\d{4} \|", page)
     assert top1 is not None
     lines = re.findall(r"^\| (?:a\\\|b \\\*c\\\*|1|2) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
@@ -51,9 +55,26 @@ def test_the_page_tells_the_whole_run(trained: Path) -> None:
     assert f"](pictures/epoch_000{int(re.search(r'best: epoch (.)', page)[1]) - 1}.jpg)" in page  # type: ignore[index]
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert (trained / link).exists(), link
+    assert len(list(trained.glob("pictures/*.jpg"))) == 3
+
+
+def test_a_continued_run_has_all_its_epochs(trained: Path) -> None:
+    rows = [row for file in trained.glob("logs/*/metrics.csv") for row in csv.DictReader(file.open())]
+    scores = {int(row["epoch"]): row["val/top1"] for row in rows if row["val/top1"]}
+    losses = {int(row["epoch"]): row["train/loss_epoch"] for row in rows if row["train/loss_epoch"]}
+    assert set(scores) == set(losses) == {0, 1, 2}
+    best = max(scores, key=lambda epoch: float(scores[epoch]))
+    page = (trained / "summary.md").read_text()
+    assert f"| best: epoch {best + 1} | last: epoch 3 |" in page
+    for name, values in {"val/top1": scores, "train/loss\\_epoch": losses}.items():
+        assert f"| {name} | {float(values[best]):.4f} | {float(values[2]):.4f} |" in page
+
+
+def test_the_chart_has_a_loss_where_epochs_have_few_steps(trained: Path) -> None:
     with Image.open(trained / "chart.png") as chart:
         assert chart.width > 1000
-    assert len(list(trained.glob("pictures/*.jpg"))) == 3
+        left = np.asarray(chart.crop((0, 0, chart.width // 2, chart.height)))
+    assert (left == (0x15, 0x65, 0xC0)).all(axis=-1).sum() > 300
 
 
 def test_tensorboard_shows_pictures(trained: Path) -> None:

@@ -7,8 +7,8 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ except ImportError as error:
 from typing_extensions import override
 
 from dgmn.report import say
+from dgmn.run_summary import facts_of, write_summary
 from dgmn.training.callbacks import BestTables, EpochSeed, LastEvaluation, ProgressLines
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn.training.class_paths import causes, explained, only_classes
@@ -38,7 +39,7 @@ from dgmn.training.task import Task, describe_run
 from dgmn_base.options import trusted_packages
 from dgmn_base.recipes import find_recipe, package_folder, read_recipe, with_recipes
 from dgmn_base.runs import alone_in, checkpoint_of
-from dgmn_base.terminal import duration, format_table
+from dgmn_base.terminal import counted, format_table
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -188,6 +189,21 @@ class DgmnCLI(LightningCLI):
             )
         return trainer
 
+    @property
+    def _logs(self) -> Path | None:
+        """The folder of this command's logs."""
+        return next((Path(log.log_dir) for log in self.trainer.loggers if isinstance(log, CSVLogger)), None)
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        """Leaves no empty folder of logs behind, for instance where the data is refused."""
+        try:
+            yield
+        finally:
+            if self.trainer.is_global_zero and self._logs is not None:
+                with suppress(OSError):  # it holds something
+                    self._logs.rmdir()
+
     def fit(self, **kwargs: Any) -> None:
         network = self.model.model
         parameters, trained = (
@@ -201,7 +217,8 @@ class DgmnCLI(LightningCLI):
         try:
             with alone_in(self.root) if rank_zero_only.rank == 0 else nullcontext():
                 checkpoint_of("fit", kwargs.get("ckpt_path"), self.root)  # again: another run may have just ended
-                self.trainer.fit(**kwargs)
+                with self._logging():
+                    self.trainer.fit(**kwargs)
         except SystemExit:  # Lightning ends like this after Ctrl-C
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
@@ -210,39 +227,20 @@ class DgmnCLI(LightningCLI):
             raise KeyboardInterrupt from None
         if not self.trainer.logged_metrics:
             limits = "raise --trainer.max_epochs, or --trainer.max_time or --model.patience if they ended it"
-            say(f"Nothing to train: the run has all {self.trainer.current_epoch} epochs; {limits}")
+            say(f"Nothing to train: the run has done {counted(self.trainer.current_epoch, 'epoch')}; {limits}")
         elif self.trainer.is_global_zero:
-            self._report(f"after {self.trainer.current_epoch} epochs")
+            self._report(f"after {counted(self.trainer.current_epoch, 'epoch')}")
             best = self.trainer.checkpoint_callback.best_model_score
             if best is not None:
                 print(f"best {self.model.monitor[0]}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}")
             if self.trainer.fast_dev_run:  # it leaves no logs and no checkpoints
                 return
             try:
-                page = self._summary(told, None if best is None else float(best), time.monotonic() - start)
-                print(f"summary: {page}")
+                seconds = time.monotonic() - start
+                facts = facts_of(self.trainer, self._best_tables, self._told, told, seconds, self._logs)
+                print(f"summary: {write_summary(self.root, facts)}")
             except Exception as error:  # the training is done, and no page about it may make it fail
                 print(f"no summary of the run: {error}")
-
-    def _summary(self, network: str, best: float | None, seconds: float) -> Path:
-        """Writes the page about the training that has just ended."""
-        from dgmn.run_summary import Facts, write_summary
-
-        trainer, data = self.trainer, self.datamodule
-        images = f"{data.training_images} training and {data.validation_images} validation images"
-        root = getattr(data, "root", None)
-        epochs = f"{trainer.current_epoch} of {trainer.max_epochs} epochs" if trainer.max_epochs else ""
-        facts = (
-            ("Network", f"{self.model.network_args['model']}, a {network}"),
-            ("Data", f"{images} of {self.model.network_args['num_classes']} classes{f', in {root}' if root else ''}"),
-            ("Training", f"{epochs}, {trainer.global_step} steps; this part took {duration(seconds)}"),
-        )
-        tables = self._best_tables
-        title = f"{self.root.name}: {self.model.name}"
-        logs = next((Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
-        return write_summary(
-            self.root, Facts(title, self._told, facts, self.model.monitor, best, tables.tables, tables.epoch, logs)
-        )
 
     def _needs_all_weights(self, ckpt_path: Any) -> None:
         if ckpt_path is None and not self.model.filled:
@@ -253,12 +251,14 @@ class DgmnCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         self._needs_all_weights(kwargs.get("ckpt_path"))
-        self.trainer.validate(**{**kwargs, "verbose": False})
+        with self._logging():
+            self.trainer.validate(**{**kwargs, "verbose": False})
         self._report("validation")
 
     def test(self, **kwargs: Any) -> None:
         self._needs_all_weights(kwargs.get("ckpt_path"))
-        self.trainer.test(**{**kwargs, "verbose": False})
+        with self._logging():
+            self.trainer.test(**{**kwargs, "verbose": False})
         self._report("test")
 
     def _report(self, title: str) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 from dgmn.images import save_image
 from dgmn.report import say
 from dgmn_base.files import writing
+from dgmn_base.terminal import counted, duration
 
 Point = tuple[int, int, float]  # step, epoch, value
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 _METRICS = 3  # in the chart
+_EPOCH_LOSS = "train/loss_epoch"
 
 
 @dataclass
@@ -42,6 +44,46 @@ class Facts:
     tables: Sequence[Table] = ()
     tables_epoch: int = 0
     logs: Path | None = None
+
+
+def facts_of(
+    trainer: Any, tables: Any, command: Sequence[str], network: str, seconds: float, logs: Path | None
+) -> Facts:
+    """What is to be said about a training that has just ended.
+
+    Args:
+        trainer: Lightning's trainer, with the task and its data.
+        tables: the callback `BestTables` of this training.
+        command: arguments of `dgmn`.
+        network: the network in words.
+        seconds: how long it took.
+        logs: the folder of its logs.
+    """
+    task, data = trainer.lightning_module, trainer.datamodule
+    images = f"{data.training_images} training and {counted(data.validation_images, 'validation image')}"
+    classes = counted(task.network_args["num_classes"], "class")
+    root = getattr(data, "root", None)
+    done, most = trainer.current_epoch, trainer.max_epochs or -1
+    epochs = counted(done, "epoch") if most < 0 else f"{done} of {counted(most, 'epoch')}"
+    part = f"; continued after epoch {tables.first} from {trainer.ckpt_path}, this part" if tables.first else "; it"
+    facts = [
+        ("Network", f"{task.network_args['model']}, a {network}"),
+        ("Weights at the start", task.start or "random"),
+        ("Not trained", ", ".join(task.frozen)),
+        ("Data", f"{images} of {classes}{f', in {root}' if root else ''}"),
+        ("Training", f"{epochs}, {counted(trainer.global_step, 'step')}{part} took {duration(seconds)}"),
+    ]
+    best = trainer.checkpoint_callback.best_model_score
+    return Facts(
+        f"{Path(trainer.default_root_dir).name}: {task.name}",
+        command,
+        [(name, text) for name, text in facts if text],
+        task.monitor,
+        None if best is None else float(best),
+        tables.tables,
+        tables.epoch,
+        logs,
+    )
 
 
 def write_summary(root: Path, facts: Facts) -> Path:
@@ -124,9 +166,9 @@ def _chart(root: Path, curves: Mapping[str, list[Point]], metric: str, best: Poi
     step, epoch, _ = (curves.get(metric) or max(curves.values(), key=len))[0]
     per_epoch = (step + 1) / (epoch + 1)
     over_epochs = {n: [((step + 1) / per_epoch, value) for step, _, value in points] for n, points in curves.items()}
-    losses: dict[str, list[tuple[float, float]]] = {
-        name: over_epochs[name] for name in ("train/loss", "val/loss") if name in over_epochs
-    }
+    # Of a training with few steps an epoch, few or none are logged.
+    trained = max(("train/loss", _EPOCH_LOSS), key=lambda name: len(curves.get(name, ())))
+    losses = {name: over_epochs[name] for name in (trained, "val/loss") if name in over_epochs}
     others = [name for name in sorted(curves) if name.startswith("val/") and name not in (metric, "val/loss")]
     chosen = [name for name in (metric, *others) if name in curves][:_METRICS]
     mark = None if best is None else ((best[0] + 1) / per_epoch, best[2])
@@ -137,7 +179,8 @@ def _chart(root: Path, curves: Mapping[str, list[Point]], metric: str, best: Poi
 
 def _results(curves: Mapping[str, list[Point]], metric: str, best: Point) -> str:
     """The metrics of the best epoch and of the last."""
-    names = [metric, *sorted(name for name in curves if name.startswith("val/") and name != metric)]
+    others = (name for name in curves if name != metric and (name.startswith("val/") or name == _EPOCH_LOSS))
+    names = [metric, *sorted(others)]
     at_best = {name: {epoch: value for _, epoch, value in curves[name]} for name in names}
     last = max(at_best[metric])
     rows = [

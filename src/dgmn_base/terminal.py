@@ -68,5 +68,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 image, 2 images, 1,000 classes, 3 categories."""
+    if number != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
+    return f"{number:,} {noun}"
+
+
 def _is_number(text: str) -> bool:
     return text.strip("%-+ ").replace(".", "", 1).replace(",", "").isdigit() or text in ("", "-")

@@ -18,7 +18,7 @@ from dgmn.errors import InputError
 from dgmn.layers import DGMN2Attention
 from dgmn.layers.dgmn import DGMNMessage
 from dgmn.report import say
-from dgmn_base.terminal import LINE_EVERY, duration
+from dgmn_base.terminal import LINE_EVERY, counted, duration
 
 
 class DropPathSchedule(L.Callback):
@@ -205,12 +205,18 @@ class BestTables(L.Callback):
     Attributes:
         tables: the tables, see `Task.tables`.
         epoch: the epoch of that evaluation, counted from 0.
+        first: the number of epochs that were done before; above 0 in a continued run.
     """
 
     def __init__(self) -> None:
         self.tables: list[Any] = []
         self.epoch = 0
+        self.first = 0
         self._best: float | None = None
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first = trainer.current_epoch
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -249,7 +255,8 @@ class StopEarly(EarlyStopping):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.wait_count >= self.patience:
-            say(f"{self.monitor} has not improved for {self.wait_count} evaluations: the training ends (patience)")
+            waited = counted(self.wait_count, "evaluation")
+            say(f"{self.monitor} has not improved for {waited}: the training ends (patience)")
 
 
 class ProgressLines(L.Callback):

@@ -29,6 +29,7 @@ from dgmn.training.schedules import advance, fingerprint
 from dgmn.training.start import start_from
 from dgmn.weights.description import without_sources
 from dgmn.weights.shared import read_weights
+from dgmn_base.terminal import counted
 
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header and rows
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
@@ -251,9 +252,10 @@ class Task(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] *= total / lr_batch
         if total != lr_batch:
+            devices = counted(trainer.world_size, "device")
             say(
                 f"learning rate {given:g} is for a total batch of {lr_batch}; here it is {total} "
-                f"({per_device} x {trainer.world_size} device(s) x {trainer.accumulate_grad_batches} accumulated), "
+                f"({per_device} x {devices} x {trainer.accumulate_grad_batches} accumulated), "
                 f"so it becomes {given * total / lr_batch:g}"
             )
 
@@ -267,13 +269,17 @@ class Task(L.LightningModule):
         if len(names) != num_classes:
             some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
             raise InputError(
-                f"model.num_classes is {num_classes}, but the data has {len(names)} classes ({some}): "
+                f"model.num_classes is {num_classes}, but the data has {counted(len(names), 'class')} ({some}): "
                 f"give --model.num_classes {len(names)}"
             )
 
     def log_step(self, loss: Tensor, batch_size: int, parts: Mapping[str, Tensor] = MappingProxyType({})) -> Tensor:
-        """Logs the loss of a training step, the parts that add up to it, and the learning rate; returns the loss."""
+        """Logs the loss of a training step, the parts that add up to it, and the learning rate; returns the loss.
+
+        Steps are logged every `log_every_n_steps`, and `train/loss_epoch`, the mean over an epoch, after each.
+        """
         self.log("train/loss", loss, prog_bar=True, batch_size=batch_size)
+        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
         for name, value in parts.items():
             self.log(f"train/{name}", value, batch_size=batch_size)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
