@@ -8,6 +8,9 @@ from typing_extensions import override
 
 from dgmn_base.errors import did_you_mean, one_line
 
+STDOUT = "/dev/stdout"
+"""What a user gives to get a file on the standard output; then nothing else is printed there."""
+
 
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line, and suggests a similar option."""
@@ -45,6 +48,8 @@ def _whole(text: str) -> int:
 def place(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must be the name of a file or folder, got an empty text")
+    if text == "-":
+        raise argparse.ArgumentTypeError(f"must be the name of a file or folder, got '-'; {STDOUT} is standard output")
     return text
 
 

@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from dgmn_base.arguments import Parser, add_trust, place, point, positive, share
+from dgmn_base.arguments import STDOUT, Parser, add_trust, place, point, positive, share
 from dgmn_base.errors import InputError, one_line
 
 
@@ -86,7 +87,8 @@ def predict_command(arguments: list[str]) -> int:
     _check_predict(options)
     from dgmn.predict import predict
 
-    return predict(options)
+    with redirect_stdout(sys.stderr) if options.json == STDOUT else nullcontext():  # whose reader gets JSON only
+        return predict(options)
 
 
 def _check_predict(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dgmn_base.arguments import Parser, add_trust, insertion, names, place, positive, shapes, sizes
+from dgmn_base.arguments import STDOUT, Parser, add_trust, insertion, names, place, positive, shapes, sizes
 from dgmn_base.errors import InputError
 
 
@@ -177,7 +177,8 @@ def reproduce_command(arguments: list[str]) -> int:
         if others:
             given = others[0].partition("=")[0]
             raise InputError(f"{given}: only for an evaluation: dgmn reproduce ROW --data FOLDER")
-        show(entries)
+        if options.csv != STDOUT:
+            show(entries)
         if options.csv:
             write_csv(Path(options.csv), entries)
         return 0
