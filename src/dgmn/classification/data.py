@@ -16,13 +16,21 @@ from typing_extensions import override
 
 from dgmn.about import Preprocessing
 from dgmn.classification.layouts import ClassFolders, Listed, listed, part_folder
-from dgmn.classification.readers import Streamed, StreamLoader, check_reader, class_names, reader_set
+from dgmn.classification.readers import (
+    Streamed,
+    StreamLoader,
+    check_reader,
+    class_names,
+    listed_labels,
+    reader_set,
+)
 from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
 from dgmn.images import check_images, load_image
 from dgmn.pictures import captioned
 from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
+from dgmn_base.terminal import counted
 
 
 @dataclass
@@ -208,6 +216,9 @@ class ClassificationData(ImageData):
     @override
     def check(self) -> None:
         if self.root is None or self.reader is not None:
+            classes = "" if self.names is None else f" of {counted(len(self.names), 'class')}"
+            images = f"{self.training_images} training and {counted(self.validation_images, 'validation image')}"
+            say(f"data: {images}{classes}{self._shards()}")
             return
         train, val = (self._sets[split].images for split in ("train", "val"))
         if train.classes != val.classes:
@@ -218,14 +229,25 @@ class ClassificationData(ImageData):
         order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
         checked = check_images(paths[i] for i in order)
         say(
-            f"data: {len(train)} training and {len(val)} validation images of {len(train.classes)} classes; "
+            f"data: {len(train)} training and {counted(len(val), 'validation image')} "
+            f"of {counted(len(train.classes), 'class')}; "
             f"{checked if checked < len(paths) else 'all'} of them decoded without an error"
         )
+
+    def _shards(self) -> str:
+        """The shards of a reader, for messages."""
+        files = [dataset.files for dataset in self._sets.values() if isinstance(dataset, Streamed) and dataset.files]
+        names = (f"{each[0]} to {each[-1]}" if len(each) > 1 else each[0] for each in files)
+        return f"; shards {', '.join(names)} in {self.root}" if files else ""
 
     @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
         if self.root is None or self.reader is not None:
-            raise InputError("data: only files of images can be checked; give --data.root FOLDER")
+            what = f"data.reader {self.reader}" if self.reader is not None else "data.train and data.val"
+            raise InputError(
+                f"{what}: validate-data checks files of images only (--data.root FOLDER without a reader); images that "
+                "cannot be decoded are told when dgmn fit reads them"
+            )
         report = DataReport(("class", "train images", "val images"))
         try:
             report.told = "" if self.listed is None else self.listed.told
@@ -266,11 +288,10 @@ class ClassificationData(ImageData):
         images = self._sets["train"].images
         if isinstance(images, IterableDataset):
             raise InputError(f"data.reader {self.reader}: a stream of images does not say how many each class has")
-        # Most datasets of torchvision list their labels; of others, every image is read.
-        found = next((getattr(images, name) for name in ("targets", "labels") if hasattr(images, name)), None)
-        labels = torch.as_tensor(
-            found if found is not None else [int(images[i][1]) for i in range(len(images))]
-        ).flatten()
+        found = listed_labels(images)
+        if found is None:
+            found = [int(images[i][1]) for i in range(len(images))]
+        labels = torch.as_tensor(found).flatten()
         classes = len(self.names) if self.names is not None else int(labels.max()) + 1
         return torch.bincount(labels.long(), minlength=classes).tolist()
 

@@ -1,6 +1,7 @@
 """timm's readers of datasets by name: WebDataset's shards, Hugging Face datasets, TensorFlow datasets."""
 
 import importlib.util
+import logging
 import tarfile
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +13,21 @@ from typing_extensions import override
 
 from dgmn.errors import InputError
 from dgmn_base.files import EXTENSIONS, listing, read_text
+from dgmn_base.terminal import counted
 
 _NEEDS = {  # the module and how to install it
     "wds": ("webdataset", "webdataset"),
     "hfds": ("datasets", "datasets"),
     "tfds": ("tensorflow_datasets", "tensorflow-datasets tensorflow"),
 }
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Dataset info file not found")
+
+
+# Shards without timm's file about them are counted here, so it need not be missed.
+logging.getLogger("timm.data.readers.reader_wds").addFilter(_is_news)
 
 
 def check_reader(name: str) -> str:
@@ -102,8 +112,23 @@ def class_names(images: Any, root: Path | None) -> list[str] | None:
     return read_text(file).splitlines() if file is not None and file.is_file() else None
 
 
+def listed_labels(images: Any) -> Any:
+    """The labels of a dataset that lists them, as most of torchvision's and timm's do; None for others."""
+    for name in ("targets", "labels"):
+        if hasattr(images, name):
+            return getattr(images, name)
+    reader = getattr(images, "reader", None)
+    if hasattr(reader, "samples"):  # of files
+        return [label for _, label in reader.samples]
+    if hasattr(reader, "label_key"):  # of Hugging Face
+        return [one_label(label) for label in reader.dataset[reader.label_key]]
+    return None
+
+
 class Streamed(IterableDataset[Any]):
     """A dataset that can only be read from the beginning to the end, with its transform.
+
+    Its `files` are the names of its shards.
 
     Args:
         images: timm's dataset.
@@ -118,13 +143,15 @@ class Streamed(IterableDataset[Any]):
         self.images = images
         images.transform = transform
         images.set_loader_cfg(num_workers=workers)
-        shards = len(getattr(getattr(images.reader, "split_info", None), "filenames", ()) or ())
+        self.files = list(getattr(getattr(images.reader, "split_info", None), "filenames", ()) or ())
+        shards = len(self.files)
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         readers = processes * max(workers, 1)
         if 0 < shards < readers and (images.reader.is_training or processes > 1):
+            each = f"{counted(processes, 'process')} with {counted(max(workers, 1), 'worker')} each"
             raise InputError(
-                f"data: {shards} shards for {processes} processes with {max(workers, 1)} workers each: every worker "
-                f"needs a shard; give --data.num_workers {shards // processes}, or write more shards"
+                f"data: {counted(shards, 'shard')} for {each}: every worker needs a shard; "
+                f"give --data.num_workers {shards // processes}, or write more shards"
             )
 
     def __len__(self) -> int:
