@@ -69,6 +69,24 @@ def test_results_within_the_folder_are_no_images(tree, predict, capsys):
     assert "out: 5 images there, because results are written to this folder" in capsys.readouterr().err
 
 
+def test_folders_are_named_that_got_files(tree, predict, tmp_path, capsys):
+    (tree / "bad.png").write_bytes(b"no image")
+    assert predict(tree / "bad.png", "--pictures", tmp_path / "out") == 2
+    assert "pictures:" not in capsys.readouterr().out
+    assert predict(tree / "bad.png", tree / "a.png", "--pictures", tmp_path / "out") == 2
+    assert f"pictures: {tmp_path / 'out'}" in capsys.readouterr().out
+
+
+def test_json_on_standard_output(tree, predict, capfd):
+    with pytest.raises(SystemExit):
+        predict(tree, "--json", "-")
+    assert "argument --json: must be the name of a file or folder, got '-'; /dev/stdout is" in capfd.readouterr().err
+    assert predict(tree, "--json", "/dev/stdout") == 0
+    out, err = capfd.readouterr()
+    assert len(json.loads(out)) == 5
+    assert "other/a.bmp" in err
+
+
 def test_what_is_no_file_is_told(tree, predict, capsys):
     os.mkfifo(tree / "sub/pipe.png")
     (tree / "sub/phone.heic").write_bytes(b"ftypheic")

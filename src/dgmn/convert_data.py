@@ -14,7 +14,7 @@ from dgmn.objects.coco import load_annotations
 from dgmn.objects.layouts import LAYOUTS, CocoFiles, Layout
 from dgmn_base.errors import one_line
 from dgmn_base.files import writing, writing_folder
-from dgmn_base.terminal import Progress
+from dgmn_base.terminal import Progress, counted
 
 _SHOWN = 30  # problems that are printed
 
@@ -34,10 +34,11 @@ def convert_data(options: argparse.Namespace) -> int:
     if problems:
         print("\n".join(f"  {one_line(problem)}" for problem in problems[:_SHOWN]), flush=True)
         shown = f", the first {_SHOWN} of them above" if len(problems) > _SHOWN else ""
-        what = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}{shown}"
+        what = f"{counted(len(problems), 'problem')}{shown}"
         raise InputError(f"{options.folder}: {what}; nothing is written")
     total = sum(map(len, images.values()))
-    print(f"{layout.title} layout, {len(_content(layout, parts[0])['categories'])} classes, {total:,} images")
+    classes = counted(len(_content(layout, parts[0])["categories"]), "class")
+    print(f"{layout.title} layout, {classes}, {counted(total, 'image')}")
     progress = Progress()
     done = 0
     with writing_folder(out) as folder:
@@ -58,7 +59,7 @@ def convert_data(options: argparse.Namespace) -> int:
             entries = [{**entry, "file_name": names[entry["id"]].as_posix()} for entry in content["images"]]
             with writing(folder / "annotations" / f"instances_{name}.json") as file:
                 file.write(json.dumps({**content, "images": entries}, allow_nan=False).encode())
-            print(f"{name}: {len(paths):,} images, {len(content['annotations']):,} objects")
+            print(f"{name}: {counted(len(paths), 'image')}, {counted(len(content['annotations']), 'object')}")
     print(f"\nwritten: {out}")
     return 0
 

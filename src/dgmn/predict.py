@@ -19,7 +19,7 @@ from dgmn.writers import JsonWriter
 from dgmn_base.files import numbered_lines, writing
 from dgmn_base.inputs import Input
 from dgmn_base.options import check_task, is_given
-from dgmn_base.terminal import Progress, format_table
+from dgmn_base.terminal import Progress, counted, format_table
 
 _OF_PREDICTOR = ("top", "score", "multi_scale", "batch_size")
 
@@ -46,8 +46,10 @@ def predict(options: argparse.Namespace) -> int:
                 run.video(video)
             except (InputError, FileNotFoundError) as error:
                 problems.append(error)
-    for name, place in {**({"json": options.json} if options.json else {}), **folders}.items():
-        print(f"\n{name}: {place}")
+    if options.json:
+        print(f"\njson: {options.json}")
+    for name in (name for name in folders if name in run.written):
+        print(f"\n{name}: {folders[name]}")
     if len(problems) == 1:
         raise problems[0]
     if problems:
@@ -74,6 +76,7 @@ class _Run:
         self.problems = problems
         self.given = {name: getattr(options, name) for name in _OF_PREDICTOR if is_given(options, name)}
         self.shown = Progress()
+        self.written: set[str] = set()  # which of the folders got a file
         self.read = {os.path.realpath(each.path) for each in options.inputs if each.content is None}
 
     def images(self, inputs: Sequence[Input]) -> None:
@@ -125,12 +128,12 @@ class _Run:
         speed = frames / max(time.monotonic() - start, 1e-3)
         size = " x ".join(map(str, result.image.size))
         written = f", {out.path}" if out is not None else ""
-        print(f"{source.name}: {frames} frames of {size}, {speed:.1f} a second{written}", flush=True)
+        print(f"{source.name}: {counted(frames, 'frame')} of {size}, {speed:.1f} a second{written}", flush=True)
         if video.problem:
             raise InputError(video.problem)
 
     def _target(self, name: str, file: str) -> Path:
-        """The path of a file in one of the folders; its folders are made.
+        """The path of a file in one of the folders, which is about to be written; its folders are made.
 
         Raises:
             InputError: it is an image or video that is read.
@@ -138,6 +141,7 @@ class _Run:
         path = self.folders[name] / file
         if os.path.realpath(path) in self.read:
             raise InputError(f"--{name} {self.folders[name]}: {path} is read, give another folder")
+        self.written.add(name)
         return path
 
     def _write(self, result: Any, source: Input) -> None:

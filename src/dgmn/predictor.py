@@ -22,6 +22,7 @@ from dgmn.pictures import heat_sheet, node_picture, node_sheet
 from dgmn.video import frames
 from dgmn.writers import JsonWriter, ListWriter
 from dgmn_base.files import VIDEOS, find_images
+from dgmn_base.terminal import counted
 
 _PIXELS = 2**26  # a batch with more pixels gets no further image
 
@@ -105,7 +106,8 @@ class Nodes(Drawable, Sequence[SampledNodes]):
     at: Point
 
     def __str__(self) -> str:
-        layers = f"{len(self.layers)} layers, {self.layers[0]} to {self.layers[-1]}" if self.maps else "no layer"
+        every = counted(len(self.layers), "layer")
+        layers = f"{every}, {self.layers[0]} to {self.layers[-1]}" if self.maps else "no layer"
         return f"the nodes of ({self.at[0]:g}, {self.at[1]:g}) in {layers}; draw() shows them, [0] is the first map's"
 
     __repr__ = __str__
@@ -283,7 +285,8 @@ class Predictor(ABC):
         return Nodes(picture, tuple(self.sample_layers(picture, at)), at)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {type(self.network).__name__}, {len(self.names)} classes, on {self.device}>"
+        classes = counted(len(self.names), "class")
+        return f"<{type(self).__name__}: {type(self.network).__name__}, {classes}, on {self.device}>"
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

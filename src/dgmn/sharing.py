@@ -24,6 +24,7 @@ from dgmn.weights.description import check_fields
 from dgmn.weights.keys import without_wrappers
 from dgmn.weights.shared import CONFIG, WEIGHTS, to_safetensors
 from dgmn_base.files import writing
+from dgmn_base.terminal import counted
 
 CARD = "README.md"
 _PIPELINES = {
@@ -268,8 +269,8 @@ tags:
 ---
 # {model}
 
-A network for {task} with {description["num_classes"]} classes: {what}, of the library dgmn (dynamic graph message
-passing networks). `config.json` names the classes.
+A network for {task} with {counted(description["num_classes"], "class")}: {what}, of the library dgmn (dynamic graph
+message passing networks). `config.json` names the classes.
 
 ```python
 import dgmn

@@ -10,6 +10,7 @@ from typing import Any
 
 from dgmn.errors import InputError
 from dgmn_base.files import read_text, writing
+from dgmn_base.terminal import counted
 
 SPLIT = "split.csv"
 """The file that keeps the split of a folder."""
@@ -62,8 +63,8 @@ def check_split(file: Path, source: Path, there: set[object], kept: set[object])
     """
     new, gone = len(there - kept), len(kept - there)
     if gone:
-        raise InputError(f"{file}: {gone} of its images are not in {source} any more: delete it to split anew")
-    return f"split as {file} says" + (f"; {new} images are not in it: delete it to split anew" if new else "")
+        raise InputError(f"{file}: it names {counted(gone, 'image')} that {source} lacks: delete it to split anew")
+    return f"split as {file} says" + (f"; it lacks {counted(new, 'image')}: delete it to split anew" if new else "")
 
 
 def write_split(file: Path, rows: Sequence[Sequence[str]], told: str) -> str:
@@ -101,7 +102,7 @@ def read_split(file: Path) -> dict[str, str]:
         for row in filter(any, reader):
             where = f"{file}:{reader.line_num}"
             if len(row) != len(titles):
-                raise InputError(f"{where}: {len(row)} columns, the first line has {len(titles)}")
+                raise InputError(f"{where}: {counted(len(row), 'column')}, the first line has {len(titles)}")
             if row[part].strip().lower() not in PARTS:
                 raise InputError(f"{where}: {titles[part]} must be train, val or test, got {row[part][:40]!r}")
             if row[name].strip() in found:

@@ -10,7 +10,7 @@ from dgmn.images import save_image, stacked
 from dgmn.pictures import contact_sheet
 from dgmn.training.data import ImageData
 from dgmn_base.errors import one_line
-from dgmn_base.terminal import Progress, format_table
+from dgmn_base.terminal import Progress, counted, format_table
 
 _SHOWN = 30  # problems that are printed
 
@@ -35,7 +35,7 @@ def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if not report.problems:
         print("\nno mistakes found")
         return 0
-    print(f"\n{len(report.problems)} problem{'s' if len(report.problems) > 1 else ''}:")
+    print(f"\n{counted(len(report.problems), 'problem')}:")
     print("\n".join(f"  {one_line(problem)}" for problem in report.problems[:_SHOWN]))
     if len(report.problems) > _SHOWN:
         print(f"  and {len(report.problems) - _SHOWN} more")

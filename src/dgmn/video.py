@@ -13,6 +13,7 @@ from PIL import Image
 from dgmn.errors import InputError
 from dgmn.images import MAX_PIXELS, Named
 from dgmn_base.files import check_file, writing
+from dgmn_base.terminal import counted
 
 # FFmpeg's names of the containers that are read. Others, such as playlists, name further files and addresses.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,asf,flv"
@@ -93,7 +94,8 @@ class Video(AbstractContextManager["Video"]):
         if not number:
             self.problem = f"{self.path}: not one frame can be decoded"
         elif end + float(2 / self.rate) + _TOLERATED < self._seconds:
-            self.problem = f"{self.path}: cut off: it ends after {number} frames, {end:.1f} of {self._seconds:.1f} s"
+            frames = counted(number, "frame")
+            self.problem = f"{self.path}: cut off: it ends after {frames}, {end:.1f} of {self._seconds:.1f} s"
         elif damaged:
             self.problem = f"{self.path}: {damaged} frame{'s are' if damaged > 1 else ' is'} damaged or missing"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dgmn_base.errors import InputError
 from dgmn_base.files import EXTENSIONS, VIDEOS, check_file, find_images
+from dgmn_base.terminal import counted
 
 STANDARD_INPUT = "-"
 _MOST_BYTES = 2**29  # of standard input: a picture with the most pixels that are accepted is smaller
@@ -93,7 +94,8 @@ def _without(paths: list[Path], folders: Sequence[str], tell: Callable[[str], No
     for folder in folders:
         kept = [path for path in paths if not os.path.realpath(path).startswith(folder + os.sep)]
         if len(kept) < len(paths):
-            tell(f"{folder}: {len(paths) - len(kept)} images there, because results are written to this folder")
+            images = counted(len(paths) - len(kept), "image")
+            tell(f"{folder}: {images} there, because results are written to this folder")
         paths = kept
     return paths
 

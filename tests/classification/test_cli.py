@@ -242,7 +242,7 @@ def test_a_run_continues_only_as_it_was(
     trained: Path, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(few_digits, trained, "--ckpt_path", "last", "--trainer.max_epochs", "6") == 0
-    assert "Nothing to train: the run has all 6 epochs" in capsys.readouterr().out
+    assert "Nothing to train: the run has done 6 epochs" in capsys.readouterr().out
     assert fit(few_digits, trained, "--ckpt_path", "last", "--data.batch_size", "10") == 2
     _one_line(capsys, "total_batch 20, but here it is 10: change batch_size or accumulate_grad_batches")
     assert fit(few_digits, tmp_path / "new", command="validate") == 2

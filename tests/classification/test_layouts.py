@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.data import ImageDataset
 
 from dgmn.classification import ClassificationData
 from dgmn.errors import InputError
@@ -126,7 +127,7 @@ def test_a_folder_without_parts_is_split_once(plain: Path, tmp_path: Path, capsy
     assert f"data: split as {plain / 'split.csv'} says" in capsys.readouterr().out
     assert (plain / "split.csv").read_text() == swapped
     shutil.copyfile(next((plain / "1").iterdir()), plain / "1/new.png")
-    assert "1 images are not in it: delete it to split anew" in ClassificationData(plain).listed.told
+    assert "says; it lacks 1 image: delete it to split anew" in ClassificationData(plain).listed.told
     (plain / "1/new.png").unlink()
     next((plain / "1").iterdir()).unlink()
     with pytest.raises(InputError, match=r"split.csv:\d+: no image"):
@@ -193,6 +194,17 @@ def test_parts_without_a_training_set_are_no_classes(few_digits: Path, tmp_path:
 
 
 # ------------------------------------------------------------------------------------------------ timm's readers
+
+
+def test_classes_are_counted_without_decoding(few_digits: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(few_digits / "train", tmp_path / "train")
+    train, val = ImageDataset(str(tmp_path / "train")), ImageDataset(str(few_digits / "val"))
+    for image in (tmp_path / "train").rglob("*.png"):
+        image.write_bytes(b"no image")
+    data = ClassificationData(train=train, val=val)
+    data.setup("fit")
+    assert data.class_counts() == [34, 33, 33]
+    assert "data: 100 training and 41 validation images of 3 classes\n" in capsys.readouterr().out
 
 
 def write_shards(few_digits: Path, folder: Path, shards: int) -> None:

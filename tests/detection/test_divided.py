@@ -194,7 +194,7 @@ def test_the_split_is_kept(coco, tmp_path, capsys):
         found = [image.path.name for image in mine.layout.samples(part, masks=False).images]
         assert found == sorted(name for name, of in parts.items() if of == part)
     shutil.copyfile(coco / "train/000001.png", root / "new.png")
-    assert "1 images are not in it: delete it to split anew" in DetectionData(root, **NAMES).layout.parts[1]
+    assert "it lacks 1 image: delete it to split anew" in DetectionData(root, **NAMES).layout.parts[1]
     # The same images for segmentation: outlines are drawn.
     assert len(SegmentationData(root).layout.samples("train")) == 6
 
@@ -204,9 +204,9 @@ def test_the_split_is_kept(coco, tmp_path, capsys):
     [
         ("file,label\na.png,1\n", "split.csv: its first line must name the columns file and split"),
         ("file,split\n000001.png,dev\n", "split.csv:2: split must be train, val or test, got 'dev'"),
-        ("file,split\n000001.png\n", "split.csv:2: 1 columns, the first line has 2"),
+        ("file,split\n000001.png\n", "split.csv:2: 1 column, the first line has 2"),
         ("file,split\n000001.png,val\n000001.png,val\n", "split.csv:3: 000001.png is there twice"),
-        ("file,split\nother.png,val\n", "split.csv: 1 of its images are not in"),
+        ("file,split\nother.png,val\n", "split.csv: it names 1 image that"),
         ("file,split\n000001.png,train\n", "no part 'val' in"),
     ],
 )
@@ -229,7 +229,7 @@ def test_what_is_not_split(coco, tmp_path):
     content["images"] = content["images"][:1]
     content["annotations"] = []
     (root / "result.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="1 images; to split them, it needs two or more"):
+    with pytest.raises(InputError, match="1 image; to split them, it needs two or more"):
         DetectionData(root, **NAMES).layout.samples("val", masks=False)
     (root / "other.json").write_text(json.dumps(content))
     with pytest.raises(

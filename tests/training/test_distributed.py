@@ -68,7 +68,7 @@ def test_two_processes_count_every_image_once(
     common = ["-c", RECIPE, "--data.root", str(few_digits), "--trainer.default_root_dir", str(tmp_path)]
     common += ["--model.num_classes", "3", "--data.batch_size", "10", "--trainer.enable_progress_bar", "false"]
     told = fit_by_two_agents(*common, "--trainer.max_epochs", "2")
-    assert "total batch of 64; here it is 20 (10 x 2 device(s) x 1 accumulated)" in told
+    assert "total batch of 64; here it is 20 (10 x 2 devices x 1 accumulated)" in told
     assert told.count("after 2 epochs") == 1, "told once for all processes"
     # There are 41 validation images. A sampler that pads would count one twice.
     right = logged(tmp_path)["val/top1"] * 41
@@ -87,7 +87,7 @@ def test_metrics_of_two_processes_are_those_of_one(
     if kind == "mask_rcnn":
         options += ["--data.batch_size", "1"]  # beside a larger image, an image has another border
     told = fit_by_two_agents(*options)
-    assert told.count("after 1 epochs") == 1
+    assert told.count("after 1 epoch") == 1
     found = logged(tmp_path)
     assert len(found) >= 2
     assert validated(options, capsys) == pytest.approx(found, abs=1e-4)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from dgmn.training import callbacks
 from dgmn_base.errors import InputError
 from dgmn_base.runs import alone_in
-from dgmn_base.terminal import Progress, duration
+from dgmn_base.terminal import Progress, counted, duration
 from dgmn_cli import run
 
 from digits import RECIPE
@@ -130,6 +131,20 @@ def test_progress_of_long_work(capsys: pytest.CaptureFixture[str], monkeypatch: 
         progress.show(done, 100, "images")
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["2 of 100 images, 2 h 27 min left", "4 of 100 images, 2 h 24 min left"]
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_refused_data_leaves_no_logs(command: str, few_digits: Path, small_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(few_digits / "train", tmp_path / "data/train")  # without val
+    start = ("--model.checkpoint", str(small_run("classifier")))
+    assert run([command, *arguments(tmp_path / "data", tmp_path / "run", *start)]) == 2
+    assert not list(tmp_path.glob("run/logs/*"))
+
+
+def test_numbers_with_their_nouns() -> None:
+    assert [counted(n, "epoch") for n in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
+    assert (counted(1, "class"), counted(1000, "class"), counted(2, "box")) == ("1 class", "1,000 classes", "2 boxes")
+    assert (counted(1, "category"), counted(3, "category")) == ("1 category", "3 categories")
 
 
 def test_durations() -> None:

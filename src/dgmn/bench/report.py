@@ -20,7 +20,7 @@ import dgmn
 from dgmn.bench.measure import Job, Timing
 from dgmn.errors import InputError
 from dgmn_base.files import writing
-from dgmn_base.terminal import format_table
+from dgmn_base.terminal import counted, format_table
 
 COLUMNS = (
     *("case", "mode", "contender", "ms", "q25", "q75", "images_per_s", "ratio", "peak_mb"),
@@ -183,9 +183,9 @@ def environment(device: str, dtype: str) -> dict[str, str]:
     threads = torch.get_num_threads()
     described = {
         "device": torch.cuda.get_device_name() if device == "cuda" else processor,
-        "processor": f"{processor}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{processor}, {counted(cores, 'core')}, {torch.backends.cpu.get_cpu_capability()}",
         "system": f"{platform.system()} {platform.machine()}",
-        "threads": f"{threads} thread{'s' if threads > 1 else ''}",
+        "threads": counted(threads, "thread"),
         "dtype": dtype,
         "torch": f"torch {torch.__version__}",
         "timm": timm.__version__,

@@ -29,6 +29,7 @@ from dgmn.split import (
     write_split,
 )
 from dgmn_base.files import EXTENSIONS, find_named, folders_in, images_in, is_hidden, listing
+from dgmn_base.terminal import counted
 
 _LABEL = ("label", "class", "category", "target", "class_name", "labels", "classes")
 _TABLES = (".csv", ".tsv")
@@ -159,8 +160,9 @@ def _with_split(source: Path, pairs: list[tuple[str, str]], split: Path, val_sha
         raise InputError(f"{source}: the class {alone} has one image; to split a class, it needs two or more")
     validation = for_validation(dict(pairs), val_share)
     rows = [(name, label, "val" if name in validation else "train") for name, label in pairs]
-    counts = f"{len(rows) - len(validation)} training and {len(validation)} validation images"
-    return Listed(source, rows, split, f"data: {len(rows)} images of {len(of_class)} classes split into {counts}")
+    counts = f"{len(rows) - len(validation)} training and {counted(len(validation), 'validation image')}"
+    images = f"{counted(len(rows), 'image')} of {counted(len(of_class), 'class')}"
+    return Listed(source, rows, split, f"data: {images} split into {counts}")
 
 
 def _columns(titles: Sequence[str]) -> tuple[int, int, int] | None:
@@ -213,7 +215,7 @@ def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
                 continue
             where = f"{file}:{reader.line_num}"
             if len(row) != len(titles):
-                raise InputError(f"{where}: {len(row)} columns, the first line has {len(titles)}")
+                raise InputError(f"{where}: {counted(len(row), 'column')}, the first line has {len(titles)}")
             name, label = row[columns[0]].strip(), row[columns[1]].strip()
             part = row[columns[2]].strip().lower() if columns[2] >= 0 else None
             if not name or not label:

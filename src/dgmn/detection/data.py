@@ -23,6 +23,7 @@ from dgmn.objects.layouts import LAYOUTS, Divided, Layout, Target, parts_of
 from dgmn.pictures import boxed, distinct_colors, legend
 from dgmn.report import DataReport, read_all, say
 from dgmn.training.data import ImageData
+from dgmn_base.terminal import counted
 
 _COCO = ("{split}", "annotations/instances_{split}.json")
 _LEAST = 32  # pixels of the short side of an image that `leave_out_empty` keeps
@@ -221,9 +222,9 @@ class DetectionData(ImageData):
         train, val = (self._sets[split].coco for split in ("train", "val"))
         for problem in (*self._mistakes(train, val), *(_without_outline(train) if self.masks else ())):
             raise InputError(problem)
-        counts = f"{len(train.images)} training and {len(val.images)} validation images"
-        left_out = f"; {train.left_out} boxes of less than a pixel are left out" if train.left_out else ""
-        say(f"data: {self.layout.title} layout, {counts} of {len(val.names)} categories{left_out}")
+        counts = f"{len(train.images)} training and {counted(len(val.images), 'validation image')}"
+        left_out = f"; left out: {counted(train.left_out, 'box')} of less than a pixel" if train.left_out else ""
+        say(f"data: {self.layout.title} layout, {counts} of {counted(len(val.names), 'category')}{left_out}")
 
     def _mistakes(self, train: CocoSet, val: CocoSet) -> list[str]:
         """What is wrong with the training and validation sets together."""
@@ -286,8 +287,9 @@ class DetectionData(ImageData):
             report.rows.append((name, *(counts[name] for _, *both in columns for counts in both)))
         if sets:
             total = sum(len(coco.images) for coco in sets)
+            classes = counted(len(sets[-1].names), "class")
             split = f"; {self.layout.parts[1]}" if isinstance(self.layout, Divided) else ""
-            report.told = f"{self.layout.title} layout, {len(sets[-1].names)} classes, {total:,} images{split}"
+            report.told = f"{self.layout.title} layout, {classes}, {counted(total, 'image')}{split}"
         if len(sets) == 2:
             # If no image can be read, there are problems enough.
             report.problems += self._mistakes(*sets) if sets[0].images or not report.problems else []

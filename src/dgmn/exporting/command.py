@@ -5,7 +5,7 @@ import argparse
 from dgmn.exporting.export import RUNTIMES, Exported, export
 from dgmn.exporting.int8 import score_name
 from dgmn.loading import load
-from dgmn_base.terminal import format_table
+from dgmn_base.terminal import counted, format_table
 
 
 def run_export(options: argparse.Namespace) -> int:
@@ -64,9 +64,12 @@ def _of_int8(done: Exported, task: str) -> list[tuple[str, str]]:
         return []
     changed, what = done.int8, "pixels" if task == "segmentation" else "images"
     rows = [
-        ("layers in int8", f"{changed.layers[0]} of {changed.layers[1]}, calibrated on {changed.calibrated} images"),
+        (
+            "layers in int8",
+            f"{changed.layers[0]} of {changed.layers[1]}, calibrated on {counted(changed.calibrated, 'image')}",
+        ),
         ("the float32 file", f"{changed.megabytes:.1f} MB, {changed.milliseconds:.1f} ms in onnxruntime"),
-        ("same class", f"{changed.agreement:.1%} of the {what}, on {changed.compared} other images"),
+        ("same class", f"{changed.agreement:.1%} of the {what}, on {counted(changed.compared, 'other image')}"),
     ]
     if changed.score is not None:
         rows.append((score_name(task), f"{changed.score[1]:.1%} in int8, {changed.score[0]:.1%} in float32"))

@@ -18,6 +18,7 @@ from dgmn.loading import predictor_of
 from dgmn.onnx_network import OnnxNetwork, open_session
 from dgmn.predictor import Predictor
 from dgmn_base.files import images_in
+from dgmn_base.terminal import counted
 
 LOSS = 0.02
 """Most that a file may lose of its top-1 or mIoU."""
@@ -90,7 +91,7 @@ def quantise(content: bytes, description: Mapping[str, Any], folder: Path) -> tu
                 np.add.at(confusion, (wanted[known], classes[known]), 1)
     score = None if truth is None else tuple(_score(confusion, plain.task) for confusion in confusions)
     agreement = same / total
-    where = f"{len(comparing)} images of {folder}"
+    where = f"{counted(len(comparing), 'image')} of {folder}"
     if score is not None and not score[0] - score[1] <= LOSS:
         raise InputError(
             f"int8: is not written: {score_name(plain.task)} on {where} falls from {score[0]:.1%} to {score[1]:.1%}, "

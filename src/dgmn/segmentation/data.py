@@ -27,7 +27,7 @@ from dgmn.segmentation.losses import IGNORED
 from dgmn.segmentation.transforms import Augmentation, normalise
 from dgmn.training.data import ImageData
 from dgmn_base.files import is_image
-from dgmn_base.terminal import Progress
+from dgmn_base.terminal import Progress, counted
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,11 @@ class SegmentationData(ImageData):
         if problem is not None:
             if checked == len(samples):
                 raise InputError(f"data: {problem}")
-            warnings.warn(f"in the {checked} images that were read: {problem}", stacklevel=2)
+            warnings.warn(f"in {counted(checked, 'image')} that were read: {problem}", stacklevel=2)
         train, val = (len(self._sets[name]) for name in ("train", "val"))
         say(
-            f"data: {self.layout.title} layout, {train} training and {val} validation images "
-            f"of {len(self.names)} classes; "
+            f"data: {self.layout.title} layout, {train} training and {counted(val, 'validation image')} "
+            f"of {counted(len(self.names), 'class')}; "
             f"{checked if checked < len(samples) else 'all'} of them read without an error"
         )
 
@@ -222,7 +222,7 @@ class SegmentationData(ImageData):
             problem = _nothing_to_learn(pixels)
             if problem is not None and pixels.sum():  # if no mask could be read, that is said already
                 report.problems.append(f"{split}: {problem}")
-        report.told = f"{self.layout.title} layout, {len(names)} classes, {total:,} images"
+        report.told = f"{self.layout.title} layout, {counted(len(names), 'class')}, {counted(total, 'image')}"
         report.legend = partial(legend, names, colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report

@@ -16,6 +16,7 @@ from dgmn.errors import InputError
 from dgmn.report import DataReport
 from dgmn.training.callbacks import epoch_seed, run_seed
 from dgmn.training.sampling import GroupedBatches, StepSampler
+from dgmn_base.terminal import counted
 
 
 class ImageData(L.LightningDataModule):
@@ -158,7 +159,8 @@ class ImageData(L.LightningDataModule):
             some = len(cast(Sized, sampler))
             smaller = max(some // 8 * 2, min(some, 2))  # mixup needs an even number
             advice = f"; give --data.batch_size {smaller}, for instance" if some else ""
-            raise InputError(f"data.batch_size {self.batch_size}: an epoch has only {some} images per device{advice}")
+            images = counted(some, "image")
+            raise InputError(f"data.batch_size {self.batch_size}: an epoch has only {images} per device{advice}")
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
         options: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": True}
         if groups is not None:
@@ -170,7 +172,7 @@ class ImageData(L.LightningDataModule):
         trainer = self._trainer()
         size = len(cast(Sized, dataset))
         if size < trainer.world_size:
-            raise InputError(f"data: {size} {split} images are too few for {trainer.world_size} processes")
+            raise InputError(f"data: {counted(size, f'{split} image')}, too few for {trainer.world_size} processes")
         # A DistributedSampler would repeat some images, so that all processes get equally many.
         mine = Subset(dataset, range(trainer.global_rank, size, trainer.world_size))
         return self._loader(mine, batch_size=self.eval_batch_size or self.batch_size)

@@ -15,6 +15,7 @@ from dgmn.objects.coco import load_annotations
 from dgmn.objects.coco_set import CocoImage, CocoSet
 from dgmn.objects.layouts.layout import Layout
 from dgmn.split import SPLIT, check_split, for_validation, read_split, write_split
+from dgmn_base.terminal import counted
 
 
 class Divided(Layout):
@@ -71,8 +72,8 @@ class Divided(Layout):
         few = {group for group, number in images.items() if number * self._share < 1}  # these are one group
         validation = for_validation({n: "" if g in few else g for n, g in groups.items()}, self._share)
         if not validation:
-            raise InputError(f"{self.source('')}: {len(groups)} images; to split them, it needs two or more")
-        counts = f"{len(groups) - len(validation)} training and {len(validation)} validation images"
+            raise InputError(f"{self.source('')}: {counted(len(groups), 'image')}; to split them, it needs two or more")
+        counts = f"{len(groups) - len(validation)} training and {counted(len(validation), 'validation image')}"
         parts = {name: "val" if name in validation else "train" for name in groups}
         return parts, f"{len(groups)} images without parts split into {counts}"
 

@@ -25,6 +25,7 @@ from dgmn_base.files import (
     read_text,
 )
 from dgmn_base.recipes import check_size
+from dgmn_base.terminal import counted
 
 _NUMBER = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
 _BEYOND = 0.01  # so far outside of 0..1 a rounded value may lie, as in Ultralytics' code
@@ -238,8 +239,9 @@ def _with_other_spellings(pairs: list[tuple[Path, Path | None]], problems: list[
                     lost.append(file)
     empty = sum(map(len, alone.values())) - len(found)
     if lost and empty:
-        more = f" (and {len(lost) - 1} more files of labels without an image)" if len(lost) > 1 else ""
-        problems.append(f"{lost[0]}: no image {lost[0].stem}.*{more}, while {empty} images have no labels")
+        more = f" (and {counted(len(lost) - 1, 'more file')} of labels without an image)" if len(lost) > 1 else ""
+        images_are = "1 image has" if empty == 1 else f"{empty} images have"
+        problems.append(f"{lost[0]}: no image {lost[0].stem}.*{more}, while {images_are} no labels")
     return [(image, labels or found.get(image)) for image, labels in pairs]
 
 
