@@ -95,6 +95,16 @@ def segnet(root: Path, out: Path, most=None) -> None:
         write(out / f"{split}.txt", f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png\n")
 
 
+def roboflow_masks(root: Path, out: Path, most=None) -> None:
+    """Masks beside the images, a list of values with spaces in every part, and `valid`."""
+    for split, name, image, mask in scenes_of(root, most):
+        part = {"val": "valid"}.get(split, split)
+        copy(image, out / part / f"{name}_png.rf.0a1b{image.suffix}")
+        save(np.where(mask == 255, 0, mask + 1).astype(np.uint8), out / part / f"{name}_png.rf.0a1b_mask.png")
+        rows = [f"{i}, {name}" for i, name in enumerate(["unlabeled", *names_of(root)])]
+        write(out / part / "_classes.csv", "\n".join(["Pixel Value, Class", *rows]) + "\n")
+
+
 def mmseg(root: Path, out: Path, most=None) -> None:
     for split, name, image, mask in scenes_of(root, most):
         copy(image, out / "img_dir" / split / f"{name}{image.suffix}")
@@ -252,6 +262,7 @@ def yolo(root: Path, out: Path, most=None) -> None:
 MASKS = {
     "folders": {"kaggle": kaggle, "camvid": camvid, "cvat_camvid": cvat_camvid, "mmseg": mmseg},
     "segnet": {"segnet": segnet},
+    "roboflow_masks": {"roboflow_masks": roboflow_masks},
     "ade20k": {"ade20k": ade20k},
     "voc": {"voc": voc, "cvat_voc": cvat_voc},
     "panoptic": {"panoptic": panoptic},

@@ -126,6 +126,32 @@ def test_cvats_folders_of_coco(labelled, tmp_path):
     assert data.layout.name == "coco"
 
 
+def test_roboflows_masks(labelled, tmp_path):
+    out = tmp_path / "out"
+    formats.roboflow_masks(labelled, out, 1)
+    (out / "classes.txt").write_text("\n".join(["none", *formats.names_of(labelled)]))
+    data = SegmentationData(out)
+    assert data.layout.name == "roboflow_masks"
+    assert data.names[0] == "none", "a list of the user's own counts more"
+    with pytest.raises(InputError, match=r"no images for 'test' in .*test: there is no such folder"):
+        data.layout.samples("test")
+    (out / "valid/_classes.csv").write_text("Pixel Value, Class\n0, a\n0, b\n")
+    with pytest.raises(InputError, match=r"valid/_classes.csv:3: a row is a value of its own and a name"):
+        SegmentationData(out).setup("fit")
+    (out / "valid/_classes.csv").write_text("Pixel Value, Class\n0, a\n1, b\n")
+    with pytest.raises(InputError, match=r"valid/_classes.csv: other classes than in .*train/_classes.csv"):
+        SegmentationData(out).setup("fit")
+
+
+def test_masks_beside_their_images(labelled, tmp_path):
+    formats.roboflow_masks(labelled, tmp_path / "out", 2)
+    for path in (tmp_path / "out").glob("*/*_mask.png"):
+        path.rename(path.with_name(path.name.replace("_mask", "_seg")))
+    (tmp_path / "out/classes.txt").write_text("\n".join(["none", *formats.names_of(labelled)]))
+    data = SegmentationData(tmp_path / "out", images="{split}", masks="{split}/{name}_seg.png")
+    assert len(data.layout.samples("train")) == 2
+
+
 def test_all_mistakes_of_outlines_are_listed(labelled, tmp_path):
     out = tmp_path / "out"
     formats.labelme(labelled, out, 2)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from dgmn.errors import InputError
-from dgmn.segmentation.labels import Classes, Color, read_classes
+from dgmn.segmentation.labels import Classes, Color, named, read_classes
 from dgmn_base.files import numbered_lines
 
 NO_LABEL = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__")
@@ -66,6 +66,29 @@ def read_color_list(path: Path) -> Classes:
             True,
             tuple(dict.fromkeys(colors[i] for i in rest)),
         )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def read_value_list(path: Path) -> Classes:
+    """Reads Roboflow's `_classes.csv`: titles, and rows of a value in masks and the name of its class.
+
+    What is called Void, Unlabelled or Ignore is no class: its pixels have no label.
+
+    Raises:
+        InputError: the file holds something else; the message names the line.
+    """
+    names: dict[int, str] = {}
+    for i, line in numbered_lines(path)[1:]:
+        value, *name = (part.strip() for part in next(csv.reader([line], skipinitialspace=True)))
+        if not _NUMBER.fullmatch(value) or int(value) in names or not any(name):
+            raise InputError(
+                f"{path}:{i}: a row is a value of its own and a name, such as 0, background, got {line[:80]!r}"
+            )
+        names[int(value)] = ", ".join(name)
+    kept = {value: name for value, name in names.items() if name.lower() not in NO_LABEL}
+    try:
+        return named(list(kept.values()), ids=list(kept), ignored=[value for value in names if value not in kept])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgmn.errors import InputError
-from dgmn.segmentation.class_lists import find_classes
+from dgmn.segmentation.class_lists import find_classes, read_value_list
 from dgmn.segmentation.labels import Classes, named, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
 from dgmn_base.files import find_listed, folders_in, images_in, listing, numbered_lines
@@ -30,6 +30,7 @@ _CAMVID = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian"),
     "Bicyclist",
 )
+_VALUES = "_classes.csv"
 _PARTS = ("train", "val", "test")
 
 
@@ -87,12 +88,12 @@ class MaskFolders(Layout):
             if not files:
                 what = "is empty" if folder.is_dir() else "there is no such folder"
                 raise InputError(f"data: no images for {part!r} in {folder}: {what}")
-            of_name = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+            name_of = {file: file.relative_to(folder).with_suffix("").as_posix() for file in files}
+            mask_of = {file: self.root / self.masks.format(split=part, name=name) for file, name in name_of.items()}
+            files = sorted(mask_of.keys() - set(mask_of.values()))  # masks may lie beside their images
             if "{split}" not in self.images:
-                files = self._listed(part, of_name)
-            for file in files:
-                name = file.relative_to(folder).with_suffix("").as_posix()
-                samples.append(Sample(file, self.root / self.masks.format(split=part, name=name)))
+                files = self._listed(part, {name_of[file]: file for file in files})
+            samples += [Sample(file, mask_of[file]) for file in files]
         masks = [sample.mask for sample in samples]
         shared = next((b for a, b in pairwise(masks) if a == b), None)
         if shared is not None:
@@ -132,6 +133,47 @@ class SegNet(MaskFolders):
 
     def find_classes(self) -> Classes:
         return named(_CAMVID, ignored=(len(_CAMVID),))
+
+
+class RoboflowMasks(MaskFolders):
+    """Roboflow's masks: `train/NAME.jpg`, `train/NAME_mask.png`, and `_classes.csv` in every part.
+
+    `val` also finds `valid`. A list of classes beside the parts, such as `classes.txt`, counts more than theirs.
+    """
+
+    name = "roboflow_masks"
+    title = "Roboflow's masks"
+    files_told = "train/_classes.csv and train/NAME_mask.png"
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, "{split}", "{split}/{name}_mask.png")
+
+    @staticmethod
+    def fits(root: Path) -> bool:
+        return bool(_roboflow_parts(root))
+
+    def splits(self) -> list[str]:
+        return _roboflow_parts(self.root)
+
+    def find_classes(self) -> Classes:
+        found = [(self.root / part / _VALUES, read_value_list(self.root / part / _VALUES)) for part in self.splits()]
+        if not found:
+            raise InputError(f"data.root {self.root}: expected {self.files_told}; {listing(self.root)}")
+        odd = next((file for file, classes in found if classes != found[0][1]), None)
+        if odd is not None:
+            raise InputError(f"{odd}: other classes than in {found[0][0]}")
+        return find_classes(self.root) or found[0][1]
+
+    def samples(self, split: str) -> list[Sample]:
+        parts = self.splits()
+        valid = "valid" if "val" not in parts and "valid" in parts else "val"
+        return super().samples("+".join(valid if part == "val" else part for part in split.split("+")))
+
+
+def _roboflow_parts(root: Path) -> list[str]:
+    """The parts with a list of values and with masks: exports for classifiers have such a list, too."""
+    parts = [name for name in folders_in(root) if (root / name / _VALUES).is_file()]
+    return [name for name in parts if any((root / name).glob("*_mask.png"))]
 
 
 def _look(root: Path) -> tuple[str, str] | None:
