@@ -42,7 +42,7 @@ def fit(*more: str) -> list[str]:
     ]
 
 
-FORM = "a mask is an 8-bit greyscale image"
+FORM = "a mask is a greyscale image"
 MASKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "beyond-the-classes": (lambda: encoded("PNG", grey(2)), r"holds 2, which no class has; the 2 classes are 0\.\.1"),
     "254": (lambda: encoded("PNG", grey(254)), "holds 254, which no class has"),
@@ -57,8 +57,14 @@ MASKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "colours": (lambda: encoded("PNG"), f"has colours; {FORM}"),
     "alpha": (lambda: encoded("PNG", grey(0).convert("RGBA")), f"has colours; {FORM}"),
     "grey-alpha": (lambda: encoded("PNG", grey(0).convert("LA")), f"has pixels of mode LA; {FORM}"),
-    "16-bits": (lambda: encoded("PNG", Image.fromarray(np.zeros((30, 40), np.uint16))), f"16 bit values; {FORM}"),
-    "32-bits": (lambda: encoded("TIFF", Image.fromarray(np.zeros((30, 40), np.int32))), f"32 bit values; {FORM}"),
+    "16-bits": (
+        lambda: encoded("PNG", Image.fromarray(np.full((30, 40), 256, np.uint16))),
+        "holds 256, which no class has",
+    ),
+    "32-bits": (
+        lambda: encoded("TIFF", Image.fromarray(np.full((30, 40), -1, np.int32))),
+        "holds -1, which no class has",
+    ),
     "floating-point": (lambda: floats(0, 1), f"has pixels of mode F; {FORM}"),
     "nan": (lambda: floats(float("nan")), f"has pixels of mode F; {FORM}"),
     "jpeg": (lambda: encoded("JPEG", grey(0)), "JPEG does not keep the values of pixels"),

@@ -36,6 +36,8 @@ def test_cityscapes_is_the_official_table():
 
 def test_reads_what_is_there(tmp_path):
     assert np.array_equal(read_mask(save(tmp_path, VALUES), CLASSES), VALUES)
+    for name, kind in (("deep.png", np.uint16), ("deep.tif", np.uint16), ("deeper.tif", np.int32)):
+        assert np.array_equal(read_mask(save(tmp_path, VALUES.astype(kind), name), CLASSES), VALUES)
     binary = save(tmp_path, VALUES > 1, "binary.png")
     assert np.array_equal(read_mask(binary, CLASSES), (VALUES > 1).astype(np.uint8))
     ids = Classes(("a", "b"), ((0, 0, 0), (1, 1, 1)), (7, 4), ignored=(0,))
@@ -56,8 +58,18 @@ def test_a_painted_mask_is_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("values", "name", "message"),
     [
-        (VALUES.astype(np.uint16) * 256, "deep.png", r"deep.png: has 16 .*bit values; a mask is an 8-bit greyscale"),
-        (np.zeros((2, 3, 3), np.uint8), "rgb.png", r"rgb.png: has colours; a mask is an 8-bit greyscale image"),
+        (
+            VALUES.astype(np.uint16) * 256,
+            "deep.png",
+            r"deep.png: holds 256, 512, 65280, which no class has; the 3 clas",
+        ),
+        (
+            VALUES.astype(np.int32) - 1,
+            "deep.tif",
+            r"deep.tif: holds -1, 254, which no class has; the 3 classes are 0..2",
+        ),
+        (VALUES.astype(np.float32), "float.tif", r"float.tif: has pixels of mode F; a mask is a greyscale image"),
+        (np.zeros((2, 3, 3), np.uint8), "rgb.png", r"rgb.png: has colours; a mask is a greyscale image \(PNG\)"),
         (np.zeros((2, 3, 4), np.uint8), "rgba.png", r"rgba.png: has colours"),
         (VALUES, "lossy.jpg", r"lossy.jpg: JPEG does not keep the values of pixels"),
         (VALUES + 2, "odd.png", r"odd.png: holds 3, 4, which no class has; the 3 classes are 0..2, 255 is no label"),

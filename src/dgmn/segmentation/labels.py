@@ -155,7 +155,7 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
     """Reads a mask as class numbers; 255 is no label.
 
     Args:
-        path: an 8-bit greyscale image whose values are the ids of the classes.
+        path: a greyscale image of 8 bits or more whose values are the ids of the classes.
         classes: the classes that these ids belong to.
         palette: also accept images with a palette; their indices are the ids, and their colours mean nothing.
 
@@ -169,7 +169,7 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
             values = np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing mask") from error
-    expected = "a mask is an 8-bit greyscale image (PNG) whose values are class numbers"
+    expected = "a mask is a greyscale image (PNG) whose values are class numbers"
     if form in ("JPEG", "MPO", "WEBP", "AVIF"):
         raise InputError(f"{path}: {form} does not keep the values of pixels; {expected}")
     if classes.by_color and (mode in ("RGB", "RGBA") or (mode == "P" and not palette)):
@@ -179,10 +179,13 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
             f"{path}: a mask with a palette. If its indices are the class numbers, as in PASCAL VOC, say so: "
             "--data.palette_masks true"
         )
-    if mode not in ("1", "L", "P"):
-        what = {"I": "16 or 32 bit values", "I;16": "16 bit values", "RGB": "colours", "RGBA": "colours"}
-        raise InputError(f"{path}: has {what.get(mode[:4], f'pixels of mode {mode}')}; {expected}")
+    is_wide = mode == "I" or mode.startswith("I;16")  # some tools write 16 bits, whatever the values are
+    if mode not in ("1", "L", "P") and not is_wide:
+        what = "colours" if mode in ("RGB", "RGBA") else f"pixels of mode {mode}"
+        raise InputError(f"{path}: has {what}; {expected}")
     mapped = classes.table()[values.astype(np.uint8)]
+    if is_wide:
+        mapped[values != values.astype(np.uint8)] = -1
     if mapped.min(initial=0) < 0:
         odd = sorted(set(np.unique(values).tolist()) - set(np.flatnonzero(classes.table() >= 0).tolist()))
         accepted = sorted(classes.ids)
