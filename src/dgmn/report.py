@@ -35,6 +35,7 @@ class DataReport:
         header: header of a table of counts.
         rows: rows of that table.
         problems: one line per problem, with the file and what was expected.
+        notes: one line for each thing that may be meant so, such as a class that the validation lacks.
         samples: some images with their annotations drawn in.
         told: what the dataset is, in one line.
         legend: draws, at a given width, the legend of the classes in the samples.
@@ -43,6 +44,7 @@ class DataReport:
     header: tuple[str, ...] = ()
     rows: list[tuple[object, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     samples: list[Image.Image] = field(default_factory=list)
     told: str = ""
     legend: Callable[[int], Image.Image] | None = None

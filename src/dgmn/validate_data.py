@@ -12,7 +12,7 @@ from dgmn.training.data import ImageData
 from dgmn_base.errors import one_line
 from dgmn_base.terminal import Progress, counted, format_table
 
-_SHOWN = 30  # problems that are printed
+_SHOWN = 30  # problems, and notes, that are printed
 
 
 def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -32,11 +32,17 @@ def validate_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         sheet = contact_sheet(report.samples)
         save_image(stacked([sheet, report.legend(sheet.width)]) if report.legend else sheet, picture)
         print(f"\nsamples: {picture}")
-    if not report.problems:
-        print("\nno mistakes found")
-        return 0
-    print(f"\n{counted(len(report.problems), 'problem')}:")
-    print("\n".join(f"  {one_line(problem)}" for problem in report.problems[:_SHOWN]))
-    if len(report.problems) > _SHOWN:
-        print(f"  and {len(report.problems) - _SHOWN} more")
-    return 1
+    _print("note", report.notes)
+    _print("problem", report.problems)
+    if report.problems:
+        return 1
+    print("\nno mistakes found")
+    return 0
+
+
+def _print(what: str, lines: Sequence[str]) -> None:
+    if lines:
+        print(f"\n{counted(len(lines), what)}:")
+        print("\n".join(f"  {one_line(line)}" for line in lines[:_SHOWN]))
+    if len(lines) > _SHOWN:
+        print(f"  and {len(lines) - _SHOWN} more")

@@ -141,6 +141,20 @@ def test_validate_data_writes_no_split(plain: Path, tmp_path: Path, capsys, monk
     assert not (plain / "split.csv").exists()
 
 
+def test_a_class_without_validation_images_is_no_mistake(few_digits: Path, tmp_path: Path, capsys) -> None:
+    root = Path(shutil.copytree(few_digits, tmp_path / "data"))
+    rows = rows_of(root)
+    for part, code, told in (("val", 0, "1 note:\n"), ("train", 1, "1 problem:\n")):
+        write_table(root / f"{part}.csv", [row for row in rows if row[1:] != ("2", part)])
+        assert run(["validate-data", "-c", RECIPE, "--data.root", str(root / f"{part}.csv")]) == code
+        assert f"{told}  {part}: no image of the class 2\n" in capsys.readouterr().out
+    data = ClassificationData(root / "val.csv")
+    data.setup("fit")
+    assert data.names == ["0", "1", "2"], "it can be trained"
+    shutil.rmtree(root / "val/2")  # in folders it cannot
+    assert run(["validate-data", "-c", RECIPE, "--data.root", str(root)]) == 1
+
+
 TABLES = {
     "several labels in two rows": (
         "file,label\na.png,cat\na.png,dog\n",

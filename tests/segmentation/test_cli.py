@@ -261,6 +261,22 @@ def test_validate_data(scenes, tmp_path, capsys):
     assert f"{mask}: holds 77, which no class has" in capsys.readouterr().out
 
 
+def test_a_class_that_the_validation_lacks_is_no_mistake(scenes, capsys):
+    arguments = ["validate-data", "-c", RECIPE, "--data.root", str(scenes), "--data.splits.test", "val"]
+    first = sorted((scenes / "gtFine/train").rglob("*.png"))[0]
+    mask = np.array(Image.open(first))
+    mask[0, :11] = range(11)  # every class
+    Image.fromarray(mask).save(first)
+    assert run(arguments) == 0
+    assert "\n1 note:\n  val: no pixel of 2, 4\n\nno mistakes found\n" in capsys.readouterr().out
+    for path in (scenes / "gtFine/train").rglob("*.png"):
+        mask = np.array(Image.open(path))
+        mask[mask == 4] = 0
+        Image.fromarray(mask).save(path)
+    assert run(arguments) == 1
+    assert "  val: no pixel of 2, 4\n\n1 problem:\n  train: no pixel of 3\n" in capsys.readouterr().out
+
+
 def test_validate_data_of_classifiers(few_digits, tmp_path, capsys):
     root = Path(shutil.copytree(few_digits, tmp_path / "digits"))
     arguments = ["validate-data", "-c", "recipes/classification/digits.yaml", "--data.root", str(root)]

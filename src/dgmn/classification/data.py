@@ -270,7 +270,10 @@ class ClassificationData(ImageData):
                     report.samples.append(captioned(load_image(path), [name]))
         for name, of in counts.items():
             report.rows.append((name, of["train"], of["val"]))
-            report.problems += [f"{split}: no image of the class {name}" for split, n in of.items() if n == 0]
+            for split in (split for split, n in of.items() if n == 0):
+                # In folders of parts, the classes of both must be the same.
+                told = report.notes if split == "val" and self.listed is not None else report.problems
+                told.append(f"{split}: no image of the class {name}")
         return report
 
     @property
