@@ -50,6 +50,15 @@ class DataReport:
     legend: Callable[[int], Image.Image] | None = None
 
 
+def alike(names: Iterable[str]) -> list[str]:
+    """A note for every group of names of classes that differ in capitals or spaces only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.split()).casefold(), []).append(name)
+    several = (", ".join(map(repr, group)) for group in groups.values() if len(group) > 1)
+    return [f"the classes {each} differ in capitals or spaces only: are they one?" for each in several]
+
+
 def read_all(
     items: Sequence[Item], read: Callable[[Item], Result], problems: list[str], progress: Callable[[int], None]
 ) -> Iterable[tuple[Item, Result]]:

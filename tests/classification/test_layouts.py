@@ -166,7 +166,7 @@ TABLES = {
     ),
     "a column for each class": ("filename,cat,dog\na.png,1,1\n", r"a column for each class, .* one label per image"),
     "no titles": ("a.png,cat\nb.png,dog\n", r"must name the columns file \(or .*\) and label .*, got a\.png, cat"),
-    "a row too short": ("file,label\na.png\n", r":2: 1 columns, the first line has 2"),
+    "a row too short": ("file,label\na.png\n", r":2: 1 column, the first line has 2"),
     "no label": ("file,label\na.png,\n", r":2: a row needs a file and a label"),
     "another part": ("file,label,split\na.png,cat,dev\n", r":2: split must be train, val or test, got 'dev'"),
     "twice": ("file,label\na.png,cat\na.png,cat\n", r":3: a.png is there twice, first in line 2"),
@@ -266,7 +266,7 @@ def test_readers_that_cannot_run(few_digits: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data.val_share must be above 0 and below 1, got 1"):
         ClassificationData(tmp_path, val_share=1)
     write_shards(few_digits, tmp_path / "shards", 1)
-    with pytest.raises(InputError, match=r"1 shards for .* 2 workers each: .*give --data.num_workers 1"):
+    with pytest.raises(InputError, match=r"1 shard for .* 2 workers each: .*give --data.num_workers 1"):
         ClassificationData(tmp_path / "shards", reader="wds/", num_workers=3).setup("fit")
 
 

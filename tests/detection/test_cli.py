@@ -279,6 +279,13 @@ def test_validate_data(coco_scenes, tmp_path, capsys):
         assert image.width > 1000
     file = coco_scenes / "annotations/instances_train.json"
     content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    content["categories"] += [{"id": 50 + i, "name": name} for i, name in enumerate(("rbc", "RB C"))]
+    file.write_text(json.dumps(content))
+    run(arguments)
+    told = capsys.readouterr().out
+    assert "train: 1 box of less than a pixel in the image; no training learns from them" in told
+    assert "the classes 'rbc', 'RB C' differ in capitals or spaces only: are they one?" in told
     content["annotations"][4]["category_id"] = 44
     file.write_text(json.dumps(content))
     assert run(arguments) == 1

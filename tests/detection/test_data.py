@@ -217,7 +217,7 @@ def test_slivers_are_left_out(root, capsys):
     change(root, lambda content: content["annotations"][1].update(bbox=[3, 5, 0.01, 20]))
     data = DetectionData(root)
     data.setup("fit")
-    assert "2 boxes of less than a pixel are left out" in capsys.readouterr().out
+    assert "left out: 2 boxes of less than a pixel" in capsys.readouterr().out
     _, target = data._sets["train"][0]
     assert target["boxes"].shape == (0, 4)
 

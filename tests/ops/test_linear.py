@@ -15,10 +15,9 @@ needs_onednn = pytest.mark.skipif(not onednn.is_available(), reason="this PyTorc
 
 @pytest.fixture(autouse=True, scope="module")
 def onednn_everywhere():
-    """oneDNN's layers run on every CPU, and for few rows, too; where they pay is another question."""
+    """oneDNN's layers run on every CPU; where they pay is another question."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onednn, "has_avx512", lambda: True)
-        patch.setattr(linear, "_FEW", 1)
         yield
 
 

@@ -28,7 +28,7 @@ from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
 from dgmn.images import check_images, load_image
 from dgmn.pictures import captioned
-from dgmn.report import DataReport, read_all, say
+from dgmn.report import DataReport, alike, read_all, say
 from dgmn.training.data import ImageData
 from dgmn_base.terminal import counted
 
@@ -268,6 +268,7 @@ class ClassificationData(ImageData):
                 counts.setdefault(name, {"train": 0, "val": 0})[split] += 1
                 if path in shown and len(report.samples) < 8:
                     report.samples.append(captioned(load_image(path), [name]))
+        report.notes += alike(counts)
         for name, of in counts.items():
             report.rows.append((name, of["train"], of["val"]))
             for split in (split for split, n in of.items() if n == 0):

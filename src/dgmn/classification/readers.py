@@ -117,7 +117,7 @@ def listed_labels(images: Any) -> Any:
     for name in ("targets", "labels"):
         if hasattr(images, name):
             return getattr(images, name)
-    reader = getattr(images, "reader", None)
+    reader: Any = getattr(images, "reader", None)
     if hasattr(reader, "samples"):  # of files
         return [label for _, label in reader.samples]
     if hasattr(reader, "label_key"):  # of Hugging Face

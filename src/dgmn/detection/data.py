@@ -21,7 +21,7 @@ from dgmn.objects.coco import decode_mask, to_target
 from dgmn.objects.coco_set import CocoImage, CocoSet
 from dgmn.objects.layouts import LAYOUTS, Divided, Layout, Target, parts_of
 from dgmn.pictures import boxed, distinct_colors, legend
-from dgmn.report import DataReport, read_all, say
+from dgmn.report import DataReport, alike, read_all, say
 from dgmn.training.data import ImageData
 from dgmn_base.terminal import counted
 
@@ -280,12 +280,16 @@ class DetectionData(ImageData):
                     in_samples.update(dict(zip(names, drawn, strict=True)))
             if self.masks:
                 report.problems += _masks_that_cannot_be_read(coco)
+            if coco.left_out:
+                boxes = counted(coco.left_out, "box")
+                report.notes.append(f"{split}: {boxes} of less than a pixel in the image; no training learns from them")
             columns.append((coco.names, images, objects))
         if in_samples:
             report.legend = partial(legend, list(in_samples), list(in_samples.values()))
         for name in dict.fromkeys(name for names, _, _ in columns for name in names):
             report.rows.append((name, *(counts[name] for _, *both in columns for counts in both)))
         if sets:
+            report.notes += alike(sets[0].names)
             total = sum(len(coco.images) for coco in sets)
             classes = counted(len(sets[-1].names), "class")
             split = f"; {self.layout.parts[1]}" if isinstance(self.layout, Divided) else ""

@@ -20,7 +20,6 @@ from dgmn.ops.tracing import is_watched
 _HIDDEN = 2**19
 # The same for all threads of oneDNN: 8 MiB.
 _HIDDEN_OF_ONEDNN = 2**21
-_FEW = 32  # rows
 # Up to so many input channels, the backward pass computes the hidden layer again: that takes no longer than to write it
 # to memory and to read it back, and on the finest maps it is the largest tensor by far.
 _CHEAP = 128
@@ -126,8 +125,8 @@ def _learns(tensors: tuple[Tensor, ...]) -> bool:
 
 
 def _on_onednn(x: Tensor, *others: Tensor) -> bool:
-    """Whether oneDNN computes the products; for a few rows, it takes as long as MKL or longer."""
-    return onednn.has_avx512() and x.numel() >= _FEW * x.shape[-1] and onednn.computes(x, *others)
+    """Whether oneDNN computes the products: for any number of rows, so that it does not change a row's result."""
+    return onednn.has_avx512() and onednn.computes(x, *others)
 
 
 def _step(x: Tensor, hidden: int, fast: bool) -> int:

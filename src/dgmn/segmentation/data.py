@@ -20,7 +20,7 @@ from typing_extensions import override
 from dgmn.errors import InputError
 from dgmn.layout import find_layout
 from dgmn.pictures import legend, overlay
-from dgmn.report import DataReport, read_all, say
+from dgmn.report import DataReport, alike, read_all, say
 from dgmn.segmentation.labels import Palettes, painted_colors
 from dgmn.segmentation.layouts import LAYOUTS, Layout
 from dgmn.segmentation.losses import IGNORED
@@ -225,6 +225,7 @@ class SegmentationData(ImageData):
             if problem is not None and pixels.sum():  # if no mask could be read, that is said already
                 report.problems.append(f"{split}: {problem}")
         report.told = f"{self.layout.title} layout, {counted(len(names), 'class')}, {counted(total, 'image')}"
+        report.notes += alike(names)
         report.legend = partial(legend, names, colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report
