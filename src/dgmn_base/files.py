@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import unicodedata
 import warnings
 from collections.abc import Collection, Container, Iterator, Sequence
@@ -18,6 +19,7 @@ from dgmn_base.errors import InputError
 
 _LARGEST = 2**26  # bytes of a file of labels, or of a list of images
 _LONGEST = 4096  # characters of a path
+_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 EXTENSIONS = frozenset(
     (
@@ -304,6 +306,11 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         InputError: the file cannot be written, for instance because the disk is full; the message names it.
     """
     with _named(path):
+        if os.fspath(path) in _STREAMS:  # opened by its name, a file that it goes to would lose what is there
+            sys.stdout.flush()
+            with os.fdopen(os.dup(_STREAMS[os.fspath(path)]), "wb") as file:
+                yield file
+            return
         if path.exists() and not path.is_file():
             with path.open("wb") as file:
                 yield file
