@@ -127,6 +127,20 @@ def test_features_of_every_family(name):
         assert not torch.equal(model(IMAGE)[-1], plain(IMAGE)[-1])
 
 
+def test_what_follows_finds_the_map_as_it_lay_in_memory():
+    """Otherwise other kernels would round otherwise: TinyViT's blocks give maps with channels last that lie first."""
+    sizes = {"depths": (1, 1, 1, 2), "embed_dims": (16, 32, 32, 64), "num_heads": (1, 1, 2, 2)}
+    plain = timm.create_model("tiny_vit_5m_224", **TINY, **sizes).eval()
+    model = dgmn.insert(copy.deepcopy(plain), "stages.3.blocks.*", gate=0.0)
+    assert {p.layout for p in dgmn.places(plain) if p.name.startswith("stages.3.blocks.0")} == {"NHWC", "NCHW"}
+    strides = []
+    for network in (plain, model):
+        network.stages[3].blocks[0].register_forward_hook(lambda _, __, out: strides.append(out.stride()))
+    with torch.no_grad():
+        assert torch.equal(model(IMAGE), plain(IMAGE))
+    assert strides[0] == strides[1]
+
+
 # ---------------------------------------------------------------------------------------------------------- places
 
 
@@ -225,7 +239,7 @@ NO_MAP = r"where no such module can stand: it gives \(1, 65, 16\), no map of 4 d
         ({"places": "layer4", "gate": 0, "initial_beta": 0.0}, "gate: dgmn starts as the identity by itself"),
         ({"places": "layer4.*.act1", "size": 64}, "size must be the height and width of an image, got 64"),
         ({"places": "layer4.*.act1", "size": (0, 64)}, "size must be a whole number of at least 1, got 0"),
-        ({"places": "layer4.*.act1", "module": "dgmn2_attention"}, "it is a ReLU, and dgmn2_attention replaces"),
+        ({"places": "layer4.*.act1", "module": "dgmn2_attention"}, "timm's Swin .* or PVTv2, and this ResNet has none"),
     ],
 )
 def test_mistakes_are_named(given, message):
@@ -241,6 +255,11 @@ def test_more_mistakes():
     dgmn.insert(model, "layer4.*.act1")
     with pytest.raises(InputError, match=r"places: layer4\.0\.act1 has a module behind it already"):
         dgmn.insert(model, "layer4.*.act1")
+    swin = timm.create_model("swinv2_tiny_window8_256", **SWIN)
+    with pytest.raises(
+        InputError, match=r'this SwinTransformerV2 has none.*compares by cosines.* such as "dgmn", can st'
+    ):
+        dgmn.insert(swin, "layers.2.blocks.*.attn", "dgmn2_attention")
     vit = timm.create_model("vit_tiny_patch16_224", img_size=128, embed_dim=16, num_heads=2, depth=2)
     with pytest.raises(InputError, match=r"'blocks.\*' names blocks\.0, " + NO_MAP):
         dgmn.insert(vit, "blocks.*")

@@ -13,7 +13,7 @@ from dgmn.errors import InputError, did_you_mean
 from dgmn.layers import context_module
 from dgmn.models.node_attention import attention_blocks, node_attention, put_attention
 from dgmn.models.places import ATTENTION, Layout, Place, Shapes, Size, last_layer, named
-from dgmn.ops.tracing import is_node_of
+from dgmn.ops.tracing import is_node_of, is_symbolic
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -105,6 +105,12 @@ def _insert(
         if gate is not None:
             raise InputError(f"gate: {ATTENTION} takes the place of another attention and has none, got {gate!r}")
         blocks = dict(attention_blocks(network))
+        if not blocks:
+            raise InputError(
+                f"module: {ATTENTION} takes over the weights of the attention of timm's Swin (version 1) or PVTv2, and "
+                f"this {type(network).__name__} has none, or none any more; Swin V2 compares by cosines, with other "
+                'weights. Every other module, such as "dgmn", can stand behind the layers that dgmn.places lists'
+            )
         chosen = _chosen(places, shapes.attentions(size), network)
         for name in chosen.keys() - blocks.keys():
             raise InputError(f"places: {name} is replaced already")
@@ -179,7 +185,10 @@ def _behind(layer: nn.Module, _: tuple[Any, ...], output: Tensor, layout: Layout
     if layout == "NCHW":
         return cast(Tensor, module(output))
     out: Tensor = module(output.permute(0, 3, 1, 2))
-    return out.permute(0, 2, 3, 1).contiguous()
+    # In memory it lies as the layer's own output: what follows may view it, and rounds otherwise for other strides.
+    if is_symbolic(output) or output.is_contiguous():
+        return out.permute(0, 2, 3, 1).contiguous()
+    return out.contiguous().permute(0, 2, 3, 1)
 
 
 def _gated(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

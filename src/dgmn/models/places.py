@@ -140,7 +140,9 @@ class Shapes:
             blocks = dict(attention_blocks(named(self.network)))
             for name, layer in named(self.network).named_modules():
                 kind = type(layer).__name__
-                found[name] = f"is a {kind}, and {ATTENTION} replaces the attention of timm's Swin and PVTv2"
+                found[name] = (
+                    f"is a {kind}, and {ATTENTION} replaces the attention of timm's Swin (version 1) and PVTv2"
+                )
                 inputs = runs[name.rpartition(".")[0]].inputs
                 if name in blocks and inputs:
                     self.sizes[name] = map_size(inputs)
