@@ -44,7 +44,7 @@ def test_the_page_tells_the_whole_run(trained: Path, small_run) -> None:  # type
     assert "100 training and 41 validation images of 3 classes" in page
     told = f"3 of 3 epochs, 15 steps; continued after epoch 2 from {trained / 'checkpoints/last.ckpt'}, this part took "
     assert told in page.replace("\\_", "_")
-    start = small_run("classifier") / "checkpoints/best.ckpt"
+    start = Path(small_run("classifier").name, "checkpoints/best.ckpt")
     assert f"* **Weights at the start:** {start}\n* **Not trained:** stem\n" in page.replace("\\_", "_")
     top1 = re.search(r"\| val/top1 \| (\d\.\d{4}) \| \d\.\d{4} \|", page)
     assert top1 is not None

@@ -1,6 +1,8 @@
 """Masks and classes: what is accepted, and how mistakes are reported."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -32,6 +34,25 @@ def test_cityscapes_is_the_official_table():
     train_ids = np.arange(19, dtype=np.uint8)
     by_train_id = {label.trainId: label.id for label in official_labels}
     assert to_label_ids(train_ids).tolist() == [by_train_id[i] for i in range(19)]
+
+
+def png_of_bits(values, bits):
+    """A greyscale PNG of 1, 2 or 4 bits, as tools write that make files small; Pillow reads such, but writes none."""
+    lines = ["".join(f"{value:0{bits}b}" for value in row) for row in values]
+    lines = [line + "0" * (-len(line) % 8) for line in lines]
+    pixels = b"".join(b"\0" + int(line, 2).to_bytes(len(line) // 8, "big") for line in lines)
+    head = struct.pack(">IIBBBBB", len(values[0]), len(values), bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits(bits, tmp_path):
+    values = [[i * j % 2**bits for i in range(5)] for j in range(3)]
+    (tmp_path / "small.png").write_bytes(png_of_bits(values, bits))
+    classes = named([f"class {i}" for i in range(100)])
+    assert read_mask(tmp_path / "small.png", classes).tolist() == values
 
 
 def test_reads_what_is_there(tmp_path):

@@ -17,6 +17,9 @@ from dgmn_base.files import read_json, read_text
 
 Color = tuple[int, int, int]
 
+_STRETCHED = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies greyscale values of 2 and 4 bits with."""
+
 BACKGROUND = ("background", "_background_", "__background__")
 """Names, in small letters, of the class that is the rest of an image. It is black, and no overlay paints it."""
 
@@ -155,7 +158,7 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
     """Reads a mask as class numbers; 255 is no label.
 
     Args:
-        path: a greyscale image of 8 bits or more whose values are the ids of the classes.
+        path: a greyscale image, of any number of bits, whose values are the ids of the classes.
         classes: the classes that these ids belong to.
         palette: also accept images with a palette; their indices are the ids, and their colours mean nothing.
 
@@ -166,6 +169,7 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
     try:
         with opened(path, str(path), "mask") as image:
             mode, form = image.mode, image.format
+            stored = image.tile[0].args if image.tile else None
             values = np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing mask") from error
@@ -179,6 +183,8 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
             f"{path}: a mask with a palette. If its indices are the class numbers, as in PASCAL VOC, say so: "
             "--data.palette_masks true"
         )
+    if isinstance(stored, str) and stored in _STRETCHED:  # tools that make PNG files small write so
+        values = values // _STRETCHED[stored]
     is_wide = mode == "I" or mode.startswith("I;16")  # some tools write 16 bits, whatever the values are
     if mode not in ("1", "L", "P") and not is_wide:
         what = "colours" if mode in ("RGB", "RGBA") else f"pixels of mode {mode}"

@@ -107,7 +107,9 @@ class Task(L.LightningModule):
         self.start: str | None = None
         if weights is not None or (network_args["model_args"] or {}).get("pretrained"):
             some = "" if self.filled else ", for a part of the network"
-            self.start = f"{'pretrained weights' if weights is None else weights.path}{some}"
+            # Checkpoints store it, so it is no whole path of this machine.
+            file = "pretrained weights" if weights is None else Path(*weights.path.absolute().parts[-3:])
+            self.start = f"{file}{some}"
         self.optimizer = optimizer
         self.schedule = schedule
         self.lr_batch = lr_batch
