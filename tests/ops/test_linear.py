@@ -39,9 +39,10 @@ def parts(request, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 5), (1,), (0, 4)])
 def test_gradients(shape, parts):
-    inputs = numbers(shape)
-    assert torch.autograd.gradcheck(perceptron, inputs)
-    assert torch.autograd.gradgradcheck(perceptron, inputs)
+    inputs = [*numbers(shape), torch.randn(*shape, 6, dtype=torch.float64).requires_grad_()]
+    for arguments in (inputs[:5], inputs):
+        assert torch.autograd.gradcheck(perceptron, arguments)
+        assert torch.autograd.gradgradcheck(perceptron, arguments)
 
 
 @given(
@@ -54,7 +55,8 @@ def test_gradients(shape, parts):
 )
 def test_equals_plain_layers(shape, sizes, dtype, residual, part, enabled):
     inputs = numbers(shape, *sizes, dtype)
-    start = torch.randn(*shape, sizes[2], dtype=dtype) if residual else None
+    start = torch.randn(*shape, sizes[2], dtype=dtype).requires_grad_() if residual else None
+    learnt = inputs if start is None else [*inputs, start]
     expected = plain(*inputs) + (0 if start is None else start)
     with pytest.MonkeyPatch.context() as patch, torch.backends.mkldnn.flags(enabled=enabled):
         patch.setattr(linear, "_HIDDEN", part)
@@ -62,11 +64,11 @@ def test_equals_plain_layers(shape, sizes, dtype, residual, part, enabled):
         out = perceptron(*inputs, residual=start)
         with torch.inference_mode():
             inferred = perceptron(*inputs, residual=start)
-        grads = torch.autograd.grad(out.square().sum(), inputs)
+        grads = torch.autograd.grad(out.square().sum(), learnt)
     tolerance = {"rtol": 1e-5, "atol": 1e-5 * float(expected.detach().abs().max()) if expected.numel() else 0}
     torch.testing.assert_close(out, expected, **tolerance)
     torch.testing.assert_close(inferred, expected, **tolerance)
-    for got, want in zip(grads, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+    for got, want in zip(grads, torch.autograd.grad(expected.square().sum(), learnt), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()) if want.numel() else 0)
 
 

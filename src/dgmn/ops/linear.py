@@ -5,7 +5,7 @@ more than the matrix products, and in training it is the largest tensor that is 
 at a time. On CPUs with AVX-512, oneDNN computes the products, all but those of the weights' gradients.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -99,11 +99,11 @@ def perceptron(
         return out if residual is None else residual + out
     shape = (*x.shape[:-1], len(weight2))
     rows = x.reshape(-1, x.shape[-1])
-    if learns:
-        output: Tensor = _Perceptron.apply(rows, *parameters)
-        output = output.view(shape)
-        return output if residual is None else residual + output
     start = None if residual is None else residual.reshape(-1, len(weight2))
+    if learns:
+        inside = start is not None and start.dtype == x.dtype
+        output: Tensor = _Perceptron.apply(rows, *parameters, start if inside else None)
+        return output.view(shape) if residual is None or inside else residual + output.view(shape)
     return _forward(rows, *parameters, residual=start).view(shape)
 
 
@@ -209,9 +209,11 @@ class _Linear(torch.autograd.Function):
 
 class _Perceptron(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, residual: Tensor | None
+    ) -> Tensor:
         kept: list[Tensor] | None = None if x.shape[1] <= _CHEAP else []
-        out = _forward(x, weight1, bias1, weight2, bias2, kept=kept)
+        out = _forward(x, weight1, bias1, weight2, bias2, residual, kept)
         ctx.save_for_backward(x, weight1, bias1, weight2, bias2, *(kept or ()))
         return out
 
@@ -219,20 +221,23 @@ class _Perceptron(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, bias1, weight2, bias2, *kept = ctx.saved_tensors
         inputs = [x, weight1, bias1, weight2, bias2]
+        *needed, needs_residual = ctx.needs_input_grad
+        of_residual = grad if needs_residual else None
         if torch.is_grad_enabled():  # second derivatives: from operations that have them
-            wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+            wanted = [tensor for tensor, needs in zip(inputs, needed, strict=True) if needs]
             out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
-            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-            return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)
-        return _backward(grad.contiguous(), inputs, kept, ctx.needs_input_grad)
+            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True) if wanted else ())
+            return *(next(grads) if needs else None for needs in needed), of_residual
+        return *_backward(grad.contiguous(), inputs, kept, needed), of_residual
 
 
 def _backward(
-    grad: Tensor, inputs: list[Tensor], kept: list[Tensor], needed: tuple[bool, ...]
+    grad: Tensor, inputs: list[Tensor], kept: list[Tensor], needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs that need one."""
     x, weight1, bias1, weight2, _ = inputs
-    grads = [torch.zeros_like(tensor) if wanted else None for tensor, wanted in zip(inputs, needed, strict=True)]
+    makers = (torch.empty_like, *[torch.zeros_like] * 4)  # rows of x are written once, the others are sums
+    grads = [make(each) if wanted else None for make, each, wanted in zip(makers, inputs, needed, strict=True)]
     grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = grads
     fast = _on_onednn(*inputs)
     step = len(kept[0]) if kept else _step(x, len(weight1), fast)
