@@ -170,7 +170,7 @@ def read_mask(path: Path, classes: Classes, palette: bool = False) -> NDArray[np
         with opened(path, str(path), "mask") as image:
             mode, form = image.mode, image.format
             tiles = getattr(image, "tile", None)  # how it is stored; only images from files have them
-            stored = tiles[0].args if tiles else None
+            stored = tiles[0][3] if tiles else None
             values = np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing mask") from error

@@ -200,7 +200,7 @@ class LastEvaluation(L.Callback):
 
 
 class BestTables(L.Callback):
-    """Keeps the tables of the best evaluation. In a continued run, it is the best since it was continued.
+    """Keeps the tables of the best evaluation, also those from before a run was continued.
 
     Attributes:
         tables: the tables, see `Task.tables`.
@@ -228,6 +228,30 @@ class BestTables(L.Callback):
         value = float(found)
         if self._best is None or (value > self._best if mode == "max" else value < self._best):
             self._best, self.tables, self.epoch = value, list(task.tables()), trainer.current_epoch
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        tables = [[list(header), [[_plain(cell) for cell in row] for row in rows]] for header, rows in self.tables]
+        return {"best": self._best, "tables": tables, "epoch": self.epoch}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best, tables, epoch = (state_dict.get(name) for name in ("best", "tables", "epoch"))
+        if not (isinstance(best, float) and isinstance(epoch, int) and isinstance(tables, list)):
+            return  # nothing was kept yet; and a file may hold anything
+        if all(map(_is_table, tables)):
+            self._best, self.tables, self.epoch = best, tables, epoch
+
+
+def _is_table(table: object) -> bool:
+    if not isinstance(table, list) or len(table) != 2 or not isinstance(table[1], list):
+        return False
+    return all(isinstance(row, list) and all(_plain(cell) is cell for cell in row) for row in (table[0], *table[1]))
+
+
+def _plain(cell: object) -> object:
+    """What a checkpoint may hold, and what prints the same."""
+    return cell if isinstance(cell, str | int | float) else str(cell)
 
 
 class StopEarly(EarlyStopping):
