@@ -61,10 +61,18 @@ def check_split(file: Path, source: Path, there: set[object], kept: set[object])
     Raises:
         InputError: it names images that are not there any more.
     """
-    new, gone = len(there - kept), len(kept - there)
+    new, gone = ([*sorted(map(_named, each))] for each in (there - kept, kept - there))
     if gone:
-        raise InputError(f"{file}: it names {counted(gone, 'image')} that {source} lacks: delete it to split anew")
-    return f"split as {file} says" + (f"; it lacks {counted(new, 'image')}: delete it to split anew" if new else "")
+        many = f"{counted(len(gone), 'image')} that {source} lacks, such as {gone[0]}"
+        raise InputError(f"{file}: it names {many}: remove their rows, or delete this file to split anew")
+    told = f"split as {file} says"
+    if new:
+        told += f"; in no part, for want of a row in this file: {counted(len(new), 'image')}, such as {new[0]}"
+    return told
+
+
+def _named(image: object) -> str:
+    return str(image[0] if isinstance(image, tuple) else image)
 
 
 def write_split(file: Path, rows: Sequence[Sequence[str]], told: str) -> str:

@@ -127,7 +127,7 @@ def test_a_folder_without_parts_is_split_once(plain: Path, tmp_path: Path, capsy
     assert f"data: split as {plain / 'split.csv'} says" in capsys.readouterr().out
     assert (plain / "split.csv").read_text() == swapped
     shutil.copyfile(next((plain / "1").iterdir()), plain / "1/new.png")
-    assert "says; it lacks 1 image: delete it to split anew" in ClassificationData(plain).listed.told
+    assert "; in no part, for want of a row in this file: 1 image, such as " in ClassificationData(plain).listed.told
     (plain / "1/new.png").unlink()
     next((plain / "1").iterdir()).unlink()
     with pytest.raises(InputError, match=r"split.csv:\d+: no image"):

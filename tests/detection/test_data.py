@@ -348,6 +348,15 @@ def test_the_check_compares_the_parts(root):
     assert [p for p in problems if "no objects to learn from" in p]
 
 
+def test_notes_of_the_check(root):
+    """The same images in both parts, and images without objects, may be meant so."""
+    change(root, lambda content: [e.update(image_id=content["images"][0]["id"]) for e in content["annotations"]])
+    count = len(list((root / "train2017").iterdir()))
+    report = check(DetectionData(root, val="train2017"))
+    assert f"train: {count - 1} images without objects: background, or not annotated yet" in report.notes
+    assert f"{count} images in train and in val: the metrics tell little then" in report.notes
+
+
 def test_a_missing_image_is_one_problem(root):
     (root / "train2017/1.png").unlink()
     assert len(check(DetectionData(root)).problems) == 1

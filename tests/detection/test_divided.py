@@ -194,7 +194,11 @@ def test_the_split_is_kept(coco, tmp_path, capsys):
         found = [image.path.name for image in mine.layout.samples(part, masks=False).images]
         assert found == sorted(name for name, of in parts.items() if of == part)
     shutil.copyfile(coco / "train/000001.png", root / "new.png")
-    assert "it lacks 1 image: delete it to split anew" in DetectionData(root, **NAMES).layout.parts[1]
+    assert "this file: 1 image, such as new.png" in DetectionData(root, **NAMES).layout.parts[1]
+    # Without a name for the test, its images are in no part.
+    default = DetectionData(root, **NAMES).layout
+    assert default.splits() == ["train", "val"]
+    assert len(default.samples("val", masks=False).images) == sum(of == "val" for of in parts.values())
     # The same images for segmentation: outlines are drawn.
     assert len(SegmentationData(root).layout.samples("train")) == 6
 

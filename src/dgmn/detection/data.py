@@ -260,7 +260,7 @@ class DetectionData(ImageData):
             try:
                 coco = self._read(split, self.masks, report.problems)
             except InputError as error:
-                report.problems.append(str(error))
+                report.problems += {str(error)} - {*report.problems}  # it may be about both parts
                 continue
             sets.append(coco)
             labels = dict(zip(coco.ids, coco.names, strict=True))
@@ -280,6 +280,10 @@ class DetectionData(ImageData):
                     in_samples.update(dict(zip(names, drawn, strict=True)))
             if self.masks:
                 report.problems += _masks_that_cannot_be_read(coco)
+            empty = int((coco.images.objects == 0).sum())
+            if empty:
+                without = counted(empty, "image")
+                report.notes.append(f"{split}: {without} without objects: background, or not annotated yet")
             if coco.left_out:
                 boxes = counted(coco.left_out, "box")
                 report.notes.append(f"{split}: {boxes} of less than a pixel in the image; no training learns from them")
@@ -295,6 +299,9 @@ class DetectionData(ImageData):
             split = f"; {self.layout.parts[1]}" if isinstance(self.layout, Divided) else ""
             report.told = f"{self.layout.title} layout, {classes}, {counted(total, 'image')}{split}"
         if len(sets) == 2:
+            shared = len({image.path for image in sets[0].images} & {image.path for image in sets[1].images})
+            if shared:
+                report.notes.append(f"{counted(shared, 'image')} in train and in val: the metrics tell little then")
             # If no image can be read, there are problems enough.
             report.problems += self._mistakes(*sets) if sets[0].images or not report.problems else []
         else:

@@ -27,7 +27,8 @@ class Divided(Layout):
     Args:
         layout: reads the images.
         part: the name of its part, by which all images are found, too.
-        names: what "train", "val" and "test" are called.
+        names: what "train", "val" and "test" are called. If the test is called as the validation, it is that, and no
+            part has the images for the test.
         share: share of the images that are for validation.
     """
 
@@ -36,7 +37,9 @@ class Divided(Layout):
         self.name, self.title = layout.name, layout.title
         self._layout = layout
         self._part = part
-        self._names = names
+        self._part_called = {
+            name: part for part, name in reversed(list(names.items()))
+        }  # the first of two with one name
         self._share = share
         self._file = layout.root / SPLIT
         self._sets: dict[bool, tuple[CocoSet, list[str]]] = {}
@@ -87,22 +90,21 @@ class Divided(Layout):
     @override
     def splits(self) -> list[str]:
         there = set(self.parts[0].values())
-        return list(dict.fromkeys(name for part, name in self._names.items() if part in there))
+        return [name for name, part in reversed(list(self._part_called.items())) if part in there]
 
     @override
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
         coco, found = self._set(masks)
         if problems is None and found:
             self._layout.samples(self._part, masks)  # raises the first mistake
-        if problems is not None and split in (self._part, self._names["train"]):
+        if problems is not None and (split == self._part or self._part_called.get(split) == "train"):
             problems += found  # told once
-        if split == self._part and split not in self._names.values():
+        if split == self._part and split not in self._part_called:
             return coco
         if split not in self.splits():
             raise self.no_part(split, f"its images in {self._file}")
-        wanted = {part for part, name in self._names.items() if name == split}
-        parts, _ = self.parts
-        mine = np.fromiter((parts.get(self._name(image)) in wanted for image in coco.images), bool, len(coco.images))
+        parts, wanted = self.parts[0], self._part_called[split]
+        mine = np.fromiter((parts.get(self._name(image)) == wanted for image in coco.images), bool, len(coco.images))
         return replace(coco, images=coco.images[mine])
 
     @override

@@ -299,7 +299,7 @@ def _facts(file: Path) -> dict[str, Any]:
     text = read_text(file, 2**20)
     if file.suffix == ".data":  # Darknet's: key = value
         lines = (line.partition("=") for _, line in numbered_lines(file) if not line.startswith("#"))
-        facts: Any = {name.strip(): value.strip() for name, found, value in lines if found}
+        facts: Any = {name.strip().lower(): value.strip() for name, found, value in lines if found}
         names = facts.get("names")
         near = _near(names, [file.parent]) if names else ()
         facts["names"] = next((path for path in near if _exists(path)), None)
