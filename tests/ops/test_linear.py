@@ -151,6 +151,16 @@ def test_autocast():
         torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * float(want.abs().max()))
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_residual_of_another_dtype(learns):
+    inputs = numbers(dtype=torch.float32)
+    residual = torch.randn(3, 5, 6, dtype=torch.float64)
+    with torch.set_grad_enabled(learns):
+        out = perceptron(*inputs, residual=residual)
+    assert out.dtype == torch.float64
+    torch.testing.assert_close(out, residual + plain(*inputs), rtol=1e-5, atol=1e-6)
+
+
 def test_autocast_leaves_double_precision():
     inputs = numbers()
     with torch.autocast("cpu", torch.bfloat16):

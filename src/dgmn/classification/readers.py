@@ -26,10 +26,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Dataset info file not found")
 
 
-# Shards without timm's file about them are counted here, so it need not be missed.
-logging.getLogger("timm.data.readers.reader_wds").addFilter(_is_news)
-
-
 def check_reader(name: str) -> str:
     """The kind of a reader: "wds", "hfds" or "tfds".
 
@@ -63,6 +59,8 @@ def reader_set(name: str, root: Path | None, split: str, training: bool, batch_s
         if root is None or not root.is_dir():
             raise InputError(f"data.root {root}: there is no such folder of shards")
         split = _shards(root, split)
+        # Shards without timm's file about them are counted here, so it need not be missed.
+        logging.getLogger("timm.data.readers.reader_wds").addFilter(_is_news)
     try:
         found: Any = create_dataset(
             name, None if root is None else str(root), split, is_training=training, batch_size=batch_size

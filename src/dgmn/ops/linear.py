@@ -99,12 +99,11 @@ def perceptron(
         return out if residual is None else residual + out
     shape = (*x.shape[:-1], len(weight2))
     rows = x.reshape(-1, x.shape[-1])
-    start = None if residual is None else residual.reshape(-1, len(weight2))
-    if learns:
-        inside = start is not None and start.dtype == x.dtype
-        output: Tensor = _Perceptron.apply(rows, *parameters, start if inside else None)
-        return output.view(shape) if residual is None or inside else residual + output.view(shape)
-    return _forward(rows, *parameters, residual=start).view(shape)
+    inside = residual is not None and residual.dtype == x.dtype
+    start = residual.reshape(-1, len(weight2)) if residual is not None and inside else None
+    output: Tensor = (_Perceptron.apply if learns else _forward)(rows, *parameters, start)
+    output = output.view(shape)
+    return output if residual is None or inside else residual + output
 
 
 def is_inference_on_cpu(tensors: tuple[Tensor, ...]) -> bool:

@@ -37,9 +37,9 @@ class Divided(Layout):
         self.name, self.title = layout.name, layout.title
         self._layout = layout
         self._part = part
-        self._part_called = {
-            name: part for part, name in reversed(list(names.items()))
-        }  # the first of two with one name
+        self._part_called: dict[str, str] = {}
+        for each, name in names.items():
+            self._part_called.setdefault(name, each)
         self._share = share
         self._file = layout.root / SPLIT
         self._sets: dict[bool, tuple[CocoSet, list[str]]] = {}
@@ -90,7 +90,7 @@ class Divided(Layout):
     @override
     def splits(self) -> list[str]:
         there = set(self.parts[0].values())
-        return [name for name, part in reversed(list(self._part_called.items())) if part in there]
+        return [name for name, part in self._part_called.items() if part in there]
 
     @override
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
