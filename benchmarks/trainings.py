@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,9 +87,15 @@ def module(multiplier: bool = False, **arguments: object) -> dict[str, str]:
     return {"model.model_args": json.dumps(head), **more}
 
 
+def at_the_end(epochs: int) -> dict[str, str]:
+    """Validates once, since only the last epoch counts."""
+    return {"trainer.max_epochs": str(epochs), "trainer.check_val_every_n_epoch": str(epochs)}
+
+
 _DETECTOR = {"model.num_classes": "3", "data.batch_size": "8", "model.optimizer.lr": "1.0e-3"}
 _SMALL = "{min_size: 320, max_size: 427, channels: 64}"
-_NUCLEI = {"model.model": "mask_rcnn", "data.masks": "true", "model.num_classes": "1", "trainer.max_epochs": "60"}
+_NUCLEI = {"model.model": "mask_rcnn", "data.masks": "true", "model.num_classes": "1"}
+_NUCLEI |= {"data.batch_size": "4", "model.lr_batch": "4"}
 STUDIES = {
     "pretraining": Study(
         *("CIFAR-10, 25,000 images: the weights for fine-tuning", "classification/cifar10", "cifar10_25k", "val/top1"),
@@ -102,7 +108,7 @@ STUDIES = {
     ),
     "camvid": Study(
         "CamVid, 600 steps of 8 crops, Semantic FPN",
-        *("segmentation/camvid", "camvid", "val/miou", 3, (360, 480), {}),
+        *("segmentation/camvid", "camvid", "val/miou", 3, (360, 480), at_the_end(8)),
         {
             **networks("model.backbone", OURS, *PEERS),
             **forms("model.backbone"),
@@ -112,7 +118,7 @@ STUDIES = {
     "modules": Study(
         "CamVid, 600 steps of 8 crops, the modules of the first paper in a dilated ResNet-18",
         *("segmentation/camvid", "camvid", "val/miou", 3, (360, 480)),
-        {"model.model": "dilated_fcn", "model.backbone": "resnet18"},
+        {"model.model": "dilated_fcn", "model.backbone": "resnet18", **at_the_end(8)},
         {
             "plain FCN": {"model.model_args": "{channels: 64}"},
             "DA": module(groups=0, dynamic_sampling=False),
@@ -124,7 +130,7 @@ STUDIES = {
     "bccd": Study(
         "BCCD, 292 images of blood cells, 16 epochs, RetinaNet",
         *("detection/finetune_coco_format", "bccd", "val/box_AP", 2, (320, 427)),
-        {**_DETECTOR, "model.model_args": _SMALL, "trainer.max_epochs": "16"},
+        {**_DETECTOR, "model.model_args": _SMALL, **at_the_end(16)},
         {
             **networks("model.backbone", OURS, *PEERS),
             "walks at 10 times the rate": {"model.backbone": OURS, **WALKS},
@@ -134,7 +140,7 @@ STUDIES = {
     "nuclei": Study(
         "Nuclei, 17 images, 60 epochs, Mask R-CNN",
         *("detection/finetune_coco_format", "nuclei", "val/mask_AP", 2, (320, 427)),
-        {**_DETECTOR, **_NUCLEI, "model.model_args": _SMALL, "data.batch_size": "4", "model.lr_batch": "4"},
+        {**_DETECTOR, **_NUCLEI, "model.model_args": _SMALL, **at_the_end(60)},
         {
             **networks("model.backbone", OURS, *PEERS),
             "from CIFAR-10": {"model.backbone": OURS, "model.checkpoint": PRETRAINED},
@@ -167,7 +173,9 @@ def without_walks(seed: int, path: Path) -> Path:
     return path
 
 
-def arguments(study: Study, name: str, seed: int, data: Path, work: Path, run: Path) -> list[str]:
+def arguments(
+    study: Study, name: str, seed: int, data: Path, work: Path, run: Path, more: Mapping[str, str]
+) -> list[str]:
     """The options of `dgmn fit` for one training."""
     given = {"seed_everything": str(seed), **study.options, **study.contenders[name]}
     if study.data == "cifar10_25k":
@@ -181,7 +189,7 @@ def arguments(study: Study, name: str, seed: int, data: Path, work: Path, run: P
         given["model.checkpoint"] = str(work / "runs" / f"pretraining-{OURS}-0" / "checkpoints/last.ckpt")
     if given.get("model.checkpoint") == ZERO_WALKS:
         given["model.checkpoint"] = str(without_walks(seed, work / f"zero-{seed}.pth"))
-    given |= {"trainer.default_root_dir": str(run), "trainer.enable_progress_bar": "false"}
+    given |= {"trainer.default_root_dir": str(run), "trainer.enable_progress_bar": "false", **more}
     return ["-c", f"recipes/{study.recipe}.yaml", *(part for key, x in given.items() for part in (f"--{key}", x))]
 
 
@@ -189,14 +197,16 @@ def starts_from(key: tuple[str, str, int]) -> str:
     return STUDIES[key[0]].contenders[key[1]].get("model.checkpoint", "")
 
 
-def trained(key: tuple[str, str, int], data: Path, work: Path, device: str, more: Sequence[str]) -> dict[str, object]:
+def trained(
+    key: tuple[str, str, int], data: Path, work: Path, device: str, more: Mapping[str, str]
+) -> dict[str, object]:
     """Runs `dgmn fit` and returns the row of the table."""
     of, name, seed = key
     study = STUDIES[of]
     run = work / "runs" / f"{of}-{name.replace(' ', '_')}-{seed}"
     shutil.rmtree(run, ignore_errors=True)
     start = time.monotonic()
-    command = [sys.executable, "-m", "dgmn_cli", "fit", *arguments(study, name, seed, data, work, run), *more]
+    command = [sys.executable, "-m", "dgmn_cli", "fit", *arguments(study, name, seed, data, work, run, more)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{key}: {done.stdout[-1000:]}{done.stderr[-3000:]}")
@@ -276,7 +286,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the datasets")
     parser.add_argument("--studies", nargs="+", default=list(STUDIES), choices=STUDIES)
     parser.add_argument("--contenders", nargs="+", help="only these")
-    parser.add_argument("--epochs", help="another number of epochs, to try the script")
+    parser.add_argument("--epochs", type=int, help="another number of epochs, to try the script")
     parser.add_argument("--device", default="cpu", help="what the rows say; `dgmn fit` takes a GPU where there is one")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--workers", default="2", help="processes that read images, of every training")
@@ -302,8 +312,7 @@ def main() -> None:
     # The pretraining comes first, what starts from it last.
     wanted.sort(key=lambda key: (key[0] != "pretraining", starts_from(key) == PRETRAINED))
     with ThreadPoolExecutor(given.parallel) as pool:
-        more = ["--data.num_workers", given.workers]
-        more += ["--trainer.max_epochs", given.epochs] if given.epochs else []
+        more = {"data.num_workers": given.workers, **(at_the_end(given.epochs) if given.epochs else {})}
         asked = (given.data.resolve(), work, given.device, more)
         for future in as_completed([pool.submit(trained, key, *asked) for key in wanted]):
             try:
