@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dgmn.bench.measure import Job
 from dgmn.bench.models import SWIN, build, prepare
-from dgmn.layers.packed import can_pack
 from dgmn.models.fuse import fuse
+from dgmn.ops import onednn
 from dgmn_base.terminal import format_table
 
 Work = Callable[[], Any]
@@ -41,9 +41,9 @@ def linear_work(layer: nn.Linear, x: Tensor) -> Work:
     bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
     out = torch.empty(len(rows), len(weight))
     ways: list[Work] = [lambda: torch.addmm(bias, rows, weight.T, out=out)]
-    if can_pack():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], ""))
+    if onednn.computes(rows, weight, bias):
+        packed = onednn.pack(weight)
+        ways.append(lambda: onednn.linear(rows, packed, bias))
     return min(ways, key=seconds)
 
 
