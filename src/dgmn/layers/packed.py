@@ -24,7 +24,8 @@ class PackedLinear(nn.Linear):
     the weights, as merged adapters and averaged weights do; after a change of single numbers, fuse the network again.
     """
 
-    _packed: tuple[Any, Tensor, Tensor] | None = None
+    # What the weights were, some of their numbers in their own memory and as they were, and the packed weights.
+    _packed: tuple[Any, Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, layer: nn.Linear) -> "PackedLinear":
@@ -36,8 +37,9 @@ class PackedLinear(nn.Linear):
     def packs(self, x: Tensor, *others: Tensor) -> bool:
         """Whether the layer uses packed weights for this input; `others` are what else the caller computes with."""
         pays = onednn.has_avx512() or x.numel() <= min(self.in_features, self.out_features) * self.in_features
-        tensors = (x, *self.parameters(), *others)
-        return pays and is_inference_on_cpu(tensors) and onednn.computes(*tensors)
+        tensors = (x, self.weight, *others) if self.bias is None else (x, self.weight, self.bias, *others)
+        fits = self.weight.is_contiguous() and onednn.computes(*tensors)
+        return pays and fits and is_inference_on_cpu(tensors)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.computed(x) if self.packs(x) else F.linear(x, self.weight, self.bias)
@@ -54,13 +56,17 @@ class PackedLinear(nn.Linear):
         # Tensors made in inference mode have no version.
         version = None if self.weight.is_inference() else self.weight._version
         key = (self.weight.data_ptr(), version)
-        weight = self.weight.detach()
-        # An odd distance, so that the numbers come from all columns.
-        some = weight.flatten()[:: max(weight.numel() // 64, 1) | 1]
         packed = self._packed
-        if packed is None or packed[0] != key or not torch.equal(packed[1], some):
-            packed = self._packed = (key, some.clone(), onednn.pack(weight))
-        return packed[2]
+        if packed is None or packed[0] != key or not torch.equal(packed[1], packed[2]):
+            weight = self.weight.detach()
+            # An odd distance, so that the numbers come from all columns.
+            some = weight.view(-1)[:: max(weight.numel() // 64, 1) | 1]
+            packed = self._packed = (key, some, some.clone(), onednn.pack(weight))
+        return packed[3]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._packed = None  # it would keep the memory that the weights leave
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}

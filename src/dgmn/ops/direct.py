@@ -19,6 +19,25 @@ def is_direct(*tensors: Tensor | None) -> bool:
     return not is_in_torch_dispatch_mode() and not is_watched(tuple(x for x in tensors if x is not None))
 
 
+def learns(*tensors: Tensor | None) -> bool:
+    """Whether one of these wants a gradient."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+class _NoContext:
+    """Stands for the context of a function that is not recorded."""
+
+    def save_for_backward(self, *_: Tensor | None) -> None:
+        pass
+
+
+def run(function: type[torch.autograd.Function], tensors: tuple[Tensor | None, ...], *options: Any) -> Tensor:
+    """One of the functions below; without gradients to come, autograd does not hear of it, which takes less time."""
+    context = () if learns(*tensors) else (_NoContext(),)
+    out: Tensor = (function.forward if context else function.apply)(*context, *tensors, *options)
+    return out
+
+
 def _kernels(backend: str) -> ModuleType:
     if backend == "native":
         return native

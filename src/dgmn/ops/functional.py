@@ -6,18 +6,16 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from dgmn.errors import InputError
 from dgmn.ops import direct, exported, library, native, packaged, reference
 from dgmn.ops.direct import is_direct
 from dgmn.ops.precision import has_autocast
 from dgmn.ops.selfcheck import is_trusted
-from dgmn.ops.tracing import is_exporting, is_jit_tracing, is_recorded_as, is_transformed
+from dgmn.ops.tracing import has_tangent, is_exporting, is_jit_tracing, is_recorded_as, is_transformed
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
@@ -72,10 +70,10 @@ def sampled_aggregate(
     if backend == "reference":
         sums: Tensor = _plain().sampled_aggregate(value, offset, weight, kernel_size, dilation)
         return sums
-    arguments = (value, offset, weight, kernel_size, dilation, backend)
-    out: Tensor = (
-        direct.Aggregate.apply(*arguments) if is_direct(*arguments[:3]) else library.sampled_aggregate(*arguments)
-    )
+    tensors, options = (value, offset, weight), (kernel_size, dilation, backend)
+    if is_direct(*tensors):
+        return direct.run(direct.Aggregate, tensors, *options)
+    out: Tensor = library.sampled_aggregate(*tensors, *options)
     return out
 
 
@@ -146,10 +144,10 @@ def sampled_attention(
         return recorded
     if backend == "reference":
         return reference.sampled_attention(query, key, value, offset, bias, scale, kernel_size, dilation, dropout_p)
-    arguments = (query, key, value, offset, bias, scale, kernel_size, dilation, backend)
-    out: Tensor = (
-        direct.Attention.apply(*arguments) if is_direct(*arguments[:5]) else library.sampled_attention(*arguments)[0]
-    )
+    tensors, options = (query, key, value, offset, bias), (scale, kernel_size, dilation, backend)
+    if is_direct(*tensors):
+        return direct.run(direct.Attention, tensors, *options)
+    out: Tensor = library.sampled_attention(*tensors, *options)[0]
     return out
 
 
@@ -204,10 +202,10 @@ def position_scores(
     if chosen == "reference":
         products: Tensor = _plain().position_scores(query, rows, columns, mirrored, nodes)
         return products
-    arguments = (query, rows, columns, mirrored, nodes, chosen)
-    scores: Tensor = (
-        direct.Position.apply(*arguments) if is_direct(*arguments[:3]) else library.position_scores(*arguments)
-    )
+    tensors, options = (query, rows, columns), (mirrored, nodes, chosen)
+    if is_direct(*tensors):
+        return direct.run(direct.Position, tensors, *options)
+    scores: Tensor = library.position_scores(*tensors, *options)
     return scores
 
 
@@ -224,10 +222,7 @@ def _transformed(tensors: Sequence[Tensor | None]) -> bool:
     """Whether torch.func or forward-mode differentiation is active. The operators with kernels support neither."""
     if torch.compiler.is_compiling():
         return False
-    if is_transformed():
-        return True
-    unpack: Any = forward_ad.unpack_dual
-    return any(x is not None and unpack(x).tangent is not None for x in tensors)
+    return is_transformed() or has_tangent(tensors)
 
 
 def unsupported(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgmn.ops import onednn
+from dgmn.ops.direct import learns
 from dgmn.ops.precision import has_autocast
 from dgmn.ops.tracing import is_watched
 
@@ -43,7 +44,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if is_watched(tensors) or _autocast_dtype(x) is not None or not _on_onednn(*tensors):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    out: Tensor = _Linear.apply(rows, weight, bias) if _learns(tensors) else onednn.linear(rows, weight, bias)
+    out: Tensor = _Linear.apply(rows, weight, bias) if learns(*tensors) else onednn.linear(rows, weight, bias)
     return out.view(*x.shape[:-1], len(weight))
 
 
@@ -93,15 +94,15 @@ def perceptron(
             out = perceptron(x.to(dtype), *(parameter.to(dtype) for parameter in parameters))
             return out if residual is None else residual + out
     tensors = (x, *parameters) if residual is None else (x, *parameters, residual)
-    learns = _learns(tensors)
-    if not (learns or x.device.type == "cpu") or is_watched(tensors):
+    recorded = learns(*tensors)
+    if not (recorded or x.device.type == "cpu") or is_watched(tensors):
         out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
         return out if residual is None else residual + out
     shape = (*x.shape[:-1], len(weight2))
     rows = x.reshape(-1, x.shape[-1])
     inside = residual is not None and residual.dtype == x.dtype
     start = residual.reshape(-1, len(weight2)) if residual is not None and inside else None
-    output: Tensor = (_Perceptron.apply if learns else _forward)(rows, *parameters, start)
+    output: Tensor = (_Perceptron.apply if recorded else _forward)(rows, *parameters, start)
     output = output.view(shape)
     return output if residual is None or inside else residual + output
 
@@ -110,17 +111,13 @@ def is_inference_on_cpu(tensors: tuple[Tensor, ...]) -> bool:
     """Whether nothing but the numbers matters: no gradients, no autocast, and nothing that must see every step."""
     if is_watched(tensors) or any(x.device.type != "cpu" for x in tensors):
         return False
-    return _autocast_dtype(tensors[0]) is None and not _learns(tensors)
+    return _autocast_dtype(tensors[0]) is None and not learns(*tensors)
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
     on = has_autocast(x) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else None  # autocast leaves float64
-
-
-def _learns(tensors: tuple[Tensor, ...]) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _on_onednn(x: Tensor, *others: Tensor) -> bool:
@@ -235,12 +232,17 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs that need one."""
     x, weight1, bias1, weight2, _ = inputs
-    makers = (torch.empty_like, *[torch.zeros_like] * 4)  # rows of x are written once, the others are sums
-    grads = [make(each) if wanted else None for make, each, wanted in zip(makers, inputs, needed, strict=True)]
-    grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = grads
+    needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = needed
     fast = _on_onednn(*inputs)
     step = len(kept[0]) if kept else _step(x, len(weight1), fast)
     room = x.new_empty(3, step, len(weight1))
+    sums: dict[int, Tensor] = {}  # gradients, by the number of the input
+    if needs_x:
+        sums[0] = torch.empty_like(x)
+
+    def add_product(number: int, left: Tensor, right: Tensor) -> None:
+        sums[number] = sums[number].addmm_(left, right) if number in sums else left @ right
+
     for i, part in enumerate(_parts(len(x), step)):
         before, active, slope = room[:, : part.stop - part.start]
         if kept:
@@ -249,23 +251,27 @@ def _backward(
             before = onednn.linear(x[part], weight1, bias1)
         else:
             torch.addmm(bias1, x[part], weight1.T, out=before)
-        if grad_weight2 is not None:
+        if needs_weight2:
             _gelu(before, out=active)
-            grad_weight2.addmm_(grad[part].T, active)
+            add_product(3, grad[part].T, active)
         if any(needed[:3]):
             if fast:
                 active = onednn.linear(grad[part], weight2.T)
             else:
                 torch.mm(grad[part], weight2, out=active)
             _gelu_backward(active, before, grad_input=slope)
-        if grad_weight1 is not None:
-            grad_weight1.addmm_(slope.T, x[part])
-        if grad_bias1 is not None:
-            grad_bias1 += slope.sum(0)
-        if grad_x is not None and fast:
-            grad_x[part] = onednn.linear(slope, weight1.T)
-        elif grad_x is not None:
-            torch.mm(slope, weight1, out=grad_x[part])
-    if grad_bias2 is not None:
-        torch.sum(grad, 0, out=grad_bias2)
-    return tuple(grads)
+        if needs_weight1:
+            add_product(1, slope.T, x[part])
+        if needs_bias1:
+            of_bias1 = slope.sum(0)
+            sums[2] = sums[2].add_(of_bias1) if 2 in sums else of_bias1
+        if needs_x and fast:
+            sums[0][part] = onednn.linear(slope, weight1.T)
+        elif needs_x:
+            torch.mm(slope, weight1, out=sums[0][part])
+    if needs_bias2:
+        sums[4] = grad.sum(0)
+    for i, needs in enumerate(needed):
+        if needs and i not in sums:  # there are no positions
+            sums[i] = torch.zeros_like(inputs[i])
+    return tuple(sums.get(i) for i in range(len(inputs)))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgmn.ops.tracing import is_symbolic, opaque
+from dgmn.ops.tracing import is_exporting, is_symbolic, opaque
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -29,7 +29,12 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Switches autocast off, so that the code sets the dtypes. Also works on devices without autocast, such as meta."""
     if is_symbolic(x):  # the modules that need it switch it off themselves when the graph runs
         return nullcontext()
-    return torch.autocast(x.device.type, enabled=False) if has_autocast(x) else nullcontext()
+    device = x.device.type
+    if not has_autocast(x):
+        return nullcontext()
+    # A recorded graph may run under autocast later.
+    needed = torch.compiler.is_compiling() or is_exporting() or torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if needed else nullcontext()
 
 
 @opaque

@@ -1,7 +1,7 @@
 """What the code must know about those that trace it: exporters, torch.fx and torch.func."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NoReturn, TypeVar
@@ -102,8 +102,15 @@ def is_watched(tensors: tuple[Tensor, ...]) -> bool:
     """Whether a tracer, a compiler, torch.func or a subclass of tensors must see every step."""
     if torch.compiler.is_compiling() or is_exporting() or is_transformed():
         return True
+    return any(type(x) not in (Tensor, nn.Parameter) for x in tensors) or has_tangent(tensors)
+
+
+def has_tangent(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether forward-mode differentiation goes through one of these."""
+    if getattr(forward_ad, "_current_level", 0) < 0:  # it is off; to ask every tensor would take longer
+        return False
     unpack: Any = forward_ad.unpack_dual
-    return any(type(x) not in (Tensor, nn.Parameter) or unpack(x).tangent is not None for x in tensors)
+    return any(x is not None and unpack(x).tangent is not None for x in tensors)
 
 
 def channels_last(x: Tensor) -> Tensor:
