@@ -293,7 +293,8 @@ def test_shards_in_two_processes(few_digits: Path, tmp_path: Path) -> None:
         "L.Trainer(max_epochs=1, accelerator='cpu', devices=2, strategy='ddp', logger=False,\n"
         "          enable_checkpointing=False, enable_progress_bar=False).fit(task, data)\n"
     )
-    subprocess.run([sys.executable, str(script), str(tmp_path / "shards"), str(tmp_path)], check=True, timeout=600)
+    command = [sys.executable, str(script), str(tmp_path / "shards"), str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert len(first) == len(second)
     assert not {round(x, 3) for x in first} & {round(x, 3) for x in second}
