@@ -93,6 +93,7 @@ def at_the_end(epochs: int) -> dict[str, str]:
 
 
 _DETECTOR = {"model.num_classes": "3", "data.batch_size": "8", "model.optimizer.lr": "1.0e-3"}
+_ALIGNED = "{pyramid_channels: 64, channels: 64, backbone_args: {rel_pos: aligned}}"
 _SMALL = "{min_size: 320, max_size: 427, channels: 64}"
 _NUCLEI = {"model.model": "mask_rcnn", "data.masks": "true", "model.num_classes": "1"}
 _NUCLEI |= {"data.batch_size": "4", "model.lr_batch": "4"}
@@ -112,6 +113,7 @@ STUDIES = {
         {
             **networks("model.backbone", OURS, *PEERS),
             **forms("model.backbone"),
+            "aligned positions": {"model.backbone": OURS, "model.model_args": _ALIGNED},
             "from CIFAR-10": {"model.backbone": OURS, "model.checkpoint": PRETRAINED},
         },
     ),
