@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections import Counter
 
 import pytest
 import timm
@@ -167,7 +168,7 @@ def test_a_fused_perceptron(height, permuted):
 
 
 def test_the_check_of_packing_draws_no_random_numbers():
-    onednn.is_available.cache_clear()
+    onednn._is_available.cache_clear()
     state = torch.random.get_rng_state()
     onednn.is_available()
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -201,6 +202,38 @@ def test_a_fused_network_where_packed_weights_do_not_help(fused):
     with torch.no_grad():
         torch.testing.assert_close(torch.func.vmap(fused)(image[None])[0], expected, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(x, plain[name]) for name, x in fused.state_dict().items())
+
+
+@pytest.mark.skipif(not onednn.is_available(), reason="this PyTorch has no linear layers of oneDNN")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_networks(packed, dynamic, monkeypatch):
+    """One graph; in inference with oneDNN's products as its operators, with gradients and under autocast without."""
+    monkeypatch.setattr(onednn, "has_avx512", lambda: True)
+    torch.compiler.reset()  # PyTorch keeps eight graphs of a function
+    network = timm.create_model("dgmn2_nano", depths=(1, 1, 1, 1)).eval()
+    network = dgmn.fuse(network) if packed else network
+    operators = Counter()
+
+    def backend(graph, _):
+        operators.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled = torch.compile(network, backend=backend, fullgraph=True, dynamic=dynamic)
+    image = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(image), network(image), rtol=1e-4, atol=1e-5)
+    counts = {
+        name: sum(n for key, n in operators.items() if f"dgmn.{name}" in key) for name in ("linear", "perceptron")
+    }
+    assert counts == {"linear": 8, "perceptron": 4}
+    operators.clear()
+    compiled(image).sum().backward()
+    assert all(x.grad is not None for x in network.parameters() if x.requires_grad)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert compiled(image).dtype == torch.bfloat16
+    assert operators
+    assert not operators.keys() & {"dgmn.linear", "dgmn.perceptron"}
 
 
 def test_hooked_linear_layers_stay():

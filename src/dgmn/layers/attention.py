@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dgmn.errors import check_number, check_share
 from dgmn.layers.packed import PackedLinear, packed_perceptron
 from dgmn.ops import position_scores, sampled_attention
-from dgmn.ops.linear import add_linear, is_inference_on_cpu, linear, perceptron
+from dgmn.ops.linear import add_linear, is_compiled_inference, is_inference_on_cpu, linear, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
 from dgmn.ops.tracing import is_exporting, is_plain, is_recorded_as, is_watched, opaque, surely_equal
@@ -207,8 +207,11 @@ class DGMN2Attention(nn.Module):
 
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
     """The output of a linear layer, or of what stands in its place."""
-    if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and not is_watched((x,)):  # graphs name the layer
-        return linear(x, layer.weight, layer.bias)
+    if isinstance(layer, nn.Linear) and is_plain(layer, *LINEAR) and layer.bias is not None:
+        tensors = (x, layer.weight, layer.bias)
+        ours = type(layer) is nn.Linear and not is_watched((x,))  # other graphs name the layer
+        if ours or is_compiled_inference(*tensors):
+            return linear(*tensors)
     out: Tensor = layer(x)
     return out
 
@@ -221,7 +224,9 @@ class DGMN2Mlp(Mlp):
         """The output, added to `residual` if it is given."""
         dropped = self.training and (self.drop1.p > 0 or self.drop2.p > 0)
         plain = is_plain(self.act, nn.GELU) and all(is_plain(layer, *LINEAR) for layer in (self.fc1, self.fc2))
-        if dropped or not plain or self.act.approximate != "none" or is_watched((x,)):
+        known = (x, *self.fc1.parameters(), *self.fc2.parameters(), *(() if residual is None else (residual,)))
+        watched = is_watched((x,)) and not is_compiled_inference(*known)
+        if dropped or not plain or self.act.approximate != "none" or watched:
             out: Tensor = super().forward(x)
             return out if residual is None else residual + out
         if isinstance(self.fc1, PackedLinear) and isinstance(self.fc2, PackedLinear):

@@ -36,10 +36,11 @@ class PackedLinear(nn.Linear):
 
     def packs(self, x: Tensor, *others: Tensor) -> bool:
         """Whether the layer uses packed weights for this input; `others` are what else the caller computes with."""
-        pays = onednn.has_avx512() or x.numel() <= min(self.in_features, self.out_features) * self.in_features
         tensors = (x, self.weight, *others) if self.bias is None else (x, self.weight, self.bias, *others)
-        fits = self.weight.is_contiguous() and onednn.computes(*tensors)
-        return pays and fits and is_inference_on_cpu(tensors)
+        if not (self.weight.is_contiguous() and is_inference_on_cpu(tensors) and onednn.computes(*tensors)):
+            return False
+        # Asked last: a graph of any size must not depend on the size of the map.
+        return onednn.has_avx512() or x.numel() <= min(self.in_features, self.out_features) * self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         return self.computed(x) if self.packs(x) else F.linear(x, self.weight, self.bias)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from dgmn.ops import linear as _linear
 from dgmn.ops import native
 
 # With both at their most, the nodes of a grid lie 2**30 pixels apart. The kernels' positions have 32 bits.
@@ -295,6 +296,29 @@ def _position_gradients(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, .
 
 position_scores_backward.register_autograd(_no_second_derivatives)
 position_scores.register_autograd(_position_gradients, setup_context=_save_position)
+
+
+@torch.library.custom_op("dgmn::linear", mutates_args=())
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """For compiled inference; it has no gradients, and neither has the next."""
+    return _linear.linear(x, weight, bias)
+
+
+@linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
+
+
+@torch.library.custom_op("dgmn::perceptron", mutates_args=())
+def perceptron(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, residual: Tensor | None
+) -> Tensor:
+    return _linear.perceptron(x, weight1, bias1, weight2, bias2, residual)
+
+
+@perceptron.register_fake
+def _(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, *_: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight2)))
 
 
 # The formulas count the matrix products of the reference, so a network costs the same on every backend. They leave out

@@ -41,6 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (..., D) in the dtype of `x`, or of autocast where it is on.
     """
     tensors = (x, weight, bias)
+    if is_compiled_inference(*tensors):
+        compiled: Tensor = torch.ops.dgmn.linear(x, weight, bias)
+        return compiled
     if is_watched(tensors) or _autocast_dtype(x) is not None or not _on_onednn(*tensors):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
@@ -94,6 +97,9 @@ def perceptron(
             out = perceptron(x.to(dtype), *(parameter.to(dtype) for parameter in parameters))
             return out if residual is None else residual + out
     tensors = (x, *parameters) if residual is None else (x, *parameters, residual)
+    if is_compiled_inference(*tensors):
+        compiled: Tensor = torch.ops.dgmn.perceptron(x, *parameters, residual)
+        return compiled
     recorded = learns(*tensors)
     if not (recorded or x.device.type == "cpu") or is_watched(tensors):
         out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
@@ -112,6 +118,18 @@ def is_inference_on_cpu(tensors: tuple[Tensor, ...]) -> bool:
     if is_watched(tensors) or any(x.device.type != "cpu" for x in tensors):
         return False
     return _autocast_dtype(tensors[0]) is None and not learns(*tensors)
+
+
+def is_compiled_inference(*tensors: Tensor) -> bool:
+    """Whether torch.compile records inference where oneDNN's products pay.
+
+    They then become operators of its graph. Its own compiler takes MKL's, unless the weights are constants.
+    """
+    if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting() or learns(*tensors):
+        return False
+    usual = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    pays = onednn.has_avx512() and onednn.is_available()
+    return usual and _autocast_dtype(tensors[0]) is None and pays
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -42,15 +42,23 @@ def computes(*tensors: Tensor) -> bool:
     return usual and tensors[0].numel() > 0 and bool(torch.backends.mkldnn.enabled) and is_available()
 
 
-@functools.cache
+_capability = functools.cache(torch.backends.cpu.get_cpu_capability)
+
+
+@torch.compiler.assume_constant_result
 def has_avx512() -> bool:
     """Whether PyTorch computes with AVX-512. oneDNN's products are then faster than MKL's (measured on AMD's CPUs)."""
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in _capability()
+
+
+@torch.compiler.assume_constant_result
+def is_available() -> bool:
+    """Whether this PyTorch has these layers, and they compute what they should."""
+    return _is_available()
 
 
 @functools.cache
-def is_available() -> bool:
-    """Whether this PyTorch has these layers, and they compute what they should."""
+def _is_available() -> bool:
     shapes = ((2, 3), (4, 3), (4,))
     x, weight, bias = (
         torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32, device="cpu").view(shape) for shape in shapes
