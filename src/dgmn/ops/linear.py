@@ -124,6 +124,7 @@ def is_compiled_inference(*tensors: Tensor) -> bool:
     """Whether torch.compile records inference where oneDNN's products pay.
 
     They then become operators of its graph. Its own compiler takes MKL's, unless the weights are constants.
+    PyTorch 2.11 says while it compiles that it exports; there the answer is no.
     """
     if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting() or learns(*tensors):
         return False
