@@ -222,6 +222,7 @@ def trained(
         "seed": seed,
         "metric": study.metric,
         "score": round(float(last[study.metric]), 5),
+        "loss": round(float(last["train/loss_epoch"]), 4),
         "walks": " ".join(f"{float(x):.3f}" for column, x in sorted(last.items()) if column.startswith("walks/")),
         "steps": int(last["step"]) + 1,
         "seconds": round(seconds),
@@ -245,7 +246,7 @@ def cost(study: Study, name: str) -> tuple[float, float]:
 
 
 def table(of: str, rows: list[dict[str, str]]) -> str:
-    """Mean, and the lowest and the highest of the seeds, in percent."""
+    """Mean, and the lowest and the highest of the seeds, in percent; the loss of the last epoch, where it was kept."""
     study, cells = STUDIES[of], []
     steps = step_times() if of == "cifar10" else {}
     for name in study.contenders:
@@ -257,11 +258,13 @@ def table(of: str, rows: list[dict[str, str]]) -> str:
         shown = " ".join(f"{statistics.mean(stage):.1f}" for stage in zip(*walks, strict=True))
         params, macs = cost(study, name)
         spread = f"{statistics.mean(scores):.1f}" + (f" ({min(scores):.1f} to {max(scores):.1f})" if own[1:] else "")
+        losses = [float(row["loss"]) for row in own if row["loss"]]
+        loss = f"{statistics.mean(losses):.3f}" if losses else ""
         step = [steps.get(name, "")] if steps else []
-        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", *step, str(len(own)), spread, shown])
+        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", *step, str(len(own)), spread, loss, shown])
     title = f"{study.metric.split('/')[1]}, % (lowest to highest)"
     time = ["ms a step"] if steps else []
-    header = ["network", "parameters", "GMACs", *time, "trainings", title, "walks, pixels of the map"]
+    header = ["network", "parameters", "GMACs", *time, "trainings", title, "training loss", "walks, pixels of the map"]
     return f"**{study.title}**\n\n{markdown(header, cells)}" if cells else ""
 
 
