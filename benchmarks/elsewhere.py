@@ -11,6 +11,7 @@ the nodes of the last contender lie before and after training: `--picture FILE`.
 import argparse
 import multiprocessing
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -242,8 +243,8 @@ def table(path: Path) -> str:
             cells[-1].append(spread([float(row["accuracy"]) for row in own if int(row["distance"]) == distance]))
         lengths = [float(row["walk_after"]) for row in own if row["walk_after"]]
         cells[-1].append(f"{statistics.mean(lengths):.1f} px" if lengths else "")
-    seeds = {len({r["seed"] for r in rows if r["contender"] == name}) for name in CONTENDERS} - {0}
-    counted = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    seeds = Counter((row["contender"], row["distance"]) for row in rows).values()
+    counted = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     made = {
         key: ", ".join(sorted({row[key] for row in rows})) for key in ("steps", "device", "torch", "commit", "date")
     }

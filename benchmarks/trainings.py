@@ -248,6 +248,7 @@ def cost(study: Study, name: str) -> tuple[float, float]:
 def table(of: str, rows: list[dict[str, str]]) -> str:
     """Mean, and the lowest and the highest of the seeds, in percent; the loss of the last epoch, where it was kept."""
     study, cells = STUDIES[of], []
+    kept = any(row["loss"] for row in rows if row["study"] == of)
     steps = step_times() if of == "cifar10" else {}
     for name in study.contenders:
         own = [row for row in rows if row["study"] == of and row["contender"] == name]
@@ -259,12 +260,12 @@ def table(of: str, rows: list[dict[str, str]]) -> str:
         params, macs = cost(study, name)
         spread = f"{statistics.mean(scores):.1f}" + (f" ({min(scores):.1f} to {max(scores):.1f})" if own[1:] else "")
         losses = [float(row["loss"]) for row in own if row["loss"]]
-        loss = f"{statistics.mean(losses):.3f}" if losses else ""
+        loss = [f"{statistics.mean(losses):.3f}" if losses else ""] if kept else []
         step = [steps.get(name, "")] if steps else []
-        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", *step, str(len(own)), spread, loss, shown])
+        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", *step, str(len(own)), spread, *loss, shown])
     title = f"{study.metric.split('/')[1]}, % (lowest to highest)"
-    time = ["ms a step"] if steps else []
-    header = ["network", "parameters", "GMACs", *time, "trainings", title, "training loss", "walks, pixels of the map"]
+    time, loss = ["ms a step"] if steps else [], ["training loss"] if kept else []
+    header = ["network", "parameters", "GMACs", *time, "trainings", title, *loss, "walks, pixels of the map"]
     return f"**{study.title}**\n\n{markdown(header, cells)}" if cells else ""
 
 
