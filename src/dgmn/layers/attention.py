@@ -223,17 +223,17 @@ class DGMN2Mlp(Mlp):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The output, added to `residual` if it is given."""
         dropped = self.training and (self.drop1.p > 0 or self.drop2.p > 0)
-        plain = is_plain(self.act, nn.GELU) and all(is_plain(layer, *LINEAR) for layer in (self.fc1, self.fc2))
-        known = (x, *self.fc1.parameters(), *self.fc2.parameters(), *(() if residual is None else (residual,)))
-        watched = is_watched((x,)) and not is_compiled_inference(*known)
+        first, second = self.fc1, self.fc2
+        plain = is_plain(self.act, nn.GELU) and is_plain(first, *LINEAR) and is_plain(second, *LINEAR)
+        added = () if residual is None else (residual,)
+        watched = is_watched((x,)) and not is_compiled_inference(x, *first.parameters(), *second.parameters(), *added)
         if dropped or not plain or self.act.approximate != "none" or watched:
             out: Tensor = super().forward(x)
             return out if residual is None else residual + out
-        if isinstance(self.fc1, PackedLinear) and isinstance(self.fc2, PackedLinear):
-            others = self.fc2.parameters() if residual is None else (*self.fc2.parameters(), residual)
-            if self.fc1.packs(x, *others):
-                return packed_perceptron(x, self.fc1, self.fc2, residual)
-        return perceptron(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
+        packed = isinstance(first, PackedLinear) and isinstance(second, PackedLinear)
+        if packed and first.packs(x, *second.parameters(), *added):
+            return packed_perceptron(x, first, second, residual)
+        return perceptron(x, first.weight, first.bias, second.weight, second.bias, residual)
 
 
 class DGMN2Block(nn.Module):
