@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import dgmn
 from dgmn.errors import InputError
@@ -237,6 +238,19 @@ def test_compiled_networks(packed, dynamic, monkeypatch):
         assert compiled(image).dtype == torch.bfloat16
     assert operators
     assert ours() == {}
+
+
+def test_weights_of_other_classes_compile(monkeypatch):
+    """Quantised weights and others are subclasses of tensors, whose layers the compiler has to see."""
+    monkeypatch.setattr(onednn, "has_avx512", lambda: True)
+    torch.compiler.reset()
+    mlp = DGMN2Mlp(8, 16).eval()
+    image = torch.randn(1, 4, 4, 8)
+    with torch.no_grad():
+        expected = mlp(image)
+        mlp.fc1.weight = nn.Parameter(TwoTensor(mlp.fc1.weight.detach(), mlp.fc1.weight.detach().clone()))
+        got = torch.compile(mlp, backend="aot_eager", fullgraph=True)(image)
+    torch.testing.assert_close(got.a if isinstance(got, TwoTensor) else got, expected)
 
 
 def test_hooked_linear_layers_stay():

@@ -67,7 +67,7 @@ class PackedLinear(nn.Linear):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._packed = None  # it would keep the memory that the weights leave
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # PyTorch does not type it
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}

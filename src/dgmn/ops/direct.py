@@ -33,8 +33,9 @@ class _NoContext:
 
 def run(function: type[torch.autograd.Function], tensors: tuple[Tensor | None, ...], *options: Any) -> Tensor:
     """One of the functions below; without gradients to come, autograd does not hear of it, which takes less time."""
-    context = () if learns(*tensors) else (_NoContext(),)
-    out: Tensor = (function.forward if context else function.apply)(*context, *tensors, *options)
+    out: Tensor = (
+        function.apply(*tensors, *options) if learns(*tensors) else function.forward(_NoContext(), *tensors, *options)
+    )
     return out
 
 

@@ -128,7 +128,9 @@ def is_compiled_inference(*tensors: Tensor) -> bool:
     """
     if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting() or learns(*tensors):
         return False
-    usual = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    usual = all(
+        type(x) in (Tensor, torch.nn.Parameter) and x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors
+    )
     pays = onednn.has_avx512() and onednn.is_available()
     return usual and _autocast_dtype(tensors[0]) is None and pays
 
@@ -250,18 +252,15 @@ def _backward(
     grad: Tensor, inputs: list[Tensor], kept: list[Tensor], needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs that need one."""
+    if len(grad) == 0:
+        return tuple(torch.zeros_like(x) if needs else None for x, needs in zip(inputs, needed, strict=True))
     x, weight1, bias1, weight2, _ = inputs
     needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = needed
+    grad_x = torch.empty_like(x) if needs_x else None
+    grad_weight1 = grad_bias1 = grad_weight2 = None
     fast = _on_onednn(*inputs)
     step = len(kept[0]) if kept else _step(x, len(weight1), fast)
     room = x.new_empty(3, step, len(weight1))
-    sums: dict[int, Tensor] = {}  # gradients, by the number of the input
-    if needs_x:
-        sums[0] = torch.empty_like(x)
-
-    def add_product(number: int, left: Tensor, right: Tensor) -> None:
-        sums[number] = sums[number].addmm_(left, right) if number in sums else left @ right
-
     for i, part in enumerate(_parts(len(x), step)):
         before, active, slope = room[:, : part.stop - part.start]
         if kept:
@@ -272,7 +271,7 @@ def _backward(
             torch.addmm(bias1, x[part], weight1.T, out=before)
         if needs_weight2:
             _gelu(before, out=active)
-            add_product(3, grad[part].T, active)
+            grad_weight2 = _add_product(grad_weight2, grad[part].T, active)
         if any(needed[:3]):
             if fast:
                 active = onednn.linear(grad[part], weight2.T)
@@ -280,17 +279,16 @@ def _backward(
                 torch.mm(grad[part], weight2, out=active)
             _gelu_backward(active, before, grad_input=slope)
         if needs_weight1:
-            add_product(1, slope.T, x[part])
+            grad_weight1 = _add_product(grad_weight1, slope.T, x[part])
         if needs_bias1:
-            of_bias1 = slope.sum(0)
-            sums[2] = sums[2].add_(of_bias1) if 2 in sums else of_bias1
-        if needs_x and fast:
-            sums[0][part] = onednn.linear(slope, weight1.T)
-        elif needs_x:
-            torch.mm(slope, weight1, out=sums[0][part])
-    if needs_bias2:
-        sums[4] = grad.sum(0)
-    for i, needs in enumerate(needed):
-        if needs and i not in sums:  # there are no positions
-            sums[i] = torch.zeros_like(inputs[i])
-    return tuple(sums.get(i) for i in range(len(inputs)))
+            of_part = slope.sum(0)
+            grad_bias1 = of_part if grad_bias1 is None else grad_bias1.add_(of_part)
+        if grad_x is not None and fast:
+            grad_x[part] = onednn.linear(slope, weight1.T)
+        elif grad_x is not None:
+            torch.mm(slope, weight1, out=grad_x[part])
+    return grad_x, grad_weight1, grad_bias1, grad_weight2, grad.sum(0) if needs_bias2 else None
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return left @ right if total is None else total.addmm_(left, right)

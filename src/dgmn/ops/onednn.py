@@ -42,13 +42,10 @@ def computes(*tensors: Tensor) -> bool:
     return usual and tensors[0].numel() > 0 and bool(torch.backends.mkldnn.enabled) and is_available()
 
 
-_capability = functools.cache(torch.backends.cpu.get_cpu_capability)
-
-
 @torch.compiler.assume_constant_result
 def has_avx512() -> bool:
     """Whether PyTorch computes with AVX-512. oneDNN's products are then faster than MKL's (measured on AMD's CPUs)."""
-    return "AVX512" in _capability()
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 @torch.compiler.assume_constant_result
