@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import dgmn
 from dgmn.layers import DGMN2Attention, DGMN2Block, RelativePosition
 from dgmn.layers.attention import DGMN2Mlp
 
@@ -266,6 +269,32 @@ def test_heads_must_divide_the_channels(num_heads, wanted):
 def test_unknown_relative_position(make):
     with pytest.raises(ValueError, match=r"rel_pos.*official.*aligned.*foo"):
         make()
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6, 8), (8,), (2, 4, 6, 1), (2, 4, 6, 8)])
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_residual_of_another_shape_or_dtype(shape, learns, fused):
+    """It spreads over the output, as in any sum."""
+    for layer in (DGMN2Attention(8, 2, (4, 6)), DGMN2Mlp(8, 16)):
+        branch = dgmn.fuse(layer) if fused else layer.eval()
+        x = torch.randn(2, 4, 6, 8, requires_grad=learns)
+        for dtype in (torch.float32, torch.float64):
+            residual = torch.randn(shape, dtype=dtype)
+            with torch.set_grad_enabled(learns):
+                out, wanted = branch(x, residual), residual + branch(x)
+            assert out.dtype == dtype
+            torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("shape", [(4, 4, 8), (1, 4, 4, 6), (8,)])
+def test_other_inputs_are_refused(shape, fused):
+    layer = DGMN2Attention(8, 2, (4, 4))
+    layer = dgmn.fuse(layer) if fused else layer
+    wanted = re.escape(f"x must have the shape (B, H, W, 8), got {shape}")
+    with pytest.raises(ValueError, match=wanted), torch.no_grad():
+        layer(torch.randn(shape))
 
 
 def test_hooks_see_what_a_branch_alone_computes():

@@ -13,7 +13,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import dgmn
 from dgmn.errors import InputError
-from dgmn.layers import PackedLinear
+from dgmn.layers import PackedConv2d, PackedLinear
 from dgmn.layers.attention import DGMN2Mlp
 from dgmn.ops import onednn
 from dgmn.weights import load_checkpoint
@@ -70,7 +70,8 @@ def test_only_what_can_be_folded():
     )
     with_statistics(nn.ModuleList([layers[2], layers[6]]))
     fused = dgmn.fuse(layers)
-    assert [type(layer) for layer in fused] == [type(layer) for layer in layers[:6]] + [nn.Identity]
+    kinds = [nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.Identity]
+    assert [type(layer) for layer in fused] == [PackedConv2d if kind is nn.Conv2d else kind for kind in kinds]
     image = torch.randn(5, 3, 7, 7)
     torch.testing.assert_close(fused(image), layers.eval()(image))
 
@@ -124,8 +125,10 @@ def fused():
     model = dgmn.fuse(with_statistics(timm.create_model("dgmn2_nano")))
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     assert len(layers) == 7 * 4 + 1  # every linear layer but those of the walks, which are computed precisely
+    convolutions = [module for module in model.modules() if isinstance(module, PackedConv2d)]
+    assert len(convolutions) == 6
     few(model)
-    assert not onednn.is_available() or any(layer._packed for layer in layers)
+    assert not onednn.is_available() or (any(x._packed for x in layers) and all(x._packed for x in convolutions))
     return model
 
 
@@ -167,6 +170,58 @@ def test_a_fused_perceptron(height, permuted):
     with torch.inference_mode():
         fused(x, residual)
     assert torch.equal(residual, kept)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["weights as usual", "weights with channels last"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (1, 4), "stride": (2, 1), "padding": (0, 3), "dilation": (1, 2), "bias": False},
+        {"kernel_size": 3, "groups": 2},
+        {"kernel_size": 5, "groups": 4, "padding": 2},
+        {"kernel_size": 1},
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    ],
+    ids=str,
+)
+def test_a_fused_convolution(options, turned):
+    layer = nn.Conv2d(4, 8, **options).eval()
+    layer = layer.to(memory_format=torch.channels_last) if turned else layer
+    fused = dgmn.fuse(layer)
+    assert isinstance(fused, PackedConv2d)
+    last = torch.channels_last
+    for size in ((2, 4, 9, 12), (1, 4, 31, 7), (0, 4, 9, 9)):  # packed for the first size, right for all
+        x = torch.randn(size)
+        for image in (
+            x,
+            x.contiguous(memory_format=last),
+            x.permute(0, 1, 3, 2)[..., :9, :].contiguous(memory_format=last),
+        ):
+            with torch.inference_mode():
+                torch.testing.assert_close(fused(image), layer(image), rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(x.new_ones(4, 9, 9)), layer(x.new_ones(4, 9, 9)), rtol=1e-4, atol=1e-5)
+        with pytest.raises(RuntimeError, match="to have 4 channels, but got 5"):
+            fused(torch.randn(1, 5, 9, 9).contiguous(memory_format=last))
+
+
+def test_fused_layers_are_nodes_of_graphs():
+    fused = dgmn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)))
+    graph = torch.fx.symbolic_trace(fused)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
+    image = torch.randn(2, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(graph(image), fused(image))
+
+
+def test_layers_in_two_places_stay_one():
+    layer = nn.Linear(3, 3)
+    fused = dgmn.fuse(nn.Sequential(layer, nn.Sequential(layer)))
+    assert fused[0] is fused[1][0]
+    assert type(fused[0]) is PackedLinear
+    assert type(layer) is nn.Linear
 
 
 def test_the_check_of_packing_draws_no_random_numbers():
@@ -263,6 +318,8 @@ def test_hooked_linear_layers_stay():
     layers[0].register_forward_hook(lambda *_: None)
     fused = dgmn.fuse(layers)
     assert [type(layer) for layer in fused] == [nn.Linear, PackedLinear]
+    with pytest.raises(RuntimeError, match="cannot be multiplied"), torch.inference_mode():
+        fused[1](torch.randn(2, 5))
 
 
 def test_weights_of_a_fused_network_are_no_checkpoint(fused, tmp_path):

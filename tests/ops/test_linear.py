@@ -161,6 +161,26 @@ def test_a_residual_of_another_dtype(learns):
     torch.testing.assert_close(out, residual + plain(*inputs), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 5, 6), (6,), (4, 1, 6), (3, 4, 5, 1), (2, 1, 1, 1, 6)])
+def test_a_residual_of_another_shape(learns, shape):
+    """It spreads over the output, as in any sum."""
+    inputs = [x.detach() for x in numbers((3, 4, 5), dtype=torch.float32)]
+    inputs[0].requires_grad_(learns)
+    residual = torch.randn(shape)
+    torch.testing.assert_close(perceptron(*inputs, residual), plain(*inputs) + residual, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_other_shapes_are_refused(learns):
+    inputs = [x.detach().requires_grad_(learns) for x in numbers((3, 4, 5), dtype=torch.float32)]
+    with pytest.raises(RuntimeError, match="must match the size"):  # as many numbers as the output has
+        perceptron(*inputs, torch.randn(3, 5, 4, 6))
+    for layer, parameters in ((perceptron, inputs[1:]), (linear.linear, inputs[1:3])):
+        with pytest.raises(ValueError, match=r"x must have 4 channels in its last dimension, got shape \(2, 7\)"):
+            layer(torch.randn(2, 7), *parameters)
+
+
 def test_autocast_leaves_double_precision():
     inputs = numbers()
     with torch.autocast("cpu", torch.bfloat16):

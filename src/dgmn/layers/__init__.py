@@ -3,7 +3,7 @@
 from dgmn.layers.attention import DGMN2Attention, DGMN2Block, RelativePosition
 from dgmn.layers.context import CrissCross, DeformableConv2d, context_module
 from dgmn.layers.dgmn import DGMN
-from dgmn.layers.packed import PackedLinear
+from dgmn.layers.packed import PackedConv2d, PackedLinear
 
 __all__ = [
     "DGMN",
@@ -11,6 +11,7 @@ __all__ = [
     "DGMN2Attention",
     "DGMN2Block",
     "DeformableConv2d",
+    "PackedConv2d",
     "PackedLinear",
     "RelativePosition",
     "context_module",

@@ -115,6 +115,9 @@ class DGMN2Attention(nn.Module):
 
     Shape:
         (B, H, W, C) to (B, H, W, C).
+
+    Raises:
+        ValueError: an argument, or the input's shape, is not as above.
     """
 
     def __init__(
@@ -183,6 +186,11 @@ class DGMN2Attention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The messages, added to `residual` if it is given."""
+        channels = self.num_heads * self.head_dim
+        if x.dim() != 4 or x.shape[-1] != channels:
+            raise ValueError(f"x must have the shape (B, H, W, {channels}), got {tuple(x.shape)}")
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+            return residual + self.forward(x)  # spread as in any sum, and in the wider dtype
         batch, height, width, dim = x.shape
         query, key, value = self._project(x)
         x = sampled_attention(
@@ -230,6 +238,8 @@ class DGMN2Mlp(Mlp):
         if dropped or not plain or self.act.approximate != "none" or watched:
             out: Tensor = super().forward(x)
             return out if residual is None else residual + out
+        if residual is not None and residual.shape != (*x.shape[:-1], len(second.weight)):
+            return residual + self.forward(x)
         packed = isinstance(first, PackedLinear) and isinstance(second, PackedLinear)
         if packed and first.packs(x, *second.parameters(), *added):
             return packed_perceptron(x, first, second, residual)

@@ -39,7 +39,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Returns:
         (..., D) in the dtype of `x`, or of autocast where it is on.
+
+    Raises:
+        ValueError: the channels of `x` are not those of `weight`.
     """
+    _check_channels(x, weight)
     tensors = (x, weight, bias)
     if is_compiled_inference(*tensors):
         compiled: Tensor = torch.ops.dgmn.linear(x, weight, bias)
@@ -85,17 +89,24 @@ def perceptron(
         bias1: (H,).
         weight2: (D, H).
         bias2: (D,).
-        residual: (..., D).
+        residual: (..., D), or what spreads to it as in any sum.
 
     Returns:
         (..., D) in the dtype of `x`, or of autocast where it is on; with a residual, in the wider of the two dtypes.
+
+    Raises:
+        ValueError: the channels of `x` are not those of `weight1`.
     """
+    _check_channels(x, weight1)
     parameters = (weight1, bias1, weight2, bias2)
     dtype = _autocast_dtype(x)
     if dtype is not None:
         with torch.autocast(x.device.type, enabled=False):
             out = perceptron(x.to(dtype), *(parameter.to(dtype) for parameter in parameters))
             return out if residual is None else residual + out
+    shape = (*x.shape[:-1], len(weight2))
+    if residual is not None and (residual.shape != shape or residual.dtype != x.dtype):
+        return residual + perceptron(x, *parameters)
     tensors = (x, *parameters) if residual is None else (x, *parameters, residual)
     if is_compiled_inference(*tensors):
         compiled: Tensor = torch.ops.dgmn.perceptron(x, *parameters, residual)
@@ -104,13 +115,16 @@ def perceptron(
     if not (recorded or x.device.type == "cpu") or is_watched(tensors):
         out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
         return out if residual is None else residual + out
-    shape = (*x.shape[:-1], len(weight2))
     rows = x.reshape(-1, x.shape[-1])
-    inside = residual is not None and residual.dtype == x.dtype
-    start = residual.reshape(-1, len(weight2)) if residual is not None and inside else None
+    start = None if residual is None else residual.reshape(-1, len(weight2))
     output: Tensor = (_Perceptron.apply if recorded else _forward)(rows, *parameters, start)
-    output = output.view(shape)
-    return output if residual is None or inside else residual + output
+    return output.view(shape)
+
+
+def _check_channels(x: Tensor, weight: Tensor) -> None:
+    """oneDNN would refuse other channels without a word about them."""
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x must have {weight.shape[1]} channels in its last dimension, got shape {tuple(x.shape)}")
 
 
 def is_inference_on_cpu(tensors: tuple[Tensor, ...]) -> bool:

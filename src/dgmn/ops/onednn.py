@@ -1,4 +1,7 @@
-"""oneDNN's linear layers in float32, with the bias, GELU or a sum inside; PyTorch's eager mode does not use them."""
+"""oneDNN's layers in float32: linear ones with the bias, GELU or a sum inside, and convolutions of packed weights.
+
+PyTorch's eager mode does not use them.
+"""
 
 import functools
 import math
@@ -36,6 +39,29 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
+def convolution(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    padding: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """`F.conv2d` of an input (B, C, H, W) with channels last, with weights of `pack_convolution`."""
+    geometry = (padding, stride, dilation, groups)
+    out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *geometry, "none", [], "")
+    return out
+
+
+def pack_convolution(
+    weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int, size: list[int]
+) -> Tensor:
+    """A copy of a convolution's weight in the order that oneDNN likes best for inputs of this size (B, C, H, W)."""
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, size)
+    return packed
+
+
 def computes(*tensors: Tensor) -> bool:
     """Whether the layers take these tensors: in float32, on the CPU, not empty, and unless PyTorch's oneDNN is off."""
     usual = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
@@ -61,12 +87,16 @@ def _is_available() -> bool:
         torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32, device="cpu").view(shape) for shape in shapes
     )
     want = F.linear(x, weight, bias)
+    image, kernel = x.view(1, 1, 2, 3), weight[:, None, None]
+    geometry: tuple[list[int], list[int], list[int], int] = ([0, 1], [1, 1], [1, 1], 1)
     try:
+        packed = pack_convolution(kernel, *geometry, [1, 1, 2, 3])
         pairs = (
             (linear(x, pack(weight), bias), want),
             (linear(x, weight.T.contiguous().T, bias), want),
             (linear(x, weight, bias, "gelu"), F.gelu(want)),
             (added_linear(want, x, weight, bias), 2 * want),
+            (convolution(image, packed, bias, *geometry), F.conv2d(image, kernel, bias, padding=(0, 1))),
         )
         return all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
     except (AttributeError, RuntimeError, TypeError):  # operators without a promise of PyTorch
