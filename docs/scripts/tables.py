@@ -153,7 +153,7 @@ def chart() -> str:
         for row in rows
         if (row["case"], row["mode"]) == ("224x224", "inference") and "fused" not in row["contender"]
     }
-    _, cpu = read("ops_cpu.csv")
+    cpu_facts, cpu = read("ops_cpu.csv")
     _, gpu_rows = read("gpu_h200_times.csv")
     faster = {"original formulation": 1.0}
     for title, mode in (("forward", "forward"), ("with backward", "forward+backward")):
@@ -180,7 +180,8 @@ def chart() -> str:
             )
             y += 25
         y += 10
-    foot = f"{facts['processor'].split(',')[0]}, {facts['threads']}, {facts['date']}; NVIDIA H200, 2026-11-26"
+    dates = " and ".join(sorted({facts["date"], cpu_facts["date"]}))
+    foot = f"{facts['processor'].split(',')[0]}, {facts['threads']}, {dates}; NVIDIA H200, 2026-11-26"
     parts.append(f'<text x="10" y="{y + 12}" class="foot">{foot}</text>')
     style = "text{font:15px sans-serif;fill:#222}.title{font-weight:bold}.foot{font-size:12px;fill:#555}"
     return (
