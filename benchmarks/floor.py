@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgmn.bench.measure import Job
+from dgmn.bench.measure import Job, time_side_by_side
 from dgmn.bench.models import SWIN, build, prepare
 from dgmn.models.fuse import fuse
 from dgmn.ops import onednn
@@ -82,19 +82,11 @@ def main() -> None:
             model = fuse(build("dgmn2_small", (shape[0], shape[1])))
             layers = layers_of(model, torch.randn(batch, 3, *shape).to(memory_format=torch.channels_last))
             works["layers of dgmn2_small"] = lambda layers=layers: [work() for work in layers]
-            taken: dict[str, list[float]] = {name: [] for name in works}
-            for work in works.values():
-                work()
             order = list(works)
-            for step in range(options.rounds):
-                for name in order[step % len(order) :] + order[: step % len(order)]:
-                    start = time.perf_counter()
-                    works[name]()
-                    taken[name].append(time.perf_counter() - start)
-            median = {name: statistics.median(values) for name, values in taken.items()}
+            median = {name: time.median for name, time in time_side_by_side(works, options.rounds, "cpu").items()}
             for name in order:
                 cells = [f"{median[name] / median[other]:.2f}" for other in (SWIN, order[-1]) if other in median]
-                rows.append((size, batch, name, f"{1e3 * median[name]:.1f}", *cells))
+                rows.append((size, batch, name, f"{median[name]:.1f}", *cells))
     print(format_table(("size", "batch", "work", "ms", "x Swin-T", "x layers"), rows))
 
 

@@ -1,39 +1,27 @@
-"""Times Deformable DETR's multi-scale attention in dgmn.ops and in transformers, alone and in the whole network.
+"""Times Deformable DETR's attention, ours and transformers', alone and in it: `python benchmarks/multi_scale.py`.
 
 Both take turns, so that other work on the machine affects both. Queries are the pixels of four maps, as in the encoder.
+Writes `multi_scale_cpu.csv`, and its rows as a table of `docs/detection.md`.
 """
 
-import statistics
-import time
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
+from dgmn.bench.measure import time_side_by_side
 from dgmn.detection import deformable_detr
 from dgmn.detection.multi_scale import FusedMultiScaleAttention, multi_scale_aggregate
-from dgmn_base.terminal import format_table
 
-ROUNDS = 5
+from pages import publish
+
 HEADS, DIM, POINTS = 8, 32, 4
 Function = Callable[[], object]
 
 
-def times(functions: dict[str, Function]) -> dict[str, float]:
-    """Returns the median time of each function in seconds."""
-    taken: dict[str, list[float]] = {name: [] for name in functions}
-    for step in range(ROUNDS + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if step:  # the first step warms up
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def inputs_of(shapes: list[tuple[int, int]], device: torch.device) -> list[torch.Tensor]:
+def inputs_of(shapes: list[tuple[int, int]], device: str) -> list[torch.Tensor]:
     """Returns value, locations a few pixels around every query, and weights."""
     size = torch.tensor([(width, height) for height, width in shapes], dtype=torch.float32)
     starts = []
@@ -48,7 +36,7 @@ def inputs_of(shapes: list[tuple[int, int]], device: torch.device) -> list[torch
     return [x.to(device).requires_grad_() for x in (value, locations, weights)]
 
 
-def attention(height: int, width: int, device: torch.device) -> tuple[dict[str, Function], dict[str, Function]]:
+def attention(height: int, width: int, device: str) -> tuple[dict[str, Function], dict[str, Function]]:
     """Returns the functions that run forward, and forward and backward, for an image of this size."""
     shapes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64)]
     inputs = inputs_of(shapes, device)
@@ -65,18 +53,21 @@ def attention(height: int, width: int, device: torch.device) -> tuple[dict[str, 
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--out", type=Path, help="the CSV; by default that of benchmarks/results, and the page's table")
+    given = parser.parse_args()
     torch.manual_seed(0)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    rows = []
-    for height, width in ((512, 640), (800, 1333)):
-        forward, backward = attention(height, width, device)
-        with torch.no_grad():
-            rows.append((f"forward, {height} x {width}", times(forward)))
-        rows.append((f"forward and backward, {height} x {width}", times(backward)))
+    device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    forward, backward = attention(*given.size, device)
+    with torch.no_grad():
+        taken = {"the attention, forward": time_side_by_side(forward, given.rounds, device)}
+    taken["the attention, forward and backward"] = time_side_by_side(backward, given.rounds, device)
 
     model = deformable_detr("dgmn2_tiny").eval().to(device)
     layers = [module for module in model.modules() if isinstance(module, FusedMultiScaleAttention)]
-    image = [torch.rand(3, 800, 1333, device=device)]
+    image = [torch.rand(3, *given.size, device=device)]
 
     def whole(fused: bool) -> None:
         for layer in layers:
@@ -85,18 +76,17 @@ def main() -> None:
 
     with torch.inference_mode():
         networks: dict[str, Function] = {"transformers": lambda: whole(False), "dgmn": lambda: whole(True)}
-        rows.append(("whole network on dgmn2_tiny, 800 x 1333", times(networks)))
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    cells = [
-        (
-            what,
-            f"{taken['transformers']:.3f} s",
-            f"{taken['dgmn']:.3f} s",
-            f"{taken['transformers'] / taken['dgmn']:.1f}x",
-        )
-        for what, taken in rows
+        taken["the network on `dgmn2_tiny`"] = time_side_by_side(networks, given.rounds, device)
+    rows = [
+        {
+            f"{given.size[0]} x {given.size[1]}": what,
+            "transformers, s": f"{times['transformers'].median / 1e3:.3f}",
+            "dgmn, s": f"{times['dgmn'].median / 1e3:.3f}",
+            "times as fast": f"{times['transformers'].median / times['dgmn'].median:.1f}",
+        }
+        for what, times in taken.items()
     ]
-    print(format_table(("multi-scale attention", "transformers", "dgmn", "gain"), cells))
+    publish(Path(__file__), "detection.md", rows, given.out, device)
 
 
 if __name__ == "__main__":

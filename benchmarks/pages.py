@@ -16,10 +16,9 @@ RESULTS = ROOT / "benchmarks/results"
 _END = "<!-- its end -->\n"
 
 
-def facts(**more: str) -> dict[str, str]:
-    """What a file of measurements on the CPU begins with: machine, versions, commit, date."""
-
-    return {**environment("cpu", "float32"), "commit": commit(), **more}
+def facts(device: str = "cpu", **more: str) -> dict[str, str]:
+    """What a file of measurements begins with: machine, versions, commit, date."""
+    return {**environment(device, "float32"), "commit": commit(), **more}
 
 
 def row_facts(device: str) -> dict[str, str]:
@@ -75,6 +74,17 @@ def read_csv(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
+
+
+def publish(script: Path, page: str, rows: list[dict[str, str]], out: Path | None, device: str, **more: str) -> None:
+    """Writes rows to a CSV file and shows them, and puts them into a page unless the file or the device is another."""
+    path, about = out or RESULTS / f"{script.stem}_{device}.csv", facts(device, **more)
+    write_csv(path, about, list(rows[0]), rows)
+    text = "; ".join(f"{key} {value}" for key, value in about.items() if key != "device") + ".\n\n"
+    text += markdown(list(rows[0]), [list(row.values()) for row in rows])
+    print(text)
+    if out is None and device == "cpu":
+        write_table(ROOT / "docs" / page, script.name, text)
 
 
 def write_table(page: Path, script: str, text: str) -> None:

@@ -1,14 +1,12 @@
 """Times networks in PyTorch, onnxruntime, also in 8 bits, and OpenVINO if it is there: `python benchmarks/runtimes.py`.
 
-onnxruntime also runs our network with our own operators, as `dgmn export --kernel` writes it. The networks take turns,
-so that a slower clock affects all. Prints medians in milliseconds for one image of 224 x 224.
+onnxruntime also runs our network with our own operators, as `dgmn export --kernel` writes it. The networks of a runtime
+take turns, so that a slower clock affects all. Writes medians in milliseconds for one image of 224 x 224 to
+`runtimes_cpu.csv`, and as the table of `docs/export.md`.
 """
 
 import argparse
-import os
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,9 +18,12 @@ import timm
 import torch
 
 import dgmn
+from dgmn.bench.measure import time_side_by_side
 from dgmn.exporting import int8
 from dgmn.exporting.kernel_nodes import kernel_nodes
 from dgmn.exporting.onnx_graph import OPSET
+
+from pages import publish
 
 NETWORKS = ("dgmn2_small", "swin_tiny_patch4_window7_224", "resnet50")
 KERNEL = "dgmn2_small --kernel"
@@ -80,35 +81,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="the CSV; by default that of benchmarks/results, and the page's table")
+    given = parser.parse_args()
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
+    ours = f"onnxruntime {onnxruntime.__version__}"
     # The openers of one entry take turns.
-    runtimes = {"PyTorch, eager": [in_pytorch], f"onnxruntime {onnxruntime.__version__}": [in_onnxruntime, in_int8]}
+    runtimes = [{"PyTorch, after `dgmn.fuse`": in_pytorch}, {ours: in_onnxruntime, f"{ours}, `--int8`": in_int8}]
     try:
         import openvino
 
-        runtimes[f"OpenVINO {openvino.__version__.split('-')[0]}"] = [in_openvino]
+        runtimes.append({f"OpenVINO {openvino.__version__.split('-')[0]}": in_openvino})
     except ImportError:
         print("OpenVINO is not installed, so it is left out")
-    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
-    print(f"dgmn {dgmn.__version__}, torch {torch.__version__}, {arguments.threads} threads, {load}")
+    rows: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: exported(name, Path(folder)) for name in (*NETWORKS, KERNEL)}
-        for runtime, openers in runtimes.items():
-            runs = {}
-            for opened in openers:
+        for openers in runtimes:
+            works = {}
+            for title, opened in openers.items():
                 names = NETWORKS if opened in (in_pytorch, in_openvino) else tuple(paths)
-                suffix = ", int8" if opened is in_int8 else ""
-                runs.update({name + suffix: opened(paths[name], arguments.threads) for name in names})
-            times: dict[str, list[float]] = {name: [] for name in runs}
-            for _ in range(arguments.rounds):
-                for name, run in runs.items():
-                    start = time.perf_counter()
-                    run(image)
-                    times[name].append(1e3 * (time.perf_counter() - start))
-            medians = {name: statistics.median(times[name][2:]) for name in runs}
-            for name, median in medians.items():
-                print(f"{runtime:20} {name:30} {median:6.1f} ms, {median / medians[NETWORKS[1]]:.2f} of Swin-T's")
+                for name in names:
+                    run = opened(paths[name], given.threads)
+                    works[f"{title}|{name}"] = lambda run=run: run(image)
+            times = time_side_by_side(works, given.rounds, "cpu")
+            for title in openers:
+                found = {name: times.get(f"{title}|{name}") for name in paths}
+                rows.append({"": title, **{f"`{name}`": f"{t.median:.0f}" if t else "-" for name, t in found.items()}})
+    publish(Path(__file__), "export.md", rows, given.out, "cpu")
 
 
 if __name__ == "__main__":
