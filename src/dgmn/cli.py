@@ -399,6 +399,7 @@ def _quieten() -> None:
         r"Found \d+ module\(s\) in eval mode at the start of training.*",  # frozen batch norms
         r"LightningCLI's args parameter is intended.*",
         r"The dirpath has changed from .*",
+        r".*ModelCheckpoint\(monitor='val/.*could not find the monitored key.*",  # before the first validation
         r".*`isinstance\(treespec, LeafSpec\)`.*",
     ):
         warnings.filterwarnings("ignore", message)

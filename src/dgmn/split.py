@@ -2,8 +2,8 @@
 
 import csv
 import hashlib
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +18,8 @@ SPLIT = "split.csv"
 VAL = ("val", "valid", "validation")
 PARTS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(VAL, "val")}
 """How the parts may be called in a file, and what they are."""
+
+_TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 FILE_TITLES = ("file", "filename", "file_name", "image", "image_path", "path", "filepath")
 PART_TITLES = ("split", "part", "set", "subset")
@@ -49,23 +51,25 @@ def _place_in_order(name: str) -> tuple[str, str]:
     return hashlib.sha256(PurePosixPath(name).name.encode(errors="surrogateescape")).hexdigest(), name
 
 
-def check_split(file: Path, source: Path, there: set[object], kept: set[object]) -> str:
+def check_split(file: Path, source: Path, there: Set[object], kept: Mapping[Any, str]) -> str:
     """What is to be said about a split that was kept, in one line.
 
     Args:
         file: the file that keeps it.
         source: where the images are from.
         there: the images that are there.
-        kept: the images in the file.
+        kept: the part of every image in the file.
 
     Raises:
         InputError: it names images that are not there any more.
     """
-    new, gone = ([*sorted(map(_named, each))] for each in (there - kept, kept - there))
+    new, gone = ([*sorted(map(_named, each))] for each in (there - kept.keys(), kept.keys() - there))
     if gone:
         many = f"{counted(len(gone), 'image')} that {source} lacks, such as {gone[0]}"
         raise InputError(f"{file}: it names {many}: remove their rows, or delete this file to split anew")
-    told = f"split as {file} says"
+    sizes = Counter(kept.values())
+    parts = [f"{sizes[part]:,} for {title}" for part, title in _TITLES.items() if sizes[part]]
+    told = f"split as {file} says, {', '.join(parts)}"
     if new:
         told += f"; in no part, for want of a row in this file: {counted(len(new), 'image')}, such as {new[0]}"
     return told
@@ -88,10 +92,18 @@ def write_split(file: Path, rows: Sequence[Sequence[str]], told: str) -> str:
 
 
 def table_reader(file: Path) -> Any:
-    """The rows of a table, as of `csv.reader`; what its first line has most of is between the columns."""
+    """The rows of a table, as of `csv.reader`; what its first line has most of is between the columns.
+
+    Or what the line before it says: Excel reads and writes `sep=;`.
+    """
     text = read_text(file)
     first = text.partition("\n")[0]
-    return csv.reader(StringIO(text, newline=""), delimiter=max(_SEPARATORS, key=first.count))
+    said = first.rstrip("\r").removeprefix("sep=") if first.startswith("sep=") else ""
+    if said not in tuple(_SEPARATORS):
+        return csv.reader(StringIO(text, newline=""), delimiter=max(_SEPARATORS, key=first.count))
+    reader = csv.reader(StringIO(text, newline=""), delimiter=said)
+    next(reader)
+    return reader
 
 
 def read_split(file: Path) -> dict[str, str]:

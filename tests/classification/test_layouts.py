@@ -68,10 +68,12 @@ def test_a_table_is_the_folder(few_digits: Path, tmp_path: Path) -> None:
     assert ClassificationData(root / "a.csv").listed.split is None
 
 
+@pytest.mark.parametrize("said", ["", "sep=;\n", "sep=;\r\n"])
 @pytest.mark.parametrize(("separator", "name"), [(";", "a.csv"), ("\t", "a.csv"), ("\t", "a.tsv")])
-def test_tables_with_other_separators(separator: str, name: str, few_digits: Path, tmp_path: Path) -> None:
+def test_tables_with_other_separators(separator: str, name: str, said: str, few_digits: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(few_digits, tmp_path / "data/images")).parent
     with (root / name).open("w", newline="") as file:
+        file.write(said.replace(";", separator))  # as Excel has it
         writer = csv.writer(file, delimiter=separator)
         writer.writerows([("file", "label, in words", "class"), *((f, "a, b", c) for f, c, _ in rows_of(root))])
     for data in (ClassificationData(root), ClassificationData(root / name)):
@@ -124,7 +126,8 @@ def test_a_folder_without_parts_is_split_once(plain: Path, tmp_path: Path, capsy
     (plain / "split.csv").write_text(swapped)
     assert len(samples_of(ClassificationData(plain), "train")) == len(relative[0])
     assert fit(plain, tmp_path / "run2") == 0
-    assert f"data: split as {plain / 'split.csv'} says" in capsys.readouterr().out
+    counts = f"{len(relative[0])} for training, {total - len(relative[0])} for validation"
+    assert f"data: split as {plain / 'split.csv'} says, {counts}\n" in capsys.readouterr().out
     assert (plain / "split.csv").read_text() == swapped
     shutil.copyfile(next((plain / "1").iterdir()), plain / "1/new.png")
     assert "; in no part, for want of a row in this file: 1 image, such as " in ClassificationData(plain).listed.told
@@ -298,3 +301,10 @@ def test_shards_in_two_processes(few_digits: Path, tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert len(first) == len(second)
     assert not {round(x, 3) for x in first} & {round(x, 3) for x in second}
+
+
+def test_lines_of_a_table_count_from_the_top_of_the_file(few_digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_digits / "val/0", tmp_path / "images")
+    (tmp_path / "labels.csv").write_text("sep=,\nfile,label\nnone.png,a\n")
+    with pytest.raises(InputError, match=r"labels\.csv:3: no image"):
+        ClassificationData(tmp_path / "labels.csv").setup("fit")

@@ -189,7 +189,8 @@ def test_the_split_is_kept(coco, tmp_path, capsys):
     (root / "split.csv").write_text("file,split\n" + "".join(f"{name},{part}\n" for name, part in parts.items()))
     mine = DetectionData(root, **NAMES, test="test")
     mine.prepare_data()
-    assert capsys.readouterr().out == f"data: split as {root / 'split.csv'} says\n"
+    counts = "6 for training, 1 for validation, 1 for test"
+    assert capsys.readouterr().out == f"data: split as {root / 'split.csv'} says, {counts}\n"
     for part in ("train", "val", "test"):
         found = [image.path.name for image in mine.layout.samples(part, masks=False).images]
         assert found == sorted(name for name, of in parts.items() if of == part)

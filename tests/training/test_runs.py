@@ -89,6 +89,16 @@ def test_a_training_shorter_than_an_epoch_is_evaluated(
     assert run(["validate", *options[:-2], "--ckpt_path", "best"]) == 0
 
 
+def test_epochs_without_a_validation_are_silent(
+    few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Lightning would ask a reader to log the metric that the checkpoint waits for."""
+    options = ("--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    assert run(["fit", *arguments(few_digits, tmp_path / "run", *options)]) == 0
+    assert re.search(r"best val/top1: \d\.\d{4}, in .*best\.ckpt", capsys.readouterr().out)
+    assert not [warning for warning in recwarn if "monitor" in str(warning.message)]
+
+
 # ------------------------------------------------------------------------------------------------------- progress
 
 

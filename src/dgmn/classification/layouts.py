@@ -152,7 +152,7 @@ def _of_table(file: Path, split: Path, val_share: float) -> Listed:
 def _with_split(source: Path, pairs: list[tuple[str, str]], split: Path, val_share: float) -> Listed:
     if split.is_file():
         rows = [(name, label, part or "train") for name, label, part in _read_table(split)]
-        told = check_split(split, source, set(pairs), {row[:2] for row in rows})
+        told = check_split(split, source, set(pairs), {row[:2]: row[2] for row in rows})
         return Listed(source, rows, split, f"data: {told}")
     of_class = Counter(label for _, label in pairs)
     alone = next((label for label, number in of_class.items() if number < 2), None)

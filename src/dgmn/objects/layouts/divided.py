@@ -70,7 +70,7 @@ class Divided(Layout):
         groups = {image: min(each, key=lambda name: (uses[name], name), default="") for image, each in classes.items()}
         if self._file.is_file():
             kept = read_split(self._file)
-            return kept, check_split(self._file, self.source(""), set(groups), set(kept))
+            return kept, check_split(self._file, self.source(""), set(groups), kept)
         images = Counter(groups.values())
         few = {group for group, number in images.items() if number * self._share < 1}  # these are one group
         validation = for_validation({n: "" if g in few else g for n, g in groups.items()}, self._share)
