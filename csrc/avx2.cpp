@@ -41,6 +41,12 @@ struct Simd {
     }
 };
 
+static inline __m256i first(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline __m256 load_part(const float* row, int64_t n) { return _mm256_maskload_ps(row, first(n)); }
+static inline void store_part(float* row, int64_t n, __m256 x) { _mm256_maskstore_ps(row, first(n), x); }
+
 #include "kernels.h"
 
 }  // namespace avx2

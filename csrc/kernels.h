@@ -10,6 +10,22 @@ typedef Simd::Vector Vector;
 
 enum : int64_t { block_size = 16, strip_size = 4, corners = 4, all_inside = 15 };
 
+// The first n channels of a vector, and zeros. Instruction sets with masks have functions of their own.
+template <class T>
+static inline Vector load_part(const T* row, int64_t n) {
+    T part[Simd::width];
+    memset(part, 0, sizeof part);
+    memcpy(part, row, (size_t)n * sizeof(T));
+    return Simd::load(part);
+}
+
+template <class T>
+static inline void store_part(T* row, int64_t n, Vector x) {
+    T part[Simd::width];
+    Simd::store(part, x);
+    memcpy(row, part, (size_t)n * sizeof(T));
+}
+
 // The channels of one head. NV > 0: NV whole vectors. MANY: a multiple of four vectors. 0: any number of channels.
 enum { MANY = -1 };
 
@@ -25,20 +41,14 @@ struct Channels {
     template <class T>
     inline Vector load(const T* row, int v) const {
         row += (int64_t)v * Simd::width;
-        if (NV || left(v) >= Simd::width) return Simd::load(row);
-        T part[Simd::width];
-        memset(part, 0, sizeof part);
-        memcpy(part, row, (size_t)left(v) * sizeof(T));
-        return Simd::load(part);
+        return NV || left(v) >= Simd::width ? Simd::load(row) : load_part(row, left(v));
     }
 
     template <class T>
     inline void store(T* row, int v, Vector x) const {
         row += (int64_t)v * Simd::width;
         if (NV || left(v) >= Simd::width) return Simd::store(row, x);
-        T part[Simd::width];
-        Simd::store(part, x);
-        memcpy(row, part, (size_t)left(v) * sizeof(T));
+        store_part(row, left(v), x);
     }
 };
 

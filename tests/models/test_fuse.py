@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import dgmn
 from dgmn.errors import InputError
@@ -214,6 +215,20 @@ def test_fused_layers_are_nodes_of_graphs():
     image = torch.randn(2, 3, 3, 3).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert torch.equal(graph(image), fused(image))
+
+
+def test_products_of_fused_layers_are_counted():
+    layers = nn.Sequential(
+        nn.Conv2d(4, 8, 3, stride=2, groups=2), nn.Conv2d(8, 6, (1, 5)), nn.Flatten(), nn.Linear(132, 3)
+    )
+    image = torch.randn(2, 4, 5, 31).contiguous(memory_format=torch.channels_last)
+    counts = []
+    for network in (layers.eval(), dgmn.fuse(layers)):
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            network(image)
+        counts.append(counter.get_total_flops())
+    assert counts == [counts[0]] * 2
+    assert counts[0] > 0
 
 
 def test_layers_in_two_places_stay_one():

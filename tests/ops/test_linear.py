@@ -91,22 +91,25 @@ def test_only_the_gradients_that_are_needed(parts):
     sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     enabled=st.booleans(),
     turned=st.booleans(),
+    biased=st.booleans(),
 )
-def test_a_linear_layer(shape, sizes, enabled, turned):
+def test_a_linear_layer(shape, sizes, enabled, turned, biased):
     """Outputs, first and second derivatives, whatever the strides."""
     x, _, _, weight, bias = numbers(shape, sizes[0], sizes[0], sizes[1], torch.float32)
     if turned:
         weight = weight.detach().T.contiguous().T.requires_grad_()
 
+    inputs = (x, weight, bias) if biased else (x, weight)
+
     def derivatives(function):
-        out = function(x, weight, bias)
-        first = torch.autograd.grad(out.pow(3).sum(), (x, weight, bias), create_graph=True)
-        return out, *first, *torch.autograd.grad(sum(each.square().sum() for each in first), (x, weight, bias))
+        out = function(*inputs)
+        first = torch.autograd.grad(out.pow(3).sum(), inputs, create_graph=True)
+        return out, *first, *torch.autograd.grad(sum(each.square().sum() for each in first), inputs)
 
     with torch.backends.mkldnn.flags(enabled=enabled):
         found = derivatives(linear.linear)
         with torch.inference_mode():
-            torch.testing.assert_close(linear.linear(x, weight, bias), found[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(linear.linear(*inputs), found[0], rtol=1e-5, atol=1e-5)
     for got, want in zip(found, derivatives(F.linear), strict=True):
         scale = float(want.detach().abs().max()) if want.numel() else 0
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * scale)

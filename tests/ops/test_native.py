@@ -98,7 +98,7 @@ def test_every_head_size(target, dim):
     compare(sampled_aggregate, make_inputs(height=3, width=18, dim=dim)[2:])
 
 
-@pytest.mark.parametrize("dim", [5, 16, 64])
+@pytest.mark.parametrize("dim", [5, 16, 21, 64])
 def test_bfloat16_is_stored_only(target, dim):
     # The kernels compute in float32. The only error is the rounding of the results to 8 bits.
     compare(sampled_attention, make_inputs(dim=dim, dtype=torch.bfloat16), tolerance=2**-8)

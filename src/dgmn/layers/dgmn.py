@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgmn.errors import check_number
 from dgmn.ops import sampled_aggregate
+from dgmn.ops.linear import linear
 from dgmn.ops.precision import PreciseConv2d, compute_dtype, without_autocast
 from dgmn.ops.tracing import channels_last, opaque
 
@@ -38,7 +38,7 @@ class SampledConv2d(nn.Conv2d):
         batch, _, height, width = x.shape
         outputs = self.out_channels
         parts = _parts(outputs)
-        maps = F.linear(x.permute(0, 2, 3, 1), self.weight.permute(2, 3, 0, 1).flatten(0, 2))
+        maps = linear(x.permute(0, 2, 3, 1), self.weight.permute(2, 3, 0, 1).flatten(0, 2))
         # Every tap is a head with one node, at the tap's place in the grid.
         steps = torch.arange(-1, 2, device=x.device, dtype=walks.dtype) * self.dilation[0]
         grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(_NODES, 2)

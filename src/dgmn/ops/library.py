@@ -363,9 +363,15 @@ def _(grad_scores: Any, query: Any, rows: Any, columns: Any, *_: Any, **__: Any)
     return _products(query, grad_scores[-1], 2 * ((rows is not None) + (columns is not None)))
 
 
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # the packed linear layers of dgmn.fuse
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # the packed layers of dgmn.fuse
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _(x: Any, weight: Any, *_: Any, **__: Any) -> int:
         flops: int = 2 * math.prod(x) * weight[0]
+        return flops
+
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+    def _(x: Any, weight: Any, *arguments: Any, out_shape: Any, **_: Any) -> int:
+        groups = arguments[4]
+        flops: int = 2 * math.prod(out_shape) * (x[1] // groups) * weight[-2] * weight[-1]
         return flops

@@ -29,13 +29,13 @@ _gelu = torch.ops.aten.gelu.out
 _gelu_backward = torch.ops.aten.gelu_backward.grad_input
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer, `F.linear` in fewer operations or faster ones where there are some.
 
     Args:
         x: (..., C), floating point.
         weight: (D, C).
-        bias: (D,).
+        bias: (D,), or none.
 
     Returns:
         (..., D) in the dtype of `x`, or of autocast where it is on.
@@ -44,8 +44,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: the channels of `x` are not those of `weight`.
     """
     _check_channels(x, weight)
-    tensors = (x, weight, bias)
-    if is_compiled_inference(*tensors):
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if bias is not None and is_compiled_inference(*tensors):
         compiled: Tensor = torch.ops.dgmn.linear(x, weight, bias)
         return compiled
     if is_watched(tensors) or _autocast_dtype(x) is not None or not _on_onednn(*tensors):
@@ -223,7 +223,7 @@ def _forward_of_onednn(
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return onednn.linear(x.contiguous(), weight, bias)
 
