@@ -95,6 +95,7 @@ def at_the_end(epochs: int) -> dict[str, str]:
 _DETECTOR = {"model.num_classes": "3", "data.batch_size": "8", "model.optimizer.lr": "1.0e-3"}
 _ALIGNED = "{pyramid_channels: 64, channels: 64, backbone_args: {rel_pos: aligned}}"
 _SMALL = "{min_size: 320, max_size: 427, channels: 64}"
+_LITTLE = "{min_size: 256, max_size: 342, channels: 64}"
 _NUCLEI = {"model.model": "mask_rcnn", "data.masks": "true", "model.num_classes": "1"}
 _NUCLEI |= {"data.batch_size": "4", "model.lr_batch": "4"}
 STUDIES = {
@@ -140,9 +141,9 @@ STUDIES = {
         },
     ),
     "nuclei": Study(
-        "Nuclei, 17 images, 60 epochs, Mask R-CNN",
-        *("detection/finetune_coco_format", "nuclei", "val/mask_AP", 2, (320, 427)),
-        {**_DETECTOR, **_NUCLEI, "model.model_args": _SMALL, **at_the_end(60)},
+        "Nuclei, 17 images of 256 x 256, 40 epochs, Mask R-CNN",
+        *("detection/finetune_coco_format", "nuclei", "val/mask_AP", 2, (256, 256)),
+        {**_DETECTOR, **_NUCLEI, "model.model_args": _LITTLE, **at_the_end(40)},
         {
             **networks("model.backbone", OURS, *PEERS),
             "from CIFAR-10": {"model.backbone": OURS, "model.checkpoint": PRETRAINED},
