@@ -14,7 +14,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def fuse(model: Network) -> Network:
-    """The one call before serving: folds batch norms into convolutions, and packs the weights of both kinds of layers.
+    """The one call before serving: folds batch norms, and packs the weights of convolutions and linear layers.
 
     Outputs are equal, with fewer passes over the maps. On CPUs, small maps and small batches gain most from packing.
 
