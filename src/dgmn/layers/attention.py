@@ -14,7 +14,7 @@ from dgmn.ops import position_scores, sampled_attention
 from dgmn.ops.linear import add_linear, is_compiled_inference, is_inference_on_cpu, linear, perceptron
 from dgmn.ops.precision import PreciseLinear, compute_dtype, without_autocast
 from dgmn.ops.reference import attention_weights, sampling_points
-from dgmn.ops.tracing import is_exporting, is_plain, is_recorded_as, is_watched, opaque, surely_equal
+from dgmn.ops.tracing import is_exporting, is_plain, is_recorded_as, is_symbolic, is_watched, opaque, surely_equal
 
 LINEAR = (nn.Linear, PackedLinear)  # classes whose weights may be used without a call
 
@@ -186,11 +186,12 @@ class DGMN2Attention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The messages, added to `residual` if it is given."""
-        channels = self.num_heads * self.head_dim
-        if x.dim() != 4 or x.shape[-1] != channels:
-            raise ValueError(f"x must have the shape (B, H, W, {channels}), got {tuple(x.shape)}")
-        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-            return residual + self.forward(x)  # spread as in any sum, and in the wider dtype
+        if not is_symbolic(x):  # torch.fx knows no shapes
+            channels = self.num_heads * self.head_dim
+            if x.dim() != 4 or x.shape[-1] != channels:
+                raise ValueError(f"x must have the shape (B, H, W, {channels}), got {tuple(x.shape)}")
+            if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+                return residual + self.forward(x)  # spread as in any sum, and in the wider dtype
         batch, height, width, dim = x.shape
         query, key, value = self._project(x)
         x = sampled_attention(
