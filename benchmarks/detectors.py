@@ -21,7 +21,6 @@ from pages import publish
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--out", type=Path, help="the CSV; by default that of benchmarks/results, and the page's table")
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -33,7 +32,7 @@ def main() -> None:
         "the same, `dgmn.fuse(model)`": dgmn.fuse(ours),
         "torchvision's `retinanet_resnet50_fpn_v2`": theirs.eval(),
     }
-    image = [torch.rand(3, *given.size, device=device)]
+    image = [torch.rand(3, 800, 1333, device=device)]
     works = {name: lambda network=network: network(image) for name, network in networks.items()}
     for network in networks.values():
         network.to(device)

@@ -100,7 +100,7 @@ class Blocks(nn.Module):
 
 
 class SampledConv2d(DeformableConv2d):
-    """A deformable convolution of stride 1 that trains on a CPU in a fifth of torchvision's time, to the same numbers.
+    """A deformable convolution of stride 1 with the numbers of torchvision's, which takes far longer on a CPU.
 
     Sampling is linear, so that it may come after the products: every tap is a head of ours with one node.
     """
