@@ -1,7 +1,8 @@
 """Measures time and cost of DGMN and the modules it is compared with: `python benchmarks/context.py`.
 
-They stand in a dilated FCN on ResNet-18 (256 channels), and alone (512 channels). All take turns, so that other work on
-the machine affects all of them. Writes `context_cpu.csv`, and its rows as the table of `docs/resnets.md`.
+They stand in a dilated FCN on ResNet-18 (256 channels), and alone (512 channels), without and with gradients. All take
+turns, so that other work on the machine affects all of them. Writes `context_cpu.csv`, and its rows as the table of
+`docs/resnets.md`.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from torch import nn
 
 from dgmn.bench.measure import time_side_by_side
 from dgmn.complexity import count
-from dgmn.layers import context_module
+from dgmn.layers import DeformableConv2d, context_module
 from dgmn.segmentation import dilated_fcn
 
 from pages import publish
@@ -23,6 +24,7 @@ UNIFORM = {"dynamic_sampling": False, "fusion": "concat"}
 MODULES = {
     "none": ("none", {}),
     "Deformable": ("deformable", {}),
+    "Deformable, torchvision's": ("deformable", {}),
     "ASPP": ("aspp", {}),
     "Non-local": ("non_local", {"convolution": True}),
     "GCNet": ("global_context", {}),
@@ -34,15 +36,35 @@ MODULES = {
 }
 
 
+class TorchvisionConv2d(DeformableConv2d):
+    """The layer on torchvision's operator, on the CPU, too."""
+
+    def _is_fast(self, x: torch.Tensor) -> bool:
+        return False
+
+
+def with_torchvision(network: nn.Module) -> nn.Module:
+    for part in network.modules():
+        if isinstance(part, DeformableConv2d):
+            part.__class__ = TorchvisionConv2d
+    return network
+
+
+def step(network: nn.Module, x: torch.Tensor) -> None:
+    """Forward and backward, with the statistics of the norms fixed: a batch of one has none."""
+    network(x.detach().requires_grad_()).sum().backward()
+
+
 def rows_of(
-    where: str, networks: dict[str, nn.Module], x: torch.Tensor, device: str, rounds: int
+    where: str, networks: dict[str, nn.Module], x: torch.Tensor, device: str, rounds: int, training: bool = False
 ) -> list[dict[str, str]]:
     """Times and costs of networks; the costs are those added to the first network."""
     x = x.to(device)
     for network in networks.values():
         network.to(device).eval()
-    with torch.inference_mode():
-        works = {name: lambda network=network: network(x) for name, network in networks.items()}
+    with torch.inference_mode(not training):
+        work = step if training else nn.Module.__call__
+        works = {name: lambda network=network: work(network, x) for name, network in networks.items()}
         times = time_side_by_side(works, rounds, device)
     costs = {}
     for name, network in networks.items():
@@ -76,10 +98,13 @@ def main() -> None:
         name: dilated_fcn("resnet18", 11, module=module, module_args=args, channels=256)
         for name, (module, args) in MODULES.items()
     }
+    with_torchvision(behind["Deformable, torchvision's"])
     rows = rows_of("in the FCN", behind, torch.randn(1, 3, 360, 480), device, given.rounds)
     alone = {name: context_module(module, 512, args) for name, (module, args) in MODULES.items() if module != "none"}
-    plain = {"none": nn.Identity(), **alone}
-    rows += rows_of("alone", plain, torch.randn(1, 512, 97, 97), device, given.rounds)[1:]
+    with_torchvision(alone["Deformable, torchvision's"])
+    plain, x = {"none": nn.Identity(), **alone}, torch.randn(1, 512, 97, 97)
+    rows += rows_of("alone", plain, x, device, given.rounds)[1:]
+    rows += rows_of("alone, forward and backward", plain, x, device, given.rounds, training=True)[1:]
     publish(Path(__file__), "resnets.md", rows, given.out, device)
 
 

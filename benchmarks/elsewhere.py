@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from dgmn.complexity import count
 from dgmn.layers import DGMN, DGMN2Attention
 from dgmn.layers.context import DeformableConv2d, context_module
-from dgmn.ops import sampled_aggregate
 
 from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of, write_table
 
@@ -99,24 +98,6 @@ class Blocks(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-class SampledConv2d(DeformableConv2d):
-    """A deformable convolution of stride 1 with the numbers of torchvision's, which takes far longer on a CPU.
-
-    Sampling is linear, so that it may come after the products: every tap is a head of ours with one node.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)  # what `count` knows
-        offsets, masks = self.offset_and_mask(x).permute(0, 2, 3, 1).split((2 * self.nodes, self.nodes), -1)
-        products = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(2).permute(2, 0, 1).flatten(0, 1))
-        taps = products.unflatten(-1, (self.nodes, -1))
-        steps = torch.arange(self.kernel_size[0], device=x.device) - self.padding[0]
-        walks = offsets.unflatten(-1, (self.nodes, 1, 2)) + torch.cartesian_prod(steps, steps)[:, None]
-        sampled = sampled_aggregate(taps, walks, masks.sigmoid()[..., None], kernel_size=1)
-        return sampled.sum(3).permute(0, 3, 1, 2)
-
-
 def convolutions(kind: type[nn.Conv2d] | type[DeformableConv2d], number: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(number):
@@ -135,8 +116,8 @@ CONTENDERS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "six 3x3 convolutions": (lambda: convolutions(nn.Conv2d, 6), 1),
     "non-local": (lambda: context_module("non_local", CHANNELS), 1),
     "criss-cross": (lambda: context_module("criss_cross", CHANNELS), 1),
-    "two deformable convolutions": (lambda: convolutions(SampledConv2d, 2), 1),
-    "two deformable convolutions, rate x 10": (lambda: convolutions(SampledConv2d, 2), 10),
+    "two deformable convolutions": (lambda: convolutions(DeformableConv2d, 2), 1),
+    "two deformable convolutions, rate x 10": (lambda: convolutions(DeformableConv2d, 2), 10),
     "DGMN: DA": (of_dgmn(weights=False, sampling=False), 1),
     "DGMN: DA+DW": (of_dgmn(sampling=False), 1),
     "DGMN: DA+DW+DS": (of_dgmn(), 1),

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 from dgmn.complexity import count
 from dgmn.errors import InputError
@@ -90,6 +91,34 @@ def test_deformable_convolution_starts_on_the_grid(stride, dilation, groups):
     expected = F.conv2d(shifted, conv.weight, None, stride, dilation, dilation, groups)
     inside = (..., slice(4, -4), slice(4, -4)) if stride == 1 else (..., slice(2, -2), slice(2, -2))
     torch.testing.assert_close(conv(x)[inside], expected[inside])
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_deformable_convolution_equals_torchvision(kernel_size, bias, dilation):
+    """Results and gradients; 300 channels are more than a kernel takes at a time."""
+    torch.manual_seed(0)
+    conv = DeformableConv2d(3, 300, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation, bias=bias)
+    conv = conv.double()
+    torch.nn.init.normal_(conv.offset_and_mask.weight, std=0.5)
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    nodes = kernel_size**2
+    offset, mask = conv.offset_and_mask(x).split((2 * nodes, nodes), 1)
+    expected = deform_conv2d(
+        x, offset, conv.weight, conv.bias, padding=conv.padding, dilation=conv.dilation, mask=mask.sigmoid()
+    )
+    out, known = conv(x), (x, *conv.parameters())
+    torch.testing.assert_close(out, expected)
+    grads = [torch.autograd.grad(y.square().sum(), known) for y in (out, expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_deformable_convolution_costs_what_a_convolution_does():
+    """Sampling is not counted: 9 * 3 * 8 products of the layer and 9 * 3 * 27 of offsets and masks, on any device."""
+    for device in ("cpu", "meta"):
+        cost = count(torch.nn.Sequential(DeformableConv2d(3, 8)).to(device), (10, 12))
+        assert cost.macs == 10 * 12 * 9 * 3 * (8 + 27)
 
 
 def test_deformable_offsets_are_precise_under_autocast():

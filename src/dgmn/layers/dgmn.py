@@ -22,6 +22,51 @@ def _parts(channels: int) -> int:
     return next(n for n in range(1, channels + 1) if channels % n == 0 and channels // n <= _MAX_HEAD)
 
 
+def sampled_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    walks: Tensor,
+    masks: Tensor | None = None,
+    dilation: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """A deformable convolution of stride 1: every tap of the kernel reads the map at a sampled node.
+
+    Args:
+        x: the map, (B, C, H, W).
+        weight: (D, C, side, side), of an odd side, whose K = side * side taps lie around the position.
+        bias: (D,), or none.
+        walks: of the taps, in pixels as (dy, dx), (B, H, W, K, 2).
+        masks: factors of the taps, (B, H, W, K), or none.
+        dilation: distance of the taps, in pixels.
+        backend: one of [`BACKENDS`][dgmn.ops.BACKENDS].
+
+    Returns:
+        (B, H, W, D), in at least float32.
+    """
+    # The products are computed first, tap by tap. Then their results are sampled. Both steps are linear, so the order
+    # makes no difference. But this order samples fewer channels and never holds the K sampled nodes.
+    outputs, _, side, _ = weight.shape
+    taps, parts = side * side, _parts(outputs)
+    maps = linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1).flatten(0, 2))
+    # Every tap is a head with one node, at the tap's place in the grid.
+    steps = torch.arange(-(side // 2), side // 2 + 1, device=x.device, dtype=walks.dtype) * dilation
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(taps, 2)
+    if masks is None:
+        masks = walks.new_ones(1, 1, 1, 1).expand(walks.shape[:-1])
+    sampled = sampled_aggregate(
+        maps.reshape(*maps.shape[:3], taps * parts, outputs // parts),
+        (walks + grid).repeat_interleave(parts, 3).unsqueeze(4),
+        masks.repeat_interleave(parts, 3).unsqueeze(4),
+        kernel_size=1,
+        backend=backend,
+    )
+    of_taps = sampled.reshape(*sampled.shape[:3], taps, outputs)
+    out = of_taps.sum(3, dtype=compute_dtype(of_taps))
+    return out if bias is None else out + bias
+
+
 class SampledConv2d(nn.Conv2d):
     """A 3x3 convolution that can read sampled nodes instead of the grid: a deformable convolution (v' of eq. 6).
 
@@ -33,25 +78,7 @@ class SampledConv2d(nn.Conv2d):
     def forward(self, x: Tensor, walks: Tensor | None = None, backend: str = "auto") -> Tensor:
         if walks is None:
             return super().forward(x)
-        # The products are computed first, tap by tap. Then their results are sampled. Both steps are linear, so the
-        # order makes no difference. But this order samples fewer channels and never holds the K sampled nodes.
-        batch, _, height, width = x.shape
-        outputs = self.out_channels
-        parts = _parts(outputs)
-        maps = linear(x.permute(0, 2, 3, 1), self.weight.permute(2, 3, 0, 1).flatten(0, 2))
-        # Every tap is a head with one node, at the tap's place in the grid.
-        steps = torch.arange(-1, 2, device=x.device, dtype=walks.dtype) * self.dilation[0]
-        grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(_NODES, 2)
-        offset = (walks + grid).repeat_interleave(parts, 3).unsqueeze(4)
-        sampled = sampled_aggregate(
-            maps.reshape(batch, height, width, _NODES * parts, outputs // parts),
-            offset,
-            walks.new_ones(1, 1, 1, 1, 1).expand(batch, height, width, _NODES * parts, 1),
-            kernel_size=1,
-            backend=backend,
-        )
-        out = sampled.reshape(batch, height, width, _NODES, outputs).sum(3, dtype=compute_dtype(sampled))
-        out = out if self.bias is None else out + self.bias
+        out = sampled_convolution(x, self.weight, self.bias, walks, dilation=self.dilation[0], backend=backend)
         return out.permute(0, 3, 1, 2)
 
 
