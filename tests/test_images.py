@@ -229,6 +229,14 @@ def test_nothing_has_more_pixels_than_the_limit(what: str, tmp_path: Path, monke
         forms[what]()
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_an_accepted_size_is_no_warning(form: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Pillow warns of more than 89 million pixels."""
+    Image.new("L", (10_000, 9_900)).save(tmp_path / "large", form)
+    assert image_size(tmp_path / "large") == (9_900, 10_000)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (2, 5001)])
 def test_thin_images_stay_small(size: tuple[int, int]) -> None:
     """Resized to a short side of 256 pixels, they had up to 1.3 billion pixels."""

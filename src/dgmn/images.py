@@ -179,7 +179,11 @@ def opened(source: Any, name: str, what: str = "image") -> Iterator[Image.Image]
     try:
         if isinstance(source, str | os.PathLike):
             check_file(source)
-        with Image.open(source, formats=FORMATS) as image:
+        with warnings.catch_warnings():
+            # Pillow warns of sizes that are accepted here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            found = Image.open(source, formats=FORMATS)
+        with found as image:
             _check_size(image.size, name)
             yield image
     except (FileNotFoundError, InputError):
