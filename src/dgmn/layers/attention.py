@@ -239,8 +239,6 @@ class DGMN2Mlp(Mlp):
         if dropped or not plain or self.act.approximate != "none" or watched:
             out: Tensor = super().forward(x)
             return out if residual is None else residual + out
-        if residual is not None and residual.shape != (*x.shape[:-1], len(second.weight)):
-            return residual + self.forward(x)
         packed = isinstance(first, PackedLinear) and isinstance(second, PackedLinear)
         if packed and first.packs(x, *second.parameters(), *added):
             return packed_perceptron(x, first, second, residual)

@@ -115,6 +115,9 @@ def packed_perceptron(x: Tensor, first: PackedLinear, second: PackedLinear, resi
 
     The hidden layer is computed some positions at a time, as in [`perceptron`][dgmn.ops.linear.perceptron].
     """
+    shape = (*x.shape[:-1], second.out_features)
+    if residual is not None and residual.shape != shape:  # spread as in any sum
+        return residual + packed_perceptron(x, first, second, None)
     rows = x.reshape(-1, x.shape[-1])
     start = None if residual is None else residual.reshape(-1, second.out_features)
     step = max(_HIDDEN // first.out_features, 1)
@@ -123,4 +126,4 @@ def packed_perceptron(x: Tensor, first: PackedLinear, second: PackedLinear, resi
         hidden = first.computed(rows[i : i + step], "gelu")
         parts.append(second.computed(hidden) if start is None else second.added(start[i : i + step], hidden))
     out = torch.cat(parts) if parts[1:] else parts[0]
-    return out.view(*x.shape[:-1], second.out_features)
+    return out.view(shape)
