@@ -158,6 +158,18 @@ def test_classes_of_pixels(load, photo):
     assert not np.allclose(scales.probabilities, more.probabilities)
 
 
+@pytest.mark.parametrize("kind", MOST)
+def test_the_default_device_is_of_no_concern(kind, load, photo):
+    """What lies on it is put nowhere near the images and the network."""
+    model = load(kind)
+    expected, nodes = content(predict(model, photo)), model.nodes(photo)
+    with torch.device("meta"):
+        result, others = predict(model, photo), model.nodes(photo)
+        assert result.draw().size == predict(model, photo).draw().size
+        assert others.draw().size == nodes.draw().size
+    assert content(result) == expected
+
+
 @pytest.mark.parametrize("kind", OF_EACH_TASK)
 def test_nodes(kind, load, photo):
     model = load(kind)

@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -282,7 +283,9 @@ class Predictor(ABC):
         if at is None:
             at = (picture.width / 2, picture.height / 2)
         check_point(at, 0, 0, picture.width, picture.height)
-        return Nodes(picture, tuple(self.sample_layers(picture, at)), at)
+        with _no_default_device():
+            layers = self.sample_layers(picture, at)
+        return Nodes(picture, tuple(layers), at)
 
     def __repr__(self) -> str:
         classes = counted(len(self.names), "class")
@@ -292,6 +295,11 @@ class Predictor(ABC):
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values from JSON, which knows no tuples, for the fields of a frozen dataclass."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _no_default_device() -> AbstractContextManager[object]:
+    """Undoes `torch.set_default_device` meanwhile: images are read on the CPU and put where the network is."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 Predict = Callable[[Sequence[tuple[AnyImage, Image.Image]], Progress], Sequence[Result]]
@@ -324,7 +332,7 @@ def _results(
     batch: list[tuple[AnyImage, Image.Image]] = []
 
     def predicted() -> Sequence[Result]:
-        with torch.inference_mode():
+        with torch.inference_mode(), _no_default_device():
             return predict(batch, lambda share: tell(done + share * len(batch)))
 
     for source in images:

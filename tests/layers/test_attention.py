@@ -324,3 +324,54 @@ def test_other_modules_in_place_of_a_branch():
     x = torch.randn(1, 3, 4, 8)
     middle = x + block.attn(block.norm1(x))
     torch.testing.assert_close(block(x), middle + block.norm2(middle))
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("name", ["proj_drop", "drop1", "drop2", "drop_path1", "drop_path2"])
+def test_dropout_that_is_switched_on_alone(name, learns):
+    """Monte Carlo dropout draws many predictions in evaluation mode."""
+    block = DGMN2Block(8, 2, (5, 5), proj_drop=0.5, drop_path=0.5).eval()
+    x = torch.randn(4, 5, 5, 8)
+    with torch.set_grad_enabled(learns):
+        assert torch.equal(block(x), block(x))
+        (layer,) = (layer for part, layer in block.named_modules() if part.endswith(name))
+        layer.train()
+        assert not torch.equal(block(x), block(x))
+
+
+def test_layers_in_place_of_those_of_a_perceptron():
+    """Another norm, hooks on dropout, and a forward that a library puts into a layer, as accelerate does."""
+    mlp = DGMN2Mlp(8, 16).eval()
+    x = torch.randn(2, 3, 3, 8)
+    before = mlp(x)
+    mlp.norm = torch.nn.LayerNorm(16)
+    assert not torch.allclose(mlp(x), before)
+    torch.testing.assert_close(mlp(x), mlp.fc2(mlp.norm(torch.nn.functional.gelu(mlp.fc1(x)))))
+    mlp.norm = torch.nn.Identity()
+    seen = []
+    handle = mlp.drop1.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(mlp(x), before)
+    assert seen
+    handle.remove()
+    mlp.fc2.forward = lambda hidden: torch.zeros(2, 3, 3, 8)
+    assert mlp(x).eq(0).all()
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_layers_without_biases(learns):
+    block = DGMN2Block(8, 2, (5, 5)).eval()
+    x = torch.randn(2, 5, 5, 8)
+    for name in ("attn.proj", "attn.qkv", "mlp.fc1", "mlp.fc2"):
+        layer = block.get_submodule(name)
+        torch.nn.init.zeros_(layer.bias)
+        with torch.set_grad_enabled(learns):
+            expected = block(x)
+            layer.bias = None
+            torch.testing.assert_close(block(x), expected)
+
+
+def test_a_jacobian_at_once():
+    block = DGMN2Block(4, 2, (3, 3)).eval()
+    x = torch.randn(1, 3, 3, 4)
+    jacobian = torch.autograd.functional.jacobian
+    torch.testing.assert_close(jacobian(block, x, vectorize=True), jacobian(block, x))

@@ -121,6 +121,14 @@ def test_deformable_convolution_costs_what_a_convolution_does():
         assert cost.macs == 10 * 12 * 9 * 3 * (8 + 27)
 
 
+def test_a_jacobian_of_a_deformable_convolution_at_once():
+    conv = DeformableConv2d(2, 3)
+    torch.nn.init.normal_(conv.offset_and_mask.weight, std=0.5)
+    x = torch.randn(1, 2, 4, 5)
+    jacobian = torch.autograd.functional.jacobian
+    torch.testing.assert_close(jacobian(conv, x, vectorize=True), jacobian(conv, x))
+
+
 def test_deformable_offsets_are_precise_under_autocast():
     # The offset 100.25 would be 100 or 100.5 in bfloat16.
     conv = DeformableConv2d(4, 4)

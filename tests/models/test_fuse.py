@@ -341,3 +341,38 @@ def test_weights_of_a_fused_network_are_no_checkpoint(fused, tmp_path):
     torch.save(fused.state_dict(), tmp_path / "x.pth")
     with pytest.raises(InputError, match=r"a fused network: save them before dgmn\.fuse"):
         load_checkpoint(timm.create_model("dgmn2_nano"), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(8, 8, bias=False), nn.Conv2d(8, 8, 3, bias=False)], ids=lambda x: type(x).__name__
+)
+def test_parametrised_fused_layers_learn(layer):
+    fused = nn.utils.parametrizations.weight_norm(dgmn.fuse(layer))
+    x = torch.randn(2, 8, *([5, 8] if isinstance(layer, nn.Conv2d) else []))
+    out = fused(x)
+    torch.testing.assert_close(out, layer(x))
+    out.sum().backward()
+    assert fused.parametrizations.weight.original1.grad is not None
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (1, 2), (1, 3), (2, 1)])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_convolutions_of_one_channel(stride, width):
+    """Of a map with one channel nobody knows which way it lies in memory."""
+    conv = nn.Conv2d(1, 8, 3, stride, 1).eval()
+    x = torch.randn(2, 1, 6, width)
+    with torch.no_grad():
+        torch.testing.assert_close(dgmn.fuse(conv)(x), conv(x))
+
+
+def test_fused_layers_of_other_forms():
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        assert dgmn.fuse(nn.Linear(8, 0))(x).shape == (3, 0)
+        fused = dgmn.fuse(nn.Linear(8, 8))
+        expected = fused(x)
+        fused.weight = nn.Parameter(fused.weight.to_sparse_csr())
+        torch.testing.assert_close(fused(x), expected)
+        replaced = nn.Linear(8, 8)
+        replaced.forward = torch.zeros_like
+        assert type(dgmn.fuse(nn.Sequential(replaced))[0]) is nn.Linear

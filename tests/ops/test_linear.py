@@ -223,3 +223,52 @@ def test_a_sum_with_a_linear_layer():
     assert not is_inference_on_cpu((residual, x.requires_grad_()))
     with torch.no_grad():
         assert is_inference_on_cpu((residual, x))
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_that_depend_on_each_other(again, dtype, parts):
+    """One perceptron twice, and one whose second weight is its first one's transpose; hooks run once."""
+    x, weight1, bias1, weight2, bias2 = numbers(dim=4, hidden=12, out=4, dtype=dtype)
+    weight1.register_hook(lambda grad: 2 * grad)
+    learnt = [weight1, bias1, weight2, bias2]
+    for networks in (
+        [lambda f: f(f(x, *learnt), *learnt) for _ in range(2)],
+        [lambda f: f(x, weight1, bias1, weight1.T, bias2) for _ in range(2)],
+    ):
+        grads = [
+            torch.autograd.grad(network(f).sum(), learnt, create_graph=again, allow_unused=True)
+            for network, f in zip(networks, (perceptron, plain), strict=True)
+        ]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("function", [perceptron, lambda x, *others: linear.linear(x, *others[:2])])
+def test_many_gradients_at_once(function, parts):
+    inputs = numbers()[: 5 if function is perceptron else 3]
+    out = function(*inputs)
+    many = torch.randn(3, *out.shape, dtype=out.dtype)
+    at_once = torch.autograd.grad(out, inputs, many, is_grads_batched=True, retain_graph=True)
+    singly = [torch.autograd.grad(out, inputs, each, retain_graph=True) for each in many]
+    torch.testing.assert_close(list(at_once), [torch.stack(grads) for grads in zip(*singly, strict=True)])
+
+
+@pytest.mark.parametrize("function", [perceptron, lambda x, *others: linear.linear(x, *others[:2])])
+def test_the_backward_pass_is_as_precise_as_the_forward_pass(function, parts):
+    """The loss stands outside of autocast, its backward pass inside."""
+    inputs = numbers((40,), dtype=torch.float32)[: 5 if function is perceptron else 3]
+    expected = torch.autograd.grad(function(*inputs).sum(), inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            loss = function(*inputs).sum()
+        assert all(map(torch.equal, torch.autograd.grad(loss, inputs), expected))
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_sparse_weights(learns):
+    inputs = [x.detach() for x in numbers(dtype=torch.float32)]
+    expected = plain(*inputs)
+    x, weight1, bias1, weight2, bias2 = inputs
+    inputs = [x.requires_grad_(learns), weight1.to_sparse_csr(), bias1, weight2.to_sparse_csr(), bias2]
+    torch.testing.assert_close(perceptron(*inputs), expected)
+    torch.testing.assert_close(linear.linear(*inputs[:3]), F.linear(x, weight1, bias1))

@@ -609,3 +609,43 @@ CHANGES = {
     bool: {"the other": lambda x: not x},
     str: {"unknown": lambda x: "nonsense"},
 }
+
+
+@needs_library
+def test_the_default_device_is_of_no_concern():
+    query, key, value, offset, bias = (x.requires_grad_() for x in make_inputs())
+    rows = torch.randn(8 + 5, 16)
+    functions = (
+        lambda: sampled_attention(query, key, value, offset, bias),
+        lambda: sampled_aggregate(value, offset, bias),
+        lambda: position_scores(query, rows),
+    )
+    for function in functions:
+        expected = function()
+        with torch.device("meta"):
+            out = function()
+            out.sum().backward()
+        assert torch.equal(out, expected)
+
+
+@needs_library
+def test_negated_views():
+    """The imaginary part of a conjugate is a view whose numbers in memory have the other sign."""
+    query, _, value, offset, bias = make_inputs(dim=1)
+    turned = [torch.complex(torch.zeros_like(x), -x).conj().imag for x in (value, offset, bias, query)]
+    assert all(x.is_neg() for x in turned)
+    torch.testing.assert_close(sampled_aggregate(*turned[:3]), sampled_aggregate(value, offset, bias))
+    rows = torch.randn(8 + 5, 1)
+    torch.testing.assert_close(position_scores(turned[3], rows), position_scores(query, rows))
+
+
+@needs_library
+@pytest.mark.parametrize("function", [sampled_attention, sampled_aggregate])
+def test_many_gradients_at_once(function):
+    query, key, value, offset, bias = (x.detach().requires_grad_() for x in make_inputs())
+    inputs = (query, key, value, offset, bias) if function is sampled_attention else (value, offset, bias)
+    out = function(*inputs)
+    many = torch.randn(3, *out.shape)
+    at_once = torch.autograd.grad(out, inputs, many, is_grads_batched=True, retain_graph=True)
+    singly = [torch.autograd.grad(out, inputs, each, retain_graph=True) for each in many]
+    torch.testing.assert_close(list(at_once), [torch.stack(grads) for grads in zip(*singly, strict=True)])

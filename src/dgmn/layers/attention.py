@@ -205,13 +205,19 @@ class DGMN2Attention(nn.Module):
             backend=self.backend,
         )
         x = x.reshape(batch, height, width, dim)
-        plain = is_plain(self.proj, *LINEAR) and is_plain(self.proj_drop, nn.Dropout) and not self.training
+        plain = is_plain(self.proj, *LINEAR) and not _drops(self.proj_drop)
         if residual is not None and plain and isinstance(self.proj, PackedLinear) and self.proj.packs(x, residual):
             return self.proj.added(residual, x)
+        plain = plain and self.proj.bias is not None
         if residual is not None and plain and is_inference_on_cpu((residual, x, *self.proj.parameters())):
             return add_linear(residual, x, self.proj.weight, self.proj.bias)
         out: Tensor = self.proj_drop(_linear(self.proj, x))
         return out if residual is None else residual + out
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Whether a layer of dropout does anything: some draw in evaluation, too, and switch on these layers only."""
+    return not (isinstance(layer, nn.Dropout) and is_plain(layer, nn.Dropout)) or (layer.training and layer.p > 0)
 
 
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
@@ -231,16 +237,17 @@ class DGMN2Mlp(Mlp):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The output, added to `residual` if it is given."""
-        dropped = self.training and (self.drop1.p > 0 or self.drop2.p > 0)
         first, second = self.fc1, self.fc2
         plain = is_plain(self.act, nn.GELU) and is_plain(first, *LINEAR) and is_plain(second, *LINEAR)
+        plain = plain and is_plain(self.norm, nn.Identity) and not (_drops(self.drop1) or _drops(self.drop2))
+        plain = plain and self.act.approximate == "none" and first.bias is not None and second.bias is not None
         added = () if residual is None else (residual,)
         watched = is_watched((x,)) and not is_compiled_inference(x, *first.parameters(), *second.parameters(), *added)
-        if dropped or not plain or self.act.approximate != "none" or watched:
+        if not plain or watched:
             out: Tensor = super().forward(x)
             return out if residual is None else residual + out
         packed = isinstance(first, PackedLinear) and isinstance(second, PackedLinear)
-        if packed and first.packs(x, *second.parameters(), *added):
+        if packed and first.packs(x, *second.parameters(), *added) and second.weight.is_contiguous():
             return packed_perceptron(x, first, second, residual)
         return perceptron(x, first.weight, first.bias, second.weight, second.bias, residual)
 
@@ -298,5 +305,5 @@ class DGMN2Block(nn.Module):
         Hooks and modules put in its place get what the branch alone computes.
         """
         ours = is_plain(branch, DGMN2Attention, DGMN2Mlp) and is_plain(drop_path, DropPath)
-        out: Tensor = branch(x, residual) if ours and not self.training else residual + drop_path(branch(x))
+        out: Tensor = branch(x, residual) if ours and not drop_path.training else residual + drop_path(branch(x))
         return out

@@ -21,8 +21,9 @@ class _Packed(nn.Module):
     With gradients, under autocast, in a traced graph and on other devices it computes as PyTorch's layer does. The
     packed weights are no part of the state dict, of copies and of files.
 
-    PyTorch does not tell of changes through `weight.data`. They are seen if they change any of 64 numbers spread over
-    the weights, as merged adapters and averaged weights do; after a change of single numbers, fuse the network again.
+    PyTorch does not tell of changes through `weight.data`, nor of those of weights made in inference mode. They are
+    seen if they change any of 64 numbers spread over the weights, as merged adapters and averaged weights do; after a
+    change of single numbers, fuse the network again.
     """
 
     weight: Tensor
@@ -31,13 +32,15 @@ class _Packed(nn.Module):
 
     def _takes(self, *tensors: Tensor) -> bool:
         """Whether oneDNN computes the layer, with packed weights, for these tensors."""
+        if "weight" not in self._parameters:
+            return False  # something computes it
         own = [parameter for parameter in self._parameters.values() if parameter is not None]
         return is_inference_on_cpu((*tensors, *own)) and onednn.computes(*tensors, *own)
 
     def _pack(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
         # Tensors made in inference mode have no version.
         version = None if self.weight.is_inference() else self.weight._version
-        key = (self.weight.data_ptr(), version)
+        key = (self.weight.data_ptr(), self.weight.stride(), version)
         packed = self._packed
         if packed is None or packed[0] != key or not torch.equal(packed[1], packed[2]):
             weight = self.weight.detach()
@@ -65,7 +68,7 @@ class PackedLinear(_Packed, nn.Linear):
     def packs(self, x: Tensor, *others: Tensor) -> bool:
         """Whether the layer uses packed weights for this input; `others` are what else the caller computes with."""
         fits = x.dim() > 0 and x.shape[-1] == self.in_features
-        if not (fits and self.weight.is_contiguous() and self._takes(x, *others)):
+        if not (fits and self._takes(x, *others) and self.weight.is_contiguous()):
             return False
         # Asked last: a graph of any size must not depend on the size of the map.
         return onednn.has_avx512() or x.numel() <= min(self.in_features, self.out_features) * self.in_features
@@ -93,11 +96,14 @@ class PackedConv2d(_Packed, nn.Conv2d):
         return self._computed(x) if self._packs(x) else super().forward(x)
 
     def _packs(self, x: Tensor) -> bool:
+        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        # With one channel any map has channels last, and oneDNN's results are wrong for some strides.
+        fits = x.dim() == 4 and x.shape[1] == self.in_channels > 1
+        if not (usual and fits and self._takes(x)):
+            return False
         last = torch.channels_last
         dense = self.weight.is_contiguous() or self.weight.is_contiguous(memory_format=last)
-        usual = dense and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels
-        return usual and fits and self._takes(x) and x.is_contiguous(memory_format=last)
+        return dense and x.is_contiguous(memory_format=last)
 
     def _computed(self, x: Tensor) -> Tensor:
         assert not isinstance(self.padding, str)

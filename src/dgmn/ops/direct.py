@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dgmn.ops import native
-from dgmn.ops.tracing import is_watched
+from dgmn.ops.tracing import is_batched, is_watched
 
 
 def is_direct(*tensors: Tensor | None) -> bool:
@@ -22,6 +22,14 @@ def is_direct(*tensors: Tensor | None) -> bool:
 def learns(*tensors: Tensor | None) -> bool:
     """Whether one of these wants a gradient."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _needs_operator(grad: Tensor) -> bool:
+    """Whether a backward pass is for PyTorch to see.
+
+    The operators tell those who differentiate again that it cannot be done, and take many gradients at once one by one.
+    """
+    return torch.is_grad_enabled() or is_batched(grad)
 
 
 class _NoContext:
@@ -70,7 +78,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the operator tells those who differentiate again that it cannot be done
+        if _needs_operator(grad):
             *grads, grad_bias = torch.ops.dgmn.sampled_attention_backward(grad, *saved, *ctx.options)
         else:
             *options, backend = ctx.options
@@ -92,7 +100,7 @@ class Aggregate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if _needs_operator(grad):
             grads = torch.ops.dgmn.sampled_aggregate_backward(grad, *saved, *ctx.options)
         else:
             *options, backend = ctx.options
@@ -114,7 +122,7 @@ class Position(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if _needs_operator(grad):
             grads = torch.ops.dgmn.position_scores_backward(grad, *saved, *ctx.options)
         else:
             mirrored, backend = ctx.options

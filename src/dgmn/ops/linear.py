@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dgmn.ops import onednn
 from dgmn.ops.direct import learns
-from dgmn.ops.precision import has_autocast
-from dgmn.ops.tracing import is_watched
+from dgmn.ops.precision import has_autocast, without_autocast
+from dgmn.ops.tracing import is_batched, is_watched
 
 # How many hidden numbers a thread computes at a time: 2 MiB in float32, about a core's cache.
 _HIDDEN = 2**19
@@ -231,11 +231,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            _Linear.apply(grad, weight.T, None) if needs_x else None,
-            grad.T @ x if needs_weight else None,
-            grad.sum(0) if needs_bias else None,
-        )
+        with without_autocast(x):
+            return (
+                _Linear.apply(grad, weight.T, None) if needs_x else None,
+                grad.T @ x if needs_weight else None,
+                grad.sum(0) if needs_bias else None,
+            )
 
 
 class _Perceptron(torch.autograd.Function):
@@ -250,16 +251,25 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight1, bias1, weight2, bias2, *kept = ctx.saved_tensors
-        inputs = [x, weight1, bias1, weight2, bias2]
-        *needed, needs_residual = ctx.needs_input_grad
-        of_residual = grad if needs_residual else None
-        if torch.is_grad_enabled():  # second derivatives: from operations that have them
-            wanted = [tensor for tensor, needs in zip(inputs, needed, strict=True) if needs]
-            out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
-            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True) if wanted else ())
-            return *(next(grads) if needs else None for needs in needed), of_residual
-        return *_backward(grad.contiguous(), inputs, kept, needed), of_residual
+        saved, needed = list(ctx.saved_tensors), ctx.needs_input_grad
+        inputs, kept = saved[:5], saved[5:]
+        of_residual = grad if needed[5] else None
+        with without_autocast(grad):
+            # Gradients of gradients, and of many at once, come from operations that have them.
+            if torch.is_grad_enabled() or is_batched(grad):
+                return *_recorded_backward(grad, inputs, needed[:5]), of_residual
+            return *_backward(grad.contiguous(), inputs, kept, needed[:5]), of_residual
+
+
+def _recorded_backward(grad: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, since the inputs may depend on each other, and what they depend on has its turn later.
+        own = [x.view_as(x) if needs else x.detach() for x, needs in zip(inputs, needed, strict=True)]
+        out = F.linear(F.gelu(F.linear(*own[:3])), *own[3:])
+    wanted = [x for x, needs in zip(own, needed, strict=True) if needs]
+    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=recorded) if wanted else ())
+    return [next(grads) if needs else None for needs in needed]
 
 
 def _backward(

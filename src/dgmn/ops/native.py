@@ -94,8 +94,8 @@ def attention_forward(
     problem = _problem(value, offset, kernel_size, dilation)
     query, key, value = (_rows(x) for x in (query, key, value))
     offset, bias = _floats(offset), None if bias is None else _floats(bias)
-    out = torch.empty(value.shape, dtype=value.dtype)
-    log_sum = torch.empty(value.shape[:4], dtype=torch.float32)
+    out = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+    log_sum = torch.empty(value.shape[:4], dtype=torch.float32, device="cpu")
     _call(
         *("dgmn_attention_forward", problem, ctypes.c_float(scale), _map(query), _map(key), _map(value)),
         *(_pointer(x) for x in (offset, bias, out, log_sum)),
@@ -121,10 +121,10 @@ def attention_backward(
     """
     problem = _problem(value, offset, kernel_size, dilation)
     nodes = (*value.shape[:4], kernel_size**2)
-    grad_query = torch.empty(value.shape, dtype=query.dtype)
-    grad_key, grad_value = (torch.zeros(value.shape, dtype=torch.float32) for _ in range(2))
-    grad_offset = torch.empty(offset.shape, dtype=torch.float32)
-    grad_bias, affinity = (torch.empty(nodes, dtype=torch.float32) for _ in range(2))
+    grad_query = torch.empty(value.shape, dtype=query.dtype, device="cpu")
+    grad_key, grad_value = (torch.zeros(value.shape, dtype=torch.float32, device="cpu") for _ in range(2))
+    grad_offset = torch.empty(offset.shape, dtype=torch.float32, device="cpu")
+    grad_bias, affinity = (torch.empty(nodes, dtype=torch.float32, device="cpu") for _ in range(2))
     maps = [_rows(x) for x in (grad_out, query, key, value)]
     inputs = [_floats(offset), None if bias is None else _floats(bias)]
     grads = (grad_query, grad_key, grad_value, grad_offset, grad_bias, affinity)
@@ -145,7 +145,7 @@ def attention_backward(
 def aggregate_forward(value: Tensor, offset: Tensor, weight: Tensor, kernel_size: int, dilation: int) -> Tensor:
     problem = _problem(value, offset, kernel_size, dilation)
     value, offset, weight = _rows(value), _floats(offset), _floats(weight)
-    out = torch.empty(value.shape, dtype=value.dtype)
+    out = torch.empty(value.shape, dtype=value.dtype, device="cpu")
     _call("dgmn_aggregate_forward", problem, _map(value), *(_pointer(x) for x in (offset, weight, out)))
     return out
 
@@ -155,9 +155,9 @@ def aggregate_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, offset and weight, each in the dtype of its input."""
     problem = _problem(value, offset, kernel_size, dilation)
-    grad_value = torch.zeros(value.shape, dtype=torch.float32)
-    grad_offset = torch.empty(offset.shape, dtype=torch.float32)
-    grad_weight = torch.empty(weight.shape, dtype=torch.float32)
+    grad_value = torch.zeros(value.shape, dtype=torch.float32, device="cpu")
+    grad_offset = torch.empty(offset.shape, dtype=torch.float32, device="cpu")
+    grad_weight = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
     maps = [_rows(x) for x in (grad_out, value)]
     inputs = [_floats(offset), _floats(weight)]
     _call(
@@ -171,7 +171,7 @@ def position_forward(query: Tensor, rows: Tensor | None, columns: Tensor | None,
     problem = _problem(query)
     query = _rows(query)
     tables = [None if table is None else _floats(table) for table in (rows, columns)]
-    scores = torch.empty((*query.shape[:4], nodes), dtype=torch.float32)
+    scores = torch.empty((*query.shape[:4], nodes), dtype=torch.float32, device="cpu")
     _call(
         "dgmn_position_forward",
         problem,
@@ -190,7 +190,7 @@ def position_backward(
     nodes = grad_scores.shape[-1]
     query, grad_scores = _rows(query), _floats(grad_scores)
     tables = [None if table is None else _floats(table) for table in (rows, columns)]
-    grad_query = torch.empty(query.shape, dtype=query.dtype)
+    grad_query = torch.empty(query.shape, dtype=query.dtype, device="cpu")
     sums = [None if table is None else torch.zeros_like(table) for table in tables]
     _call(
         *("dgmn_position_backward", problem, ctypes.c_int64(mirrored), ctypes.c_int64(nodes)),
@@ -215,12 +215,13 @@ def _problem(value: Tensor, offset: Tensor | None = None, kernel_size: int = 0, 
 
 def _rows(x: Tensor) -> Tensor:
     """The map with evenly spaced positions and adjacent channels: `x` itself if it has them, otherwise a copy."""
+    x = x.resolve_neg()  # the numbers in memory are read
     even = x.shape[1] == 1 or x.stride(1) == x.shape[2] * x.stride(2)
     return x if even and (x.stride(4) == 1 or x.shape[4] == 1) else x.contiguous()
 
 
 def _floats(x: Tensor) -> Tensor:
-    return x.to(torch.float32).contiguous()
+    return x.resolve_neg().to(torch.float32).contiguous()
 
 
 def _map(x: Tensor) -> Any:

@@ -64,8 +64,8 @@ def pack_convolution(
 
 def computes(*tensors: Tensor) -> bool:
     """Whether the layers take these tensors: in float32, on the CPU, not empty, and unless PyTorch's oneDNN is off."""
-    usual = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
-    return usual and tensors[0].numel() > 0 and bool(torch.backends.mkldnn.enabled) and is_available()
+    usual = all(x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
+    return usual and bool(torch.backends.mkldnn.enabled) and is_available()
 
 
 @torch.compiler.assume_constant_result

@@ -99,10 +99,17 @@ def is_transformed() -> bool:
 
 
 def is_watched(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether a tracer, a compiler, torch.func or a subclass of tensors must see every step."""
+    """Whether a tracer, a compiler, torch.func, or a subclass or another layout of tensors must see every step."""
     if torch.compiler.is_compiling() or is_exporting() or is_transformed():
         return True
-    return any(type(x) not in (Tensor, nn.Parameter) for x in tensors) or has_tangent(tensors)
+    if any(type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided for x in tensors):
+        return True
+    return has_tangent(tensors)
+
+
+def is_batched(grad: Tensor) -> bool:
+    """Whether a gradient stands for many: `torch.autograd.grad` with `is_grads_batched`, or a vectorized Jacobian."""
+    return bool(torch._C._functorch.is_legacy_batchedtensor(grad))
 
 
 def has_tangent(tensors: Iterable[Tensor | None]) -> bool:
@@ -119,9 +126,11 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward."""
+    """Whether a call of the module does more, or something else, than the forward of its class."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    # accelerate puts another forward into the module itself.
+    replaced = any(hooks) or "forward" in module.__dict__
+    return replaced or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
