@@ -149,12 +149,15 @@ class DgmnCLI(LightningCLI):
         monitor, mode = self.model.monitor
         self._best_tables = BestTables()
         every_epoch: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        # With validations inside of epochs, the last of an epoch need not be its best.
+        inside = given.get("val_check_interval") not in (None, 1.0)
+        best = {**every_epoch, "save_on_train_epoch_end": not inside}
         callbacks = [
             *(given.get("callbacks") or []),
             EpochSeed(int(self._get(self.config, "seed_everything"))),
             LastEvaluation(),
             self._best_tables,
-            ModelCheckpoint(self.checkpoints, "best", monitor=monitor, mode=mode, **every_epoch),
+            ModelCheckpoint(self.checkpoints, "best", monitor=monitor, mode=mode, **best),
             # A separate callback: with save_last, Lightning keeps the last epoch only if it is also the best.
             ModelCheckpoint(self.checkpoints, "last", **every_epoch),
         ]

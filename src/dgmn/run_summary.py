@@ -178,15 +178,16 @@ def _chart(root: Path, curves: Mapping[str, list[Point]], metric: str, best: Poi
 
 
 def _results(curves: Mapping[str, list[Point]], metric: str, best: Point) -> str:
-    """The metrics of the best epoch and of the last."""
+    """The metrics of the best evaluation and of the last."""
     others = (name for name in curves if name != metric and (name.startswith("val/") or name == _EPOCH_LOSS))
-    names = [metric, *sorted(others)]
-    at_best = {name: {epoch: value for _, epoch, value in curves[name]} for name in names}
-    last = max(at_best[metric])
-    rows = [
-        (name, *(f"{at_best[name][e]:.4f}" if e in at_best[name] else "-" for e in (best[1], last))) for name in names
-    ]
-    header = ("", f"best: epoch {best[1] + 1}", f"last: epoch {last + 1}")
+    last = curves[metric][-1]
+    rows = []
+    for name in (metric, *sorted(others)):
+        place = 1 if name == _EPOCH_LOSS else 0  # an epoch has one mean loss, and maybe several evaluations
+        known = {point[place]: point[2] for point in curves[name]}
+        found = (known.get(point[place]) for point in (best, last))
+        rows.append((name, *("-" if value is None else f"{value:.4f}" for value in found)))
+    header = ("", f"best: epoch {best[1] + 1}", f"last: epoch {last[1] + 1}")
     kept = ("in", "`checkpoints/best.ckpt`", "`checkpoints/last.ckpt`")
     return _table(header, rows, raw=[kept])
 

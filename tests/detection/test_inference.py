@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dgmn.detection import mask_rcnn, sparse_rcnn
+from dgmn.detection import mask_rcnn, retinanet, sparse_rcnn
 from dgmn.detection.inference import Inference, detect
 from dgmn.errors import InputError
 
@@ -81,3 +81,21 @@ def test_a_network_at_its_own_size_gives_what_it_gives_alone(build):
 def test_mistakes_are_named(options, message):
     with pytest.raises(InputError, match=message):
         Inference(**options)
+
+
+def test_threads_do_not_change_each_others_sizes():
+    """Another thread predicts at the network's own size while one looks at several."""
+    model = retinanet("dgmn2_nano", 2, min_size=64, max_size=96).eval()
+    image = torch.rand(3, 64, 96)
+    with torch.no_grad():
+        (alone,) = detect(model, [image], Inference())
+        others = []
+
+        def other_thread(*_):
+            handle.remove()
+            others.extend(detect(model, [image], Inference()))
+
+        handle = model.backbone.register_forward_pre_hook(other_thread)
+        detect(model, [image], Inference(sizes=(32,), max_size=48))
+    assert torch.equal(others[0]["boxes"], alone["boxes"])
+    assert (model.transform.min_size, model.transform.max_size) == ((64,), 96)

@@ -207,6 +207,28 @@ def test_training_with_and_without_objects():
     assert full["labels"].tolist() == [0, 2]  # the caller's targets stay as they are
 
 
+def test_autocast_keeps_the_targets_of_boxes():
+    """In bfloat16, 1001.3 is 1000."""
+    model = mask_rcnn("dgmn2_nano", 3, min_size=64, max_size=1056).train()
+    box = torch.tensor([[1001.3, 10.2, 1030.7, 41.9]])
+    masks = torch.zeros(1, 64, 1056, dtype=torch.uint8)
+    masks[0, 10:42, 1001:1031] = 1
+    seen = []
+    choose = model.roi_heads.select_training_samples
+    model.roi_heads.select_training_samples = lambda proposals, targets: (
+        seen.append(choose(proposals, targets)) or seen[0]
+    )
+    target = {"boxes": box, "labels": torch.tensor([1]), "masks": masks}
+    with torch.autocast("cpu", torch.bfloat16):
+        model([torch.rand(3, 64, 1056)], [target])
+    (proposals,), _, (labels,), (box_targets,) = seen[0]
+    assert proposals.dtype == box_targets.dtype == torch.float32
+    # The ground truth is one of the proposals, and needs no change.
+    (own,) = torch.where((proposals == box).all(1))
+    assert labels[own[0]] == 2
+    assert box_targets[own[0]].abs().max() < 1e-6
+
+
 def test_results_have_labels_from_0_and_masks_of_the_images_size():
     model = small().eval()
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[:3], 3.0)  # everything is an object

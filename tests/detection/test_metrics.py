@@ -252,3 +252,21 @@ def test_more_objects_than_coco_counts():
     results = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9} for box in boxes]
     assert average_precision(truth, results)[0]["AP"] < 0.3
     assert average_precision(truth, results, most=500)[0]["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("most", [1, 5, 20])
+def test_only_the_best_detections_count(most):
+    """Of twenty right detections, as many as count are found."""
+    boxes = [[4 * i, 0, 3, 3] for i in range(20)]
+    truth = {
+        "images": [{"id": 1, "width": 100, "height": 10}],
+        "categories": [{"id": 1, "name": "dot"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": 9, "iscrowd": 0}
+            for i, box in enumerate(boxes, 1)
+        ],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 1 - i / 40} for i, box in enumerate(boxes)]
+    scores, _ = average_precision(truth, found, most=most)
+    # Precision is 1 up to the recall that is reached, of 101 values of recall.
+    assert scores["AP"] == pytest.approx((100 * most // 20 + 1) / 101, abs=1e-6)

@@ -102,6 +102,36 @@ def test_detections_of_images_of_any_size():
         assert set(result["labels"].tolist()) <= {0, 1, 2}
 
 
+def test_autocast_keeps_boxes_and_scores_apart():
+    """In bfloat16 neighbouring numbers above 128 lie a pixel apart, and scores near 0.01 are few."""
+    model = retinanet("dgmn2_nano", 3, min_size=256, max_size=320, detections_per_img=300).eval()
+    model.score_thresh = 0.0
+    head = model.head
+    torch.nn.init.zeros_(head.regression_head.bbox_reg.weight)  # boxes are the anchors
+    images = [torch.rand(3, 256, 320)]
+    kept = []
+    head.register_forward_hook(lambda *inputs: kept.append(inputs[2]))
+    with torch.no_grad():
+        maps = list(model.backbone(images[0][None]).values())
+        anchors = model.anchor_generator(ImageList(images[0][None], [(256, 320)]), maps)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            (found,) = model(images)
+    assert kept[0]["bbox_regression"].dtype == torch.bfloat16
+    clipped = torch.stack([anchors[:, 0::2].clamp(0, 320), anchors[:, 1::2].clamp(0, 256)], -1).flatten(1)
+    nearest = torch.cdist(found["boxes"], clipped, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert nearest.max() < 1e-3
+    assert found["scores"].dtype == torch.float32
+
+
+def test_the_loss_of_confident_background_has_gradients_under_autocast():
+    model = retinanet("dgmn2_nano", 3)
+    logits = torch.full((1, 9, 3), -6.6, dtype=torch.bfloat16).requires_grad_()
+    outputs = {"cls_logits": logits, "bbox_regression": torch.zeros(1, 9, 4, dtype=torch.bfloat16)}
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+    model.compute_loss([none], outputs, [torch.rand(9, 4)])["classification"].backward()
+    assert (logits.grad > 0).all()
+
+
 def test_mistakes_are_named():
     with pytest.raises(InputError, match=r"num_classes must be a whole number of at least 1, got 0"):
         retinanet("dgmn2_nano", 0)

@@ -173,6 +173,13 @@ def test_masks_of_0_and_255_are_pointed_out(folder):
         SegmentationData(folder).setup("fit")
 
 
+def test_a_part_without_labels_is_pointed_out(folder):
+    for path in (folder / "masks/val").rglob("*.png"):
+        Image.fromarray(np.full((64, 96), 255, np.uint8)).save(path)
+    with pytest.raises(InputError, match=r"data: no pixel of val has a label: all its masks hold 255 only"):
+        SegmentationData(folder).setup("fit")
+
+
 def test_palettes_that_contradict_each_other(folder):
     """The same number has another colour in another mask: it probably means another class."""
     masks = sorted((folder / "masks").rglob("*.png"))

@@ -270,6 +270,22 @@ def test_class_weights_of_classifiers(few_digits: Path, tmp_path: Path, capsys: 
         torch.testing.assert_close(loss, F.cross_entropy(logits, labels, weights, label_smoothing=0.1))
 
 
+def test_a_batch_whose_labels_have_no_weight() -> None:
+    """Its loss is 0, and its gradients are; others are as PyTorch has them."""
+    task = ClassificationTask(**PLAIN, label_smoothing=0.1, class_weights=[0.0, 1.0, 0.1])
+    task._weights = torch.tensor([0.0, 1.0, 0.1])
+    task.log_step = lambda loss, size: loss  # type: ignore[assignment,method-assign,misc]
+    task.eval()
+    images = torch.rand(4, 3, 32, 32)
+    loss = task.training_step((images, torch.zeros(4, dtype=torch.long)), 0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in task.parameters())
+    labels = torch.tensor([0, 2, 0, 0])
+    expected = F.cross_entropy(task.model(images), labels, task._weights, label_smoothing=0.1)
+    torch.testing.assert_close(task.training_step((images, labels), 0), expected)
+
+
 @pytest.mark.slow
 def test_class_weights_from_the_command_line(
     few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -6,11 +6,13 @@ from typing import Any
 
 import lightning as L
 import pytest
+import timm
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from dgmn.classification import Augmentation, ClassificationData, ClassificationTask
+from dgmn.errors import InputError
 from dgmn.nodes import node_maps
 from dgmn.training import DropPathSchedule, WarmupCosine
 
@@ -142,3 +144,32 @@ def test_walks_have_a_rate_of_their_own_and_their_length_is_logged(few_digits: P
     assert sorted(watch.lengths) == [f"walks/stage{number}" for number in (1, 2, 3, 4)]
     for number in (1, 2, 3, 4):
         assert watch.lengths[f"walks/stage{number}"] == pytest.approx(watch.expected[f"stages.{number - 1}"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        ({"max_steps": 3}, 3),
+        ({"max_epochs": 2}, 10),
+        ({"max_epochs": 2, "max_steps": 100}, 10),
+        ({"max_epochs": 2, "max_steps": 7}, 7),
+    ],
+)
+def test_the_schedule_ends_with_the_training(
+    limits: dict[str, int], steps: int, few_digits: Path, tmp_path: Path
+) -> None:
+    """Whatever ends it first; the few digits are five batches."""
+    asked = []
+
+    def schedule(optimizer: Any, steps: int) -> WarmupCosine:
+        asked.append(steps)
+        return WarmupCosine(optimizer, steps, start=1.0, end=0.0)
+
+    spy = fit(few_digits, tmp_path, ClassificationTask("dgmn2_nano", 3, schedule=schedule), **limits)
+    assert asked[-1] == steps == spy.schedule.last_epoch
+    assert spy.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_an_optimizer_without_a_learning_rate() -> None:
+    with pytest.raises(InputError, match=r"model\.optimizer: lr must be a finite number of at least 0, got None"):
+        ClassificationTask("dgmn2_nano", 3, optimizer=lambda p: timm.optim.Adafactor(p))

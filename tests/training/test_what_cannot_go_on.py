@@ -311,3 +311,24 @@ def test_names_that_are_not_utf8(fit, colors, tmp_path, capsys, monkeypatch):
     for options in ({"folder": f"run {strange}"}, {"folder": "again", "root": root}):
         assert fit("--data.root", str(options.pop("root", ".")), **options) == 2
         assert "training takes options and folders in UTF-8 only, got" in error(capsys)
+
+
+def test_the_best_of_several_validations_in_an_epoch(fit, tmp_path):
+    more = (
+        "--trainer.val_check_interval",
+        "0.5",
+        "--model.optimizer.init_args.lr",
+        "0.02",
+        "--trainer.limit_val_batches",
+        "1",
+    )
+    assert fit(*more, epochs=4, batch=2) == 0
+    (file,) = (tmp_path / "run").glob("logs/*/metrics.csv")
+    with file.open(newline="") as lines:
+        found = {int(row["step"]): float(row["val/top1"]) for row in csv.DictReader(lines) if row["val/top1"]}
+    assert len(found) == 8
+    best = max(found, key=lambda step: found[step])
+    state = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert state["global_step"] == best + 1
+    page = (tmp_path / "run/summary.md").read_text()
+    assert f"| val/top1 | {found[best]:.4f} | {found[max(found)]:.4f} |" in page

@@ -19,6 +19,7 @@ from dgmn.classification.builders import classifier
 from dgmn.classification.confusion import confusion_tables
 from dgmn.errors import InputError
 from dgmn.pictures import prediction_grid
+from dgmn.processes import mean_divisor
 from dgmn.training.class_weights import ClassWeights
 from dgmn.training.pictures import denormalise
 from dgmn.training.schedules import WarmupCosine
@@ -119,8 +120,16 @@ class ClassificationTask(Task):
             loss = F.cross_entropy(self.model(images).float(), targets, self._weights)
         else:
             logits = self.model(images).float()
-            loss = F.cross_entropy(logits, labels, self._weights, label_smoothing=self.label_smoothing)
+            loss = self._loss(logits, labels)
         return self.log_step(loss, len(images))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(logits, labels, self._weights, reduction="sum", label_smoothing=self.label_smoothing)
+        least = torch.finfo(losses.dtype).tiny
+        divisor = mean_divisor(self._weights[labels].sum(), losses, least)
+        return losses * (divisor > least) / divisor  # a batch may have only labels without weight
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -75,10 +75,13 @@ def counted_anchors(anchors: Tensor, target: dict[str, Tensor]) -> Tensor:
 
 
 class ClampedBoxCoder(BoxCoder):
-    """torchvision's box coder, with a limit to how much a box grows and to how much it shrinks."""
+    """torchvision's box coder, with a limit to how much a box grows and to how much it shrinks.
+
+    Boxes keep their precision: under autocast codes are in half precision, in which pixels lie far apart.
+    """
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
-        rel_codes = rel_codes.clone()
+        rel_codes = rel_codes.to(torch.promote_types(rel_codes.dtype, boxes.dtype), copy=True)
         for axis in (2, 3):
             limit = self.bbox_xform_clip * self.weights[axis]
             rel_codes[:, axis::4] = rel_codes[:, axis::4].clamp(-limit, limit)

@@ -1,5 +1,6 @@
 """Detections of an image at several sizes and mirrored, joined into one result."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,21 +55,24 @@ def detect(network: nn.Module, images: Sequence[Tensor], inference: Inference) -
     if not inference.sizes and not inference.flip:
         plain: list[dict[str, Tensor]] = network(list(images))
         return plain
-    transform: Any = network.transform
-    own = transform.min_size, transform.max_size
     passes = []
-    try:
-        for size in inference.sizes or (None,):
-            if size is not None:
-                transform.min_size, transform.max_size = (size,), inference.max_size
-            for mirrored in (False, True)[: 1 + inference.flip]:
-                found = network([image.flip(-1) if mirrored else image for image in images])
-                if mirrored:
-                    found = [_mirrored(x, image.shape[-1]) for x, image in zip(found, images, strict=True)]
-                passes.append(found)
-    finally:
-        transform.min_size, transform.max_size = own
+    for size in inference.sizes or (None,):
+        resized = network if size is None else _resizing(network, size, inference.max_size)
+        for mirrored in (False, True)[: 1 + inference.flip]:
+            found = resized([image.flip(-1) if mirrored else image for image in images])
+            if mirrored:
+                found = [_mirrored(x, image.shape[-1]) for x, image in zip(found, images, strict=True)]
+            passes.append(found)
     return [_joined(of_image, inference.overlap) for of_image in zip(*passes, strict=True)]
+
+
+def _resizing(network: nn.Module, size: int, max_size: int) -> nn.Module:
+    """The network with another size of its images. It stays as it is itself, since other threads may use it."""
+    transform: Any = copy.copy(network.transform)
+    transform.min_size, transform.max_size = (size,), max_size
+    resized = copy.copy(network)
+    resized._modules = {**network._modules, "transform": transform}
+    return resized
 
 
 def _mirrored(found: dict[str, Tensor], width: int) -> dict[str, Tensor]:

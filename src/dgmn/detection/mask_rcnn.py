@@ -24,6 +24,7 @@ from dgmn.errors import InputError, check_number
 from dgmn.finite import check_scores
 from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
+from dgmn.ops.precision import compute_dtype
 from dgmn.processes import mean_divisor
 
 _STRIDES = (4, 8, 16, 32, 64)
@@ -96,7 +97,8 @@ class ProposalNetwork(RegionProposalNetwork):
     def filter_proposals(self, proposals: Tensor, objectness: Tensor, *args: Any) -> tuple[list[Tensor], list[Tensor]]:
         if not self.training:
             check_scores(objectness)
-        boxes, scores = super().filter_proposals(proposals, objectness, *args)
+        # Near 0 and 1, many scores are the same in half precision.
+        boxes, scores = super().filter_proposals(proposals, objectness.to(compute_dtype(objectness)), *args)
         return boxes, scores
 
     def compute_loss(
@@ -201,7 +203,7 @@ class Heads(RoIHeads):
         counts = [p.shape[0] for p in proposals]
         decoded = self.box_coder.decode_single(box_regression, torch.cat(proposals)).view(-1, class_logits.shape[1], 4)
         results: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        scored = torch.split(class_logits.softmax(-1), counts)
+        scored = torch.split(class_logits.to(compute_dtype(class_logits)).softmax(-1), counts)
         images = zip(torch.split(decoded, counts), scored, image_shapes, strict=True)
         for boxes, scores, shape in images:
             index, label = torch.where(scores[:, 1:] > self.score_thresh)

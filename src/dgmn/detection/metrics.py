@@ -77,7 +77,7 @@ def average_precision(
         }
     )
     evaluation = COCOeval_faster(truth, truth.loadRes(_found(results, kind, of_image, of_category)), kind)
-    evaluation.params.maxDets = [1, 10, most]
+    evaluation.params.maxDets = [min(1, most), min(10, most), most]
     if images is not None:
         evaluation.params.imgIds = sorted(of_image[number] for number in images)
     evaluation.evaluate()

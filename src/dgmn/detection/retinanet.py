@@ -19,6 +19,7 @@ from dgmn.errors import check_number
 from dgmn.finite import check_scores
 from dgmn.models.build import noted
 from dgmn.models.features import feature_maps, normalisation
+from dgmn.ops.precision import compute_dtype
 from dgmn.processes import mean_divisor
 
 _STRIDES = (8, 16, 32, 64, 128)
@@ -59,7 +60,9 @@ class RetinaNet(TorchvisionRetinaNet):
             wanted = torch.zeros_like(logits[i])
             wanted[positive, target["labels"][matched[positive]]] = 1.0
             counted = matched != self.proposal_matcher.BETWEEN_THRESHOLDS
-            classification = classification + sigmoid_focal_loss(logits[i][counted], wanted[counted], reduction="sum")
+            scores = logits[i][counted]
+            scores = scores.to(compute_dtype(scores))  # in half precision, many gradients would be 0
+            classification = classification + sigmoid_focal_loss(scores, wanted[counted], reduction="sum")
             boxes = self.box_coder.encode_single(target["boxes"][matched[positive]], anchors[i][positive])
             regression = regression + F.l1_loss(deltas[i][positive], boxes, reduction="sum")
             positives += positive.sum()
@@ -89,7 +92,7 @@ class RetinaNet(TorchvisionRetinaNet):
             all_boxes, all_scores = [], []
             levels = zip(head_outputs["cls_logits"], head_outputs["bbox_regression"], anchors[i], strict=True)
             for logits, deltas, level_anchors in levels:
-                scores = logits[i].sigmoid()
+                scores = logits[i].to(compute_dtype(logits)).sigmoid()
                 best = scores.amax(1).topk(_topk_min(scores, self.topk_candidates, 0)).indices
                 boxes = self.box_coder.decode_single(deltas[i][best], level_anchors[best])
                 all_boxes.append(clip_boxes_to_image(boxes, shape))

@@ -83,6 +83,9 @@ class DetectionTask(Task):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            half = self.trainer.precision.removesuffix("-true")
+            raise InputError(f"trainer.precision: {half}-true rounds boxes to whole pixels; take {half}-mixed")
         data = self.trainer.datamodule
         if self.masks and not data.masks:
             raise InputError(f"{self.network_args['model']} needs masks: give --data.masks true")

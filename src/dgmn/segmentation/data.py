@@ -153,14 +153,15 @@ class SegmentationData(ImageData):
     @override
     def check(self, budget: int = 256 * 2**20) -> None:
         """Checks that all masks exist, and reads images and masks until `budget` bytes are read."""
-        samples = [(dataset, sample) for dataset in self._sets.values() for sample in dataset.samples]
+        samples = [(split, sample) for split, dataset in self._sets.items() for sample in dataset.samples]
         for _, sample in samples:
             if not sample.mask.is_file():
                 raise InputError(f"{sample.mask}: missing mask")
-        checked, pixels, palettes = 0, np.zeros(256, np.int64), Palettes()
+        checked, counts, palettes = 0, {split: np.zeros(256, np.int64) for split in self._sets}, Palettes()
         for i in torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist():
-            dataset, sample = samples[i]
-            pixels += np.bincount(dataset.layout.read(sample)[1].numpy().ravel(), minlength=256)
+            split, sample = samples[i]
+            labels = self._sets[split].layout.read(sample)[1]
+            counts[split] += np.bincount(labels.numpy().ravel(), minlength=256)
             contradiction = palettes.compare(sample.mask) if self.layout.palette_masks else None
             if contradiction is not None:
                 warnings.warn(contradiction, stacklevel=2)
@@ -168,7 +169,10 @@ class SegmentationData(ImageData):
             budget -= sum(file.stat().st_size for file in {sample.image, sample.mask} if is_image(file))
             if budget <= 0:
                 break
-        problem = _nothing_to_learn(pixels)
+        problem = _nothing_to_learn(sum(counts.values(), np.zeros(256, np.int64)))
+        empty = [split for split, pixels in counts.items() if not pixels[:IGNORED].any()]
+        if problem is None and empty and checked == len(samples):
+            raise InputError(f"data: no pixel of {empty[0]} has a label: all its masks hold 255 only")
         if problem is not None:
             if checked == len(samples):
                 raise InputError(f"data: {problem}")

@@ -315,9 +315,9 @@ def _resize_part(x: Tensor, axis: int, start: int, part: _Part, full: int, scale
     if scaled == full:
         return x
     step = (scaled - 1) / (full - 1) if full > 1 else 0.0
-    position = torch.arange(*part, device=x.device, dtype=torch.float64) * step
-    below = position.long().clamp(max=scaled - 1)
+    position = torch.arange(*part, device="cpu", dtype=torch.float64) * step  # not every device has float64
+    share = position.frac().to(x)
+    below = position.long().clamp(max=scaled - 1).to(x.device)
     above = (below + 1).clamp(max=scaled - 1)
-    share = (position - below).to(x.dtype)
     share = share[:, None] if axis == 1 else share
     return torch.lerp(x.index_select(axis, below - start), x.index_select(axis, above - start), share)

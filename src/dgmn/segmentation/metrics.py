@@ -36,7 +36,7 @@ def scores(confusion: Tensor) -> Scores:
     """
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise InputError(f"confusion must be (classes, classes), got {tuple(confusion.shape)}")
-    counts = confusion.double()
+    counts = confusion.cpu().double()  # not every device has float64
     right = counts.diagonal()
     iou = right / (counts.sum(0) + counts.sum(1) - right)
     recall = right / counts.sum(1)

@@ -152,7 +152,7 @@ class Task(L.LightningModule):
         settings: dict[str, Any] = {name: list(x) if isinstance(x, tuple) else x for name, x in probe.defaults.items()}
         for name in ("lr", "weight_decay", "momentum"):
             value = settings.get(name, 0.0)
-            if not 0 <= value < math.inf:
+            if not isinstance(value, int | float | Tensor) or not 0 <= value < math.inf:
                 raise InputError(f"model.optimizer: {name} must be a finite number of at least 0, got {value}")
         try:
             schedule = fingerprint(self.schedule, probe)
@@ -232,7 +232,8 @@ class Task(L.LightningModule):
         """
         # Not trainer.estimated_stepping_batches: it starts the loader's workers before a resumed run knows its epoch.
         trainer = self.trainer
-        if trainer.max_steps > 0:
+        unlimited = trainer.max_epochs is None or trainer.max_epochs < 0
+        if unlimited and trainer.max_steps > 0:
             return int(trainer.max_steps)
         if (trainer.max_epochs or 0) < 0:
             raise InputError(f"trainer.max_epochs must be given for the schedule, got {trainer.max_epochs}")
@@ -240,7 +241,7 @@ class Task(L.LightningModule):
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         steps: int = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
-        return steps
+        return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
     def _total_batch(self) -> int:
         trainer = self.trainer
