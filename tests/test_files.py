@@ -30,7 +30,7 @@ from dgmn.segmentation.labels import named, read_classes, read_mask
 from dgmn.segmentation.layouts import Cityscapes, MaskFolders
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn.writers import ListWriter
-from dgmn_base.files import find_images, writing
+from dgmn_base.files import find_images, writing, writing_folder
 
 STRANGE = os.fsdecode(b"na\xefve \xff")  # Latin-1: not UTF-8
 NOISE = Image.effect_noise((200, 200), 60)
@@ -268,3 +268,38 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / f"{STRANGE}.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="not an image"):
         load_image(tmp_path / f"{STRANGE}.png")
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    """What ends last stays, whole, in whatever order they begin and end."""
+    for ends in ((0, 1), (1, 0)):
+        writers = [writing(tmp_path / "a") for _ in range(2)]
+        files = [writer.__enter__() for writer in writers]
+        for i, file in enumerate(files):
+            file.write(b"%d" % i * 10_000)
+        for i in ends:
+            writers[i].__exit__(None, None, None)
+            assert (tmp_path / "a").read_bytes() == b"%d" % i * 10_000
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".a.partial"
+    left.write_bytes(b"half")
+    with writing(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert left.read_bytes() == b"half"  # it may be being written
+    os.utime(left, (0, 0))
+    with writing(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_new_folder_leaves_others_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/mine").touch()
+    with writing_folder(tmp_path / "out") as folder:
+        (folder / "x").touch()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("?*")) == [
+        *("out", "out.partial", "out.partial/mine", "out/x")
+    ]

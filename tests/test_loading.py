@@ -290,7 +290,12 @@ def test_the_command_decodes_an_image_once(kind, small_run, few_coco_scenes, tmp
     assert json.loads((tmp_path / "found.json").read_text())
 
 
+CLOSED = Image.new("RGB", (4, 5))
+CLOSED.close()
 NO_IMAGES = {
+    "closed": (CLOSED, r"image: a PIL image that cannot be read: Operation on closed image"),
+    "another mode": (Image.new("La", (4, 5)), r"image: a PIL image that cannot be read: conversion from La"),
+    "a very long path": ("a" * 5000, r"aaa"),
     "nothing": (None, r"image must be a path, .* got NoneType"),
     "a number": (3, r"image must be a path, .* got int"),
     "no file": ("nowhere.jpg", r"nowhere\.jpg"),

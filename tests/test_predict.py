@@ -162,3 +162,19 @@ def test_labels_are_never_overwritten(photos, predict, capsys):
     assert predict(photos / "images", "--labels", photos / "others", kind="sparse_rcnn") == 2
     assert "classes.txt is there already, with other classes: give a new folder" in capsys.readouterr().err
     assert (photos / "others/classes.txt").read_text() == "my own\n"
+
+
+def test_a_point_outside_of_some_images(predict, tmp_path, capsys):
+    """The others are predicted; where all fail alike, it ends, and says how many are left."""
+    (tmp_path / "in").mkdir()
+    for name, side in {"a": 40, "b": 120, "c": 120}.items():
+        Image.new("RGB", (side, side)).save(tmp_path / f"in/{name}.png")
+    given = (tmp_path / "in", "--json", tmp_path / "o.json", "--nodes", tmp_path / "nodes", "--at")
+    assert predict(*given, "100,100") == 2
+    assert "a.png: at must lie in the image" in capsys.readouterr().err
+    assert files(tmp_path / "nodes") == ["b_100_100.png", "c_100_100.png"]
+    assert len(json.loads((tmp_path / "o.json").read_text())) == 3
+    for name in "defghi":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"in/{name}.png")
+    assert predict(*given, "500,500") == 2
+    assert "9 of 9 images were left out or cut off: " in capsys.readouterr().err

@@ -200,6 +200,8 @@ def test_networks_that_cannot_be_built_again(nano, tmp_path):
         (dgmn.fuse(nano.eval()), "model: its weights do not fill a DGMN2 that is built as it was: .*names"),
         (changed, "model: its weights do not fill a Segmenter that is built as it was: .*classifier"),
         (broken, "model: DGMN2: 1 of .* tensors hold NaN"),
+        (timm.create_model("dgmn2_nano", in_chans=1, num_classes=3), "model: takes images of 1 channel; .* of 3"),
+        (timm.create_model("vit_tiny_patch16_224", img_size=(64, 32), num_classes=3), "model: takes images of 64 x 32"),
     ):
         with pytest.raises(InputError, match=message):
             dgmn.save(model, tmp_path / "a", classes=CLASSES)
@@ -234,6 +236,8 @@ def changed_config(folder, **changes):
         ({"model_args": {"no": 1}}, "cannot be built"),
         ({"pretrained_cfg": {}}, "does not describe a network"),
         ({"pretrained_cfg": {"input_size": [3, 1e9, 1e9]}}, "dgmn.image_size: got "),
+        ({"pretrained_cfg": {"input_size": [3, 64, 32]}}, "accepted square images of 3 channels"),
+        ({"pretrained_cfg": {"input_size": [1, 64, 64]}}, "accepted square images of 3 channels"),
         ({"pretrained_cfg": {"input_size": [3, 64, 64], "mean": ["x"]}}, "dgmn.preprocessing.mean: got "),
         ({"dgmn": []}, "accepted a dict"),
         ({"dgmn": {"task": "poetry"}}, "dgmn.task: got 'poetry'"),

@@ -64,7 +64,12 @@ def to_image(image: AnyImage) -> Image.Image:
         name, image = image.name, image.image
     if isinstance(image, Image.Image):
         _check_size(image.size, "image")
-        return _upright(_rgb(image, "image"), _orientation(image))
+        try:
+            return _upright(_rgb(image, "image"), _orientation(image))
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # it is closed, its file is damaged, or no other mode is made from its
+            raise InputError(f"image: a PIL image that cannot be read: {error}") from error
     if isinstance(image, str | os.PathLike):
         return load_image(image)
     if isinstance(image, bytes | bytearray | memoryview):

@@ -41,6 +41,10 @@ class DataLayout(ABC):
     def splits(self) -> list[str]:
         """The names of the splits that the dataset has."""
 
+    def parts_of(self, split: str) -> list[str]:
+        """The splits that are meant: `train+val` is both, unless one is called so."""
+        return [split] if "+" not in split or split in self.splits() else split.split("+")
+
 
 Layout = TypeVar("Layout", bound=DataLayout)
 

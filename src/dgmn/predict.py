@@ -21,6 +21,7 @@ from dgmn_base.inputs import Input
 from dgmn_base.options import check_task, is_given
 from dgmn_base.terminal import Progress, counted, format_table
 
+_ALIKE = 3  # so many images in a row that fail alike end a command: the next would, too
 _OF_PREDICTOR = ("top", "score", "multi_scale", "batch_size")
 
 
@@ -89,15 +90,22 @@ class _Run:
             progress=lambda done: self.shown.show(done, len(inputs), "images"),
             **self.given,
         )
+        alike: list[str] = []  # the last errors, all with the same text
         for result in results:
             rows.append((result.name, *result.cells()))
             if self.writer is not None:
                 self.writer.add(result)
             try:
                 self._write(result, sources[result.source])
-            except InputError as error:  # a wrong point or layer: the next image would fail, too
+            except InputError as error:
                 self.problems.append(InputError(f"{result.name}: {error}"))
-                break
+                alike = [*(alike if str(error) in alike else ()), str(error)]
+                if len(alike) == _ALIKE:  # a wrong layer, for instance
+                    left = len(inputs) - len(rows)
+                    self.problems += [InputError(f"not predicted: the last {_ALIKE} failed alike")] * left
+                    break
+            else:
+                alike = []
         if rows:
             print(format_table(("image", *self.predictor.columns(len(rows[0]) - 1)), rows))
 

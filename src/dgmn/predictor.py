@@ -25,6 +25,7 @@ from dgmn.writers import JsonWriter, ListWriter
 from dgmn_base.files import VIDEOS, find_images
 from dgmn_base.terminal import counted
 
+_LONGEST = 4096  # characters of a path
 _PIXELS = 2**26  # a batch with more pixels gets no further image
 
 OnError = Callable[[AnyImage, Exception], None]
@@ -357,6 +358,8 @@ def _many(images: Any) -> Iterable[AnyImage] | None:
     """The given images; None if only one was given."""
     if isinstance(images, str | os.PathLike):
         path = Path(images)
+        if len(str(images)) > _LONGEST:
+            return None  # no path; what reads it says so
         is_glob = not path.exists() and any(character in str(images) for character in "*?[")
         if path.suffix.lower() in VIDEOS and path.is_file():
             return frames(path)

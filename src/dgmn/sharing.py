@@ -173,6 +173,9 @@ def description_of(model: Predictor | nn.Module, given: Mapping[str, Any] | None
         )
     word, count = about(network), built["num_classes"]
     task = "detection" if word.images == "list" else "segmentation" if word.backbone else "classification"
+    channels = built["model_args"].get("in_chans", 3)
+    if channels != 3:
+        raise InputError(f"model: takes images of {counted(channels, 'channel')}; dgmn.load predicts images of 3")
     own: dict[str, Any] = {
         "classification": {"classes": None, "image_size": _image_size(network, built["model_args"])},
         "detection": {"category_ids": list(range(1, count + 1)), "inference": {}},
@@ -192,7 +195,11 @@ def description_of(model: Predictor | nn.Module, given: Mapping[str, Any] | None
 
 def _image_size(network: Any, model_args: Mapping[str, Any]) -> Any:
     size = model_args.get("img_size") or getattr(network, "pretrained_cfg", {}).get("input_size", 224)
-    return size if isinstance(size, int) else size[-1]
+    if isinstance(size, int):
+        return size
+    if size[-2] != size[-1]:
+        raise InputError(f"model: takes images of {size[-2]} x {size[-1]}; dgmn.load predicts classes of square images")
+    return size[-1]
 
 
 def _built_again(description: Mapping[str, Any]) -> Predictor:

@@ -82,7 +82,8 @@ def _named(image: object) -> str:
 def write_split(file: Path, rows: Sequence[Sequence[str]], told: str) -> str:
     """Writes a split; returns what is to be said about it, in one line."""
     text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    odd = any("\r" in cell for row in rows for cell in row)  # otherwise it would end a line
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerows(rows)
     try:
         with writing(file) as out:
             out.write(text.getvalue().encode(errors="surrogateescape"))
@@ -94,9 +95,10 @@ def write_split(file: Path, rows: Sequence[Sequence[str]], told: str) -> str:
 def table_reader(file: Path) -> Any:
     """The rows of a table, as of `csv.reader`; what its first line has most of is between the columns.
 
-    Or what the line before it says: Excel reads and writes `sep=;`.
+    Or what the line before it says: Excel reads and writes `sep=;`. A split holds names as the system has them, which
+    need not be text.
     """
-    text = read_text(file)
+    text = read_text(file, errors="surrogateescape" if file.name == SPLIT else "strict")
     first = text.partition("\n")[0]
     said = first.rstrip("\r").removeprefix("sep=") if first.startswith("sep=") else ""
     if said not in tuple(_SEPARATORS):
@@ -104,6 +106,12 @@ def table_reader(file: Path) -> Any:
     reader = csv.reader(StringIO(text, newline=""), delimiter=said)
     next(reader)
     return reader
+
+
+def as_written_or_stripped(name: str, folder: Path) -> str:
+    """A file's name in a table without the space around it, unless the space is part of the name."""
+    stripped = name.strip()
+    return name if name != stripped and (folder / name).is_file() else stripped
 
 
 def read_split(file: Path) -> dict[str, str]:
@@ -125,9 +133,10 @@ def read_split(file: Path) -> dict[str, str]:
                 raise InputError(f"{where}: {counted(len(row), 'column')}, the first line has {len(titles)}")
             if row[part].strip().lower() not in PARTS:
                 raise InputError(f"{where}: {titles[part]} must be train, val or test, got {row[part][:40]!r}")
-            if row[name].strip() in found:
-                raise InputError(f"{where}: {row[name].strip()} is there twice")
-            found[row[name].strip()] = PARTS[row[part].strip().lower()]
+            image = as_written_or_stripped(row[name], file.parent)
+            if image in found:
+                raise InputError(f"{where}: {image} is there twice")
+            found[image] = PARTS[row[part].strip().lower()]
     except csv.Error as error:
         raise InputError(f"{file}:{reader.line_num}: not CSV ({error})") from error
     return found

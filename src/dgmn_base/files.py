@@ -4,13 +4,15 @@ import errno
 import glob
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
+import time
 import unicodedata
 import warnings
 from collections.abc import Collection, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import unquote
@@ -19,6 +21,7 @@ from dgmn_base.errors import InputError
 
 _LARGEST = 2**26  # bytes of a file of labels, or of a list of images
 _LONGEST = 4096  # characters of a path
+_DAY = 86_400  # seconds
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 EXTENSIONS = frozenset(
@@ -264,10 +267,10 @@ def read_bytes(file: Path, most: int = _LARGEST) -> bytes:
     return content
 
 
-def read_text(file: Path, most: int = _LARGEST) -> str:
+def read_text(file: Path, most: int = _LARGEST, errors: str = "strict") -> str:
     """The content of a file in UTF-8; otherwise as `read_bytes`."""
     try:
-        return read_bytes(file, most).decode("utf-8-sig")  # Windows' editors put a mark first
+        return read_bytes(file, most).decode("utf-8-sig", errors)  # Windows' editors put a mark first
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
 
@@ -317,16 +320,30 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             return
         target = Path(os.path.realpath(path))  # a link stays a link
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
+        new, partial = _fresh(target)
         try:
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())  # otherwise a crash of the machine could leave an empty file
+            with new:
+                yield new
+                new.flush()
+                os.fsync(new.fileno())  # otherwise a crash of the machine could leave an empty file
             os.replace(partial, target)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _fresh(target: Path) -> tuple[BinaryIO, Path]:
+    """A new file beside the target. Another process may be writing the same target, or may have died at it."""
+    partial = target.with_name(f".{target.name}.partial")
+    with suppress(FileNotFoundError):
+        if time.time() - partial.stat().st_mtime > _DAY:
+            partial.unlink()
+    if partial.exists():
+        partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
+    try:
+        return partial.open("xb"), partial
+    except FileExistsError:  # another process was faster
+        return _fresh(target)
 
 
 @contextmanager
@@ -336,9 +353,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be written, for instance because the disk is full; the message names it.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with _named(path):
-        shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
             yield partial

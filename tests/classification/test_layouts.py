@@ -308,3 +308,23 @@ def test_lines_of_a_table_count_from_the_top_of_the_file(few_digits: Path, tmp_p
     (tmp_path / "labels.csv").write_text("sep=,\nfile,label\nnone.png,a\n")
     with pytest.raises(InputError, match=r"labels\.csv:3: no image"):
         ClassificationData(tmp_path / "labels.csv").setup("fit")
+
+
+@pytest.mark.parametrize("name", [" b", "c\rd", "\udce9", "cat, dog", 'say "b"', "b "])
+def test_a_split_of_odd_names_is_read_again(name: str, plain: Path) -> None:
+    """Spaces, ends of lines and bytes that are no text are parts of names; `cat, dog` may be beside `cat` and `dog`."""
+    if name == "cat, dog":
+        for i, other in enumerate(("cat", "dog", name)):
+            (plain / str(i)).rename(plain / other)
+    else:
+        (plain / "1").rename(plain / name)
+        first = sorted((plain / name).iterdir())[0]
+        first.rename(first.with_name(f"{name}.png"))
+    parts = []
+    for _ in range(2):
+        data = ClassificationData(plain, num_workers=0)
+        data.prepare_data()
+        data.setup("fit")
+        parts.append([samples_of(data, part) for part in ("train", "val")])
+    assert (plain / "split.csv").is_file()
+    assert parts[0] == parts[1]

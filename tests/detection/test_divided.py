@@ -255,3 +255,23 @@ def test_folders_of_parts_inside(coco, tmp_path):
     layout = DetectionData(root, **NAMES).layout
     assert layout.splits() == ["train", "val"]
     assert len(layout.samples("val", masks=False).images) == 2
+
+
+@pytest.mark.parametrize("name", [" a.png", "c\rd.png", "\udce9.png"])
+def test_a_split_of_odd_names_is_read_again(name, coco, tmp_path):
+    _yolo(coco, tmp_path / "yolo")
+    image = sorted((tmp_path / "yolo/images").iterdir())[1]
+    (tmp_path / "yolo/labels" / image.with_suffix(".txt").name).rename(
+        (tmp_path / "yolo/labels" / name).with_suffix(".txt")
+    )
+    image.rename(image.with_name(name))
+    parts = []
+    for _ in range(2):
+        data = DetectionData(tmp_path / "yolo", num_workers=0)
+        data.prepare_data()
+        data.setup("fit")
+        parts.append(
+            {split: sorted(image["file_name"] for image in data.truth(split)["images"]) for split in ("train", "val")}
+        )
+    assert (tmp_path / "yolo/split.csv").is_file()
+    assert parts[0] == parts[1]

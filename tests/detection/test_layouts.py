@@ -301,3 +301,16 @@ def test_any_file_of_labels_is_read_or_refused(two_classes, content):
         assert 0 <= y <= 10.2
         assert x + w <= 20 + 1e-9
         assert y + h <= 10 + 1e-9
+
+
+def test_a_part_whose_name_has_a_plus(tmp_path):
+    shape = {"label": "dot", "points": [[1, 1], [5, 6]], "shape_type": "rectangle"}
+    for part in ("train+extra", "val", "test"):
+        (tmp_path / part).mkdir()
+        Image.new("RGB", (20, 10)).save(tmp_path / part / "a.png")
+        content = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 10, "imageWidth": 20}
+        (tmp_path / part / "a.json").write_text(json.dumps(content))
+    layout = find_layout(LAYOUTS, tmp_path)
+    assert "train+extra" in layout.splits()
+    for split, number in {"train+extra": 1, "val+test": 2}.items():
+        assert len(layout.samples(split, False, []).images) == number

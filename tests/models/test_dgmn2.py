@@ -147,6 +147,10 @@ def test_both_relative_positions():
         ({"output_stride": 64}, r"output_stride must be 8, 16 or 32, got 64"),
         ({"output_stride": "8"}, r"output_stride must be 8, 16 or 32, got '8'"),
         ({"global_pool": "max"}, r"global_pool must be .*avg.*, got 'max'"),
+        (
+            {"global_pool": "", "num_classes": 5},
+            r'global_pool "" returns a map, which num_classes = 0 goes with, got 5',
+        ),
         ({"rel_pos": "foo"}, r"rel_pos must be .*official.*aligned.*, got 'foo'"),
         ({"num_heads": (1, 2, 3, 6)}, r"num_heads must divide dim = 128, got 3"),
     ],
@@ -160,6 +164,10 @@ def test_bad_arguments():
     model = nano()
     with pytest.raises(ValueError, match=r"global_pool must be .*avg.*, got 'max'"):
         model.reset_classifier(5, "max")
+    with pytest.raises(ValueError, match='global_pool "" returns a map'):
+        model.reset_classifier(5, "")
+    model.reset_classifier(0, "")
+    assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 192, 1, 1)
     with pytest.raises(ValueError, match=r"output_fmt must be .*NCHW.*NHWC.*, got 'NLC'"):
         model.forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt="NLC")
 

@@ -332,3 +332,11 @@ def test_the_best_of_several_validations_in_an_epoch(fit, tmp_path):
     assert state["global_step"] == best + 1
     page = (tmp_path / "run/summary.md").read_text()
     assert f"| val/top1 | {found[best]:.4f} | {found[max(found)]:.4f} |" in page
+
+
+def test_a_class_whose_name_no_checkpoint_may_hold(fit, colors, tmp_path, capsys):
+    for split in ("train", "val"):
+        (colors / split / "red").rename(colors / split / "red\tcar")
+    assert fit() == 2
+    assert r"data: got the class name 'red\tcar'; accepted a text" in error(capsys)
+    assert not list((tmp_path / "run").rglob("*.ckpt"))

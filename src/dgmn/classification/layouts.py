@@ -23,6 +23,7 @@ from dgmn.split import (
     PARTS,
     SPLIT,
     VAL,
+    as_written_or_stripped,
     check_split,
     for_validation,
     table_reader,
@@ -151,7 +152,7 @@ def _of_table(file: Path, split: Path, val_share: float) -> Listed:
 
 def _with_split(source: Path, pairs: list[tuple[str, str]], split: Path, val_share: float) -> Listed:
     if split.is_file():
-        rows = [(name, label, part or "train") for name, label, part in _read_table(split)]
+        rows = [(name, label, part or "train") for name, label, part in _read_table(split, kept=True)]
         told = check_split(split, source, set(pairs), {row[:2]: row[2] for row in rows})
         return Listed(source, rows, split, f"data: {told}")
     of_class = Counter(label for _, label in pairs)
@@ -200,8 +201,13 @@ def _has_columns(file: Path) -> bool:
     return any(title.strip().lower() in FILE_TITLES for title in titles)
 
 
-def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
-    """File, label and part of every row; the part is None if no column says it."""
+def _read_table(file: Path, kept: bool = False) -> list[tuple[str, str, str | None]]:
+    """File, label and part of every row; the part is None if no column says it.
+
+    Args:
+        file: the table.
+        kept: it is a split that we wrote, and that somebody may have changed.
+    """
     reader = table_reader(file)
     rows: list[tuple[str, str, str | None]] = []
     first: dict[str, tuple[int, str]] = {}
@@ -216,7 +222,9 @@ def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
             where = f"{file}:{reader.line_num}"
             if len(row) != len(titles):
                 raise InputError(f"{where}: {counted(len(row), 'column')}, the first line has {len(titles)}")
-            name, label = row[columns[0]].strip(), row[columns[1]].strip()
+            name = as_written_or_stripped(row[columns[0]], file.parent)
+            # In a split that was kept, labels are names of folders.
+            label = row[columns[1]] if kept and name == row[columns[0]] else row[columns[1]].strip()
             part = row[columns[2]].strip().lower() if columns[2] >= 0 else None
             if not name or not label:
                 raise InputError(f"{where}: a row needs a file and a label")
@@ -235,7 +243,7 @@ def _read_table(file: Path) -> list[tuple[str, str, str | None]]:
         raise InputError(f"{file}:{reader.line_num}: not CSV ({error})") from error
     if not rows:
         raise InputError(f"{file}: no images in it")
-    joined = _joined_label({label for _, label, _ in rows})
+    joined = None if kept else _joined_label({label for _, label, _ in rows})
     if joined is not None:
         raise InputError(f"{file}: the label {joined!r} seems to be several: {_SEVERAL}")
     return rows

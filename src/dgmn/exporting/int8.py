@@ -145,10 +145,9 @@ def _labelled(folder: Path, predictor: Predictor) -> tuple[list[Path], Callable[
     """The images of a folder and what gives their classes; None if they have no labels of this network's classes."""
     if predictor.task == "classification":
         files = images_in(folder)
-        number = {name: i for i, name in enumerate(predictor.names)}
-        if not all(file.parent.name in number for file in files):
+        if not all(file.parent.name in predictor.names for file in files):
             return None
-        return files, lambda file: np.array([number[file.parent.name]])
+        return files, lambda file: np.array([predictor.names.index(file.parent.name)])
     from dgmn.layout import find_layout
     from dgmn.segmentation.layouts import LAYOUTS
 

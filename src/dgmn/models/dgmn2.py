@@ -62,7 +62,7 @@ class DGMN2(nn.Module):
     Args:
         in_chans: channels of the image.
         num_classes: outputs of the classifier; 0 leaves it out.
-        global_pool: "avg", or "" to return the map of the last stage.
+        global_pool: "avg", or "", with `num_classes=0`, to return the map of the last stage.
         output_stride: 32, 16 or 8; below 32 the patch embeddings of the last stages keep the resolution.
         embed_dims: channels of the four stages (Table 1).
         depths: blocks of the four stages.
@@ -112,7 +112,7 @@ class DGMN2(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.global_pool = _checked_pool(global_pool)
+        self.global_pool = _checked_pool(global_pool, num_classes)
 
         self.stem = nn.Sequential(
             _conv_bn_relu(in_chans, embed_dims[0] // 2, 2, **dd),
@@ -180,9 +180,8 @@ class DGMN2(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.global_pool = _checked_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = _checked_pool(global_pool)
         self.head = self._make_head()
         self.head.apply(_init_weights)
         self.head.train(self.training)
@@ -254,9 +253,11 @@ class DGMN2(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _checked_pool(global_pool: str) -> str:
+def _checked_pool(global_pool: str, num_classes: int) -> str:
     if global_pool not in ("avg", ""):
         raise ValueError(f'global_pool must be "avg" or "" (none), got {global_pool!r}')
+    if not global_pool and num_classes:
+        raise ValueError(f'global_pool "" returns a map, which num_classes = 0 goes with, got {num_classes}')
     return global_pool
 
 

@@ -1,5 +1,6 @@
 """Prediction with a trained or published segmenter. Needs no lightning."""
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -59,10 +60,15 @@ class SegmentationResult(Result):
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the image that each class fills, the largest first. Classes that do not occur are left out."""
+        """The share of the image that each class fills, the largest first. Classes that do not occur are left out.
+
+        Classes of the same name are one.
+        """
         names = self._predictor.names
-        shares = np.bincount(self.labels.ravel(), minlength=len(names)) / self.labels.size
-        return {names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable") if shares[i] > 0}
+        counts: Counter[str] = Counter()
+        for name, count in zip(names, np.bincount(self.labels.ravel(), minlength=len(names)).tolist(), strict=True):
+            counts[name] += count
+        return {name: count / self.labels.size for name, count in counts.most_common() if count}
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())

@@ -27,7 +27,7 @@ from dgmn.training.parameters import decay_groups, freeze_parts, layer_scales, m
 from dgmn.training.pictures import keep
 from dgmn.training.schedules import advance, fingerprint
 from dgmn.training.start import start_from
-from dgmn.weights.description import without_sources
+from dgmn.weights.description import check_names, without_sources
 from dgmn.weights.shared import read_weights
 from dgmn_base.terminal import counted
 
@@ -263,11 +263,12 @@ class Task(L.LightningModule):
             )
 
     def check_classes(self, names: Sequence[str]) -> None:
-        """Checks that the network has as many classes as the data.
+        """Checks that the network has as many classes as the data, and that checkpoints may hold their names.
 
         Raises:
-            InputError: the numbers differ; the message names some classes of the data.
+            InputError: the numbers differ, or a name does not fit; the message names some classes of the data.
         """
+        check_names(names)
         num_classes = self.network_args["num_classes"]
         if len(names) != num_classes:
             some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

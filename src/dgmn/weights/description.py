@@ -4,7 +4,7 @@ import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,17 @@ def _is_text(value: Any) -> bool:
 def _is_name(value: Any) -> bool:
     """Whether a text may be shown in a terminal, where control characters do things."""
     return _is_text(value) and not any(unicodedata.category(letter) == "Cc" for letter in value)
+
+
+def check_names(names: Iterable[object]) -> None:
+    """Checks that a checkpoint may hold the names of classes.
+
+    Raises:
+        InputError: it may not; the message shows the name.
+    """
+    for name in names:
+        if not _is_name(name):
+            raise InputError(f"data: got the class name {str(name)[:80]!r}; accepted {_NAME[0]}")
 
 
 def _is_network(value: Any) -> bool:

@@ -125,6 +125,8 @@ def _of_timm(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: does not describe a network; accepted the entry dgmn, or timm's architecture, num_classes and "
             "pretrained_cfg with input_size, as dgmn.save writes them"
         )
+    if size[0] != 3 or size[1] != size[2]:
+        raise InputError(f"{path}: input_size: got {size}; accepted square images of 3 channels")
     args = config.get("model_args")
     if isinstance(args, dict):  # timm writes the number of classes here, too
         args = {name: value for name, value in args.items() if name != "num_classes"}

@@ -110,7 +110,7 @@ class DescribedLayout(Layout):
         if split not in self._contents:
             problems: list[str] = []
             numbers = {name: i for i, name in enumerate(self.classes, 1)}
-            pairs = [pair for part in split.split("+") for pair in self.pairs(part, problems)]
+            pairs = [pair for part in self.parts_of(split) for pair in self.pairs(part, problems)]
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             with ThreadPoolExecutor() as pool:  # of a network's disk, many files are read in the time of one

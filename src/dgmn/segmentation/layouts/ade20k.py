@@ -67,7 +67,7 @@ class Ade20k(Layout):
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
-        for part in split.split("+"):
+        for part in self.parts_of(split):
             names = (part, _SYNONYMS.get(part, part))
             folder = next((place for name in names if (place := self.folder / "images" / name).is_dir()), None)
             images = images_in(folder) if folder and folder != self.folder / "images" else []

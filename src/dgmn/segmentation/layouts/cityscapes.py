@@ -49,7 +49,7 @@ class Cityscapes(Layout):
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
-        for part in split.split("+"):
+        for part in self.parts_of(split):
             folder = self.root / "leftImg8bit" / part
             images = [
                 path

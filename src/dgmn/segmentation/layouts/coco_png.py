@@ -60,7 +60,7 @@ class Panoptic(Layout):
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
-        for part in split.split("+"):
+        for part in self.parts_of(split):
             file = self._file(part)
             content = self._content(part)
             if _categories(content, file) != self._ids:
@@ -157,7 +157,7 @@ class Stuff(Layout):
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
-        for part in split.split("+"):
+        for part in self.parts_of(split):
             masks = self.root / _STUFF / part
             folder = next((f for f in (self.root / part, self.root / "images" / part) if f.is_dir()), self.root / part)
             images = images_in(folder) if part else []

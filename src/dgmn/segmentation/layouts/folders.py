@@ -82,7 +82,7 @@ class MaskFolders(Layout):
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
-        for part in split.split("+"):
+        for part in self.parts_of(split):
             folder = self.root / self.images.format(split=part)
             files = images_in(folder)
             if not files:
@@ -167,7 +167,7 @@ class RoboflowMasks(MaskFolders):
     def samples(self, split: str) -> list[Sample]:
         parts = self.splits()
         valid = "valid" if "val" not in parts and "valid" in parts else "val"
-        return super().samples("+".join(valid if part == "val" else part for part in split.split("+")))
+        return super().samples("+".join(valid if part == "val" else part for part in self.parts_of(split)))
 
 
 def _roboflow_parts(root: Path) -> list[str]:

@@ -74,7 +74,7 @@ class Outlines(Layout):
         return {key: special.get(name.lower(), number.get(name, 0)) for key, name in self._categories.items()}
 
     def mistakes(self, split: str) -> list[str]:
-        return [problem for part in split.split("+") for problem in self._set(part)[1]]
+        return [problem for part in self.parts_of(split) for problem in self._set(part)[1]]
 
     def samples(self, split: str) -> list[Sample]:
         found = self.mistakes(split)
@@ -82,7 +82,7 @@ class Outlines(Layout):
             more = f" (and {len(found) - 1} more: dgmn validate-data names them)" if len(found) > 1 else ""
             raise InputError(f"{found[0]}{more}")
         samples = []
-        for part in split.split("+"):
+        for part in self.parts_of(split):
             images, _ = self._set(part)
             if dict(zip(images.ids, images.names, strict=True)) != self._categories:
                 raise InputError(f"{self._objects.source(part)}: other categories than in the other parts")

@@ -81,7 +81,7 @@ class Voc(Layout):
 
     def samples(self, split: str) -> list[Sample]:
         samples = []
-        for part in split.split("+"):
+        for part in self.parts_of(split):
             if part not in self._lists:
                 folder = self.devkits[0] / "ImageSets" / "Segmentation"
                 raise self.no_part(part, str(folder / f"{part.rpartition('/')[2]}.txt"))
