@@ -1,5 +1,6 @@
 """`dgmn.load` with every kind of network, input and mistake."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -156,6 +157,12 @@ def test_classes_of_pixels(load, photo):
     np.testing.assert_allclose(more.probabilities.sum(0), 1, atol=1e-5)
     scales = model.predict(photo, multi_scale=True, probabilities=True)
     assert not np.allclose(scales.probabilities, more.probabilities)
+
+
+def test_classes_of_the_same_name_share_their_pixels(load, photo):
+    model = copy.copy(load("semantic_fpn"))
+    model.names = ("a",) * len(model.names)
+    assert predict(model, photo).shares == {"a": pytest.approx(1)}
 
 
 @pytest.mark.parametrize("kind", MOST)
