@@ -4,10 +4,12 @@
 
 FOLDER is a dataset as COCO, or Cityscapes, unpacks. Both sides of a row read, decode, resize, crop and normalise the
 same images to the same sizes, in one process on one core, in turn. Torchvision's side is made as its reference scripts
-for training are (transforms v2 on tensors, for detection on PIL images).
+for training are (transforms v2 on tensors, for detection on PIL images). Writes `loading_cpu.csv`, and its rows as the
+table of `docs/train.md`.
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -29,9 +31,10 @@ from dgmn.detection.data import DetectionData
 from dgmn.images import load_image
 from dgmn.segmentation.data import SegmentationData
 from dgmn.segmentation.transforms import Augmentation
-from dgmn_base.terminal import format_table
 
-ROUNDS, IMAGES = 7, 24
+from pages import publish
+
+ROUNDS, IMAGES = 21, 24
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Loader = Callable[[int], Any]
 
@@ -54,18 +57,27 @@ def pillow(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def rate(loaders: dict[str, Loader], images: int) -> dict[str, float]:
-    """Returns images a second of each, the median over the rounds."""
+def rates_of(loaders: dict[str, Loader], images: int) -> tuple[dict[str, float], float]:
+    """Images a second of each, and ours over the best other's: medians over the rounds, in which all take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    names = list(loaders)
     for step in range(ROUNDS + 1):
-        for name, load in loaders.items():
-            torch.manual_seed(step)
-            start = time.perf_counter()
-            for i in range(images):
-                load(i)
-            if step:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: images / statistics.median(values) for name, values in seconds.items()}
+        total = dict.fromkeys(names, 0.0)
+        for i in range(images):
+            first = (step + i) % len(names)
+            for name in names[first:] + names[:first]:
+                # timm draws its crops from Python's generator, torchvision from PyTorch's.
+                random.seed(step * images + i)
+                torch.manual_seed(step * images + i)
+                start = time.perf_counter()
+                loaders[name](i)
+                total[name] += time.perf_counter() - start
+        for name in names if step else ():  # the first one warms up
+            seconds[name].append(total[name])
+    rates = {name: images / statistics.median(values) for name, values in seconds.items()}
+    best = max((name for name in rates if name != "dgmn"), key=lambda name: rates[name])
+    ratios = [other / own for other, own in zip(seconds[best], seconds["dgmn"], strict=True)]
+    return rates, statistics.median(ratios)
 
 
 def classification(paths: list[Path]) -> dict[str, dict[str, Loader]]:
@@ -132,20 +144,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--split", default="train2017")
-    parser.add_argument("--cityscapes", type=Path)
+    parser.add_argument("--cityscapes", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="the CSV; by default that of benchmarks/results, and the page's table")
     options = parser.parse_args()
     torch.set_num_threads(1)
     paths = sorted((options.coco / options.split).glob("*.jpg"))
-    tables = classification(paths) | detection(options.coco, options.split)
-    if options.cityscapes:
-        tables |= segmentation(options.cityscapes)
     rows = []
+    tables = classification(paths) | detection(options.coco, options.split) | segmentation(options.cityscapes)
     for name, loaders in tables.items():
-        rates = rate(loaders, min(IMAGES, len(paths)))
-        best = max(value for other, value in rates.items() if other != "dgmn")
-        shown = [f"{rates[other]:.1f}" if other in rates else "-" for other in ("dgmn", "timm", "torchvision")]
-        rows.append((name, *shown, f"{rates['dgmn'] / best:.2f}"))
-    print(format_table(("images/s on one core", "dgmn", "timm", "torchvision", "dgmn / best"), rows))
+        rates, ratio = rates_of(loaders, min(IMAGES, len(paths)))
+        row = {"images a second on one core": name}
+        row |= {other: f"{rates[other]:.1f}" if other in rates else "" for other in ("dgmn", "timm", "torchvision")}
+        rows.append(row | {"dgmn over the best other": f"{ratio:.2f}"})
+    publish(Path(__file__), "train.md", rows, options.out, "cpu")
 
 
 if __name__ == "__main__":
