@@ -303,6 +303,7 @@ NO_IMAGES = {
     "closed": (CLOSED, r"image: a PIL image that cannot be read: Operation on closed image"),
     "another mode": (Image.new("La", (4, 5)), r"image: a PIL image that cannot be read: conversion from La"),
     "a very long path": ("a" * 5000, r"aaa"),
+    "a very long name": ("a" * 300 + ".mp4", r"aaa"),
     "nothing": (None, r"image must be a path, .* got NoneType"),
     "a number": (3, r"image must be a path, .* got int"),
     "no file": ("nowhere.jpg", r"nowhere\.jpg"),

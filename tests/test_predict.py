@@ -176,5 +176,6 @@ def test_a_point_outside_of_some_images(predict, tmp_path, capsys):
     assert len(json.loads((tmp_path / "o.json").read_text())) == 3
     for name in "defghi":
         Image.new("RGB", (40, 40)).save(tmp_path / f"in/{name}.png")
+    (tmp_path / "in/0.png").write_bytes(b"no image")
     assert predict(*given, "500,500") == 2
-    assert "9 of 9 images were left out or cut off: " in capsys.readouterr().err
+    assert "10 of 10 images were left out or cut off: " in capsys.readouterr().err

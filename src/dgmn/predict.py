@@ -90,7 +90,7 @@ class _Run:
             progress=lambda done: self.shown.show(done, len(inputs), "images"),
             **self.given,
         )
-        alike: list[str] = []  # the last errors, all with the same text
+        good, alike, last = 0, 0, ""  # how many of the last images failed with the same text
         for result in results:
             rows.append((result.name, *result.cells()))
             if self.writer is not None:
@@ -99,13 +99,13 @@ class _Run:
                 self._write(result, sources[result.source])
             except InputError as error:
                 self.problems.append(InputError(f"{result.name}: {error}"))
-                alike = [*(alike if str(error) in alike else ()), str(error)]
-                if len(alike) == _ALIKE:  # a wrong layer, for instance
-                    left = len(inputs) - len(rows)
+                alike, last = (alike + 1 if str(error) == last else 1), str(error)
+                if alike == _ALIKE:  # a wrong layer, for instance
+                    left = len(inputs) - good - len(self.problems)  # images that cannot be read are counted already
                     self.problems += [InputError(f"not predicted: the last {_ALIKE} failed alike")] * left
                     break
             else:
-                alike = []
+                good, last = good + 1, ""
         if rows:
             print(format_table(("image", *self.predictor.columns(len(rows[0]) - 1)), rows))
 

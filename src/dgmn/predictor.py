@@ -25,7 +25,6 @@ from dgmn.writers import JsonWriter, ListWriter
 from dgmn_base.files import VIDEOS, find_images
 from dgmn_base.terminal import counted
 
-_LONGEST = 4096  # characters of a path
 _PIXELS = 2**26  # a batch with more pixels gets no further image
 
 OnError = Callable[[AnyImage, Exception], None]
@@ -358,10 +357,9 @@ def _many(images: Any) -> Iterable[AnyImage] | None:
     """The given images; None if only one was given."""
     if isinstance(images, str | os.PathLike):
         path = Path(images)
-        if len(str(images)) > _LONGEST:
-            return None  # no path; what reads it says so
-        is_glob = not path.exists() and any(character in str(images) for character in "*?[")
-        if path.suffix.lower() in VIDEOS and path.is_file():
+        # Unlike Path's methods, these of os.path take what is no path, such as names that are too long.
+        is_glob = not os.path.exists(path) and any(character in str(images) for character in "*?[")
+        if path.suffix.lower() in VIDEOS and os.path.isfile(path):
             return frames(path)
-        return find_images([images]) if path.is_dir() or is_glob else None
+        return find_images([images]) if os.path.isdir(path) or is_glob else None
     return images if isinstance(images, list | tuple | Iterator) else None
