@@ -187,6 +187,18 @@ def test_wrong_arguments(kind, options, message, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_network_for_other_than_square_images(tmp_path, photo):
+    """One that takes any size is shared for the square that is given, and again as it was loaded."""
+    wide = {"input_size": (3, 64, 96)}
+    network = timm.create_model("dgmn2_nano", num_classes=3, pretrained_cfg_overlay=wide)
+    with pytest.raises(InputError, match=r"model: takes images of 64 x 96; .*: give image_size"):
+        dgmn.save(network, tmp_path / "a")
+    loaded = dgmn.load(dgmn.save(network, tmp_path / "a", image_size=64), device="cpu")
+    again = dgmn.load(dgmn.save(loaded, tmp_path / "b"), device="cpu")
+    assert loaded.image_size == again.image_size == 64
+    assert str(again.predict(photo)) == str(loaded.predict(photo))
+
+
 def test_networks_that_cannot_be_built_again(nano, tmp_path):
     backbone = timm.create_model("dgmn2_nano", features_only=True)
     broken = NETWORKS["classifier"]()

@@ -176,8 +176,9 @@ def description_of(model: Predictor | nn.Module, given: Mapping[str, Any] | None
     channels = built["model_args"].get("in_chans", 3)
     if channels != 3:
         raise InputError(f"model: takes images of {counted(channels, 'channel')}; dgmn.load predicts images of 3")
+    size = (given or {}).get("image_size") or known.get("image_size")
     own: dict[str, Any] = {
-        "classification": {"classes": None, "image_size": _image_size(network, built["model_args"])},
+        "classification": {"classes": None, "image_size": _image_size(network, built["model_args"], size)},
         "detection": {"category_ids": list(range(1, count + 1)), "inference": {}},
         "segmentation": {"colors": distinct_colors(count), "inference": {}},
     }[task]
@@ -193,12 +194,16 @@ def description_of(model: Predictor | nn.Module, given: Mapping[str, Any] | None
     return description
 
 
-def _image_size(network: Any, model_args: Mapping[str, Any]) -> Any:
-    size = model_args.get("img_size") or getattr(network, "pretrained_cfg", {}).get("input_size", 224)
-    if isinstance(size, int):
+def _image_size(network: Any, model_args: Mapping[str, Any], known: Any) -> Any:
+    """The side of the images: the only one that the network takes, or the known one, or that of its weights."""
+    size = model_args.get("img_size") or known or getattr(network, "pretrained_cfg", {}).get("input_size", 224)
+    if not isinstance(size, list | tuple):
         return size
     if size[-2] != size[-1]:
-        raise InputError(f"model: takes images of {size[-2]} x {size[-1]}; dgmn.load predicts classes of square images")
+        taken = f"{size[-2]} x {size[-1]}"
+        raise InputError(
+            f"model: takes images of {taken}; dgmn.load predicts classes of square images: give image_size"
+        )
     return size[-1]
 
 
