@@ -1,5 +1,7 @@
 """Costs of the DGMN module compared with the paper's Table 2, and the arguments that it refuses."""
 
+import copy
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,6 +39,11 @@ def test_walks_cost_18_channels_of_a_convolution():
         costs.append(count(module, (14, 14), in_chans=512))
     assert costs[1].params - costs[0].params == 4 * 18 * 9 * 512
     assert costs[1].macs - costs[0].macs == 4 * 18 * 9 * 512 * 14 * 14
+
+
+def test_costs_are_the_same_on_all_devices():
+    module = DGMN(8, sampling_rates=(1, 4)).eval()
+    assert count(module, (6, 7), in_chans=8) == count(copy.deepcopy(module).to("meta"), (6, 7), in_chans=8)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -244,6 +245,15 @@ def test_the_check_of_packing_draws_no_random_numbers():
     state = torch.random.get_rng_state()
     onednn.is_available()
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_check_of_packing_is_not_seen():
+    answer = onednn.is_available()
+    for mode in (FakeTensorMode(), FlopCounterMode(display=False)):
+        onednn._is_available.cache_clear()
+        with mode:
+            assert onednn.is_available() == answer
+    assert mode.get_total_flops() == 0
 
 
 def test_copies_files_and_graphs_of_a_fused_network(fused):

@@ -353,6 +353,11 @@ def test_costs_are_those_of_the_reference():
         (position_scores, [inputs[0], tables[0]]),
     ):
         assert count("native", function, *arguments) == count("reference", function, *arguments)
+    for nodes, dim in ((1, 4), (9, 1)):  # sums of one term are no matrix products
+        inputs = [x.requires_grad_() for x in make_inputs(1, 6, 6, dim=dim, nodes=nodes)]
+        for function, arguments in ((sampled_attention, inputs), (sampled_aggregate, inputs[2:])):
+            one = partial(function, kernel_size=math.isqrt(nodes))
+            assert count("native", one, *arguments) == count("reference", one, *arguments)
 
 
 # ---------------------------------------------------------------------------------------------- choice of the backend

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch._subclasses import FakeTensorMode
 
 from dgmn.errors import InputError
 from dgmn.ops import functional, native, position_scores, sampled_attention, selfcheck
@@ -30,6 +31,13 @@ def test_right_kernels(dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert selfcheck.is_trusted("native", CPU, dtype)
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")
+def test_the_check_computes_where_tensors_are_fake():
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert selfcheck.is_trusted("native", CPU, torch.float32)
 
 
 def no_compiler():

@@ -325,8 +325,13 @@ def _(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, *_: Any) -> Te
 # the sampling, because PyTorch's counter counts no interpolation.
 
 
-def _products(shape: Any, nodes: int, times: int) -> int:
+def _products(shape: Any, nodes: int, over_nodes: int = 0, over_channels: int = 0) -> int:
+    """The flops of so many products that are summed over nodes, and over channels.
+
+    Where a sum has one term, einsum multiplies elements; the counter takes only matrix products.
+    """
     batch, height, width, heads, dim = shape
+    times = over_nodes * (nodes > 1) + over_channels * (dim > 1)
     flops: int = 2 * times * batch * height * width * heads * dim * nodes
     return flops
 
@@ -335,32 +340,32 @@ def _products(shape: Any, nodes: int, times: int) -> int:
 def _(
     query: Any, key: Any, value: Any, offset: Any, bias: Any, scale: Any, kernel_size: int, *_: Any, **__: Any
 ) -> int:
-    return _products(value, kernel_size**2, 2)
+    return _products(value, kernel_size**2, 1, 1)
 
 
 @register_flop_formula(torch.ops.dgmn.sampled_attention_backward)
 def _(grad_out: Any, query: Any, key: Any, value: Any, offset: Any, *_: Any, **__: Any) -> int:
-    return _products(value, offset[-2], 4)
+    return _products(value, offset[-2], 2, 2)
 
 
 @register_flop_formula(torch.ops.dgmn.sampled_aggregate)
 def _(value: Any, offset: Any, *_: Any, **__: Any) -> int:
-    return _products(value, offset[-2], 1)
+    return _products(value, offset[-2], over_nodes=1)
 
 
 @register_flop_formula(torch.ops.dgmn.sampled_aggregate_backward)
 def _(grad_out: Any, value: Any, offset: Any, *_: Any, **__: Any) -> int:
-    return _products(value, offset[-2], 2)
+    return _products(value, offset[-2], over_nodes=2)
 
 
 @register_flop_formula(torch.ops.dgmn.position_scores)
 def _(query: Any, rows: Any, columns: Any, mirrored: bool, nodes: int, *_: Any, **__: Any) -> int:
-    return _products(query, nodes, (rows is not None) + (columns is not None))
+    return _products(query, nodes, over_channels=(rows is not None) + (columns is not None))
 
 
 @register_flop_formula(torch.ops.dgmn.position_scores_backward)
 def _(grad_scores: Any, query: Any, rows: Any, columns: Any, *_: Any, **__: Any) -> int:
-    return _products(query, grad_scores[-1], 2 * ((rows is not None) + (columns is not None)))
+    return _products(query, grad_scores[-1], over_channels=2 * ((rows is not None) + (columns is not None)))
 
 
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # the packed layers of dgmn.fuse
