@@ -170,16 +170,16 @@ def figures(root: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]
         big, small = (measured("loading", str(root), part, masks, str(options.read)) for part in ("train", "small"))
         yield f"{what}: from Python's start to the first batch", f"{big['start']:.1f} s"
         yield f"{what}: of it the dataset", f"{big['read']:.1f} s"
-        yield f"{what}: peak of the process at the start", f"{big['peak']:.0f} MB"
-        yield f"{what}: five processes without a dataset", f"{small['all']:.0f} MB"
-        yield f"{what}: what the dataset adds, after the first batch", f"{big['first'] - small['first']:.0f} MB"
-        yield f"{what}: the same after {options.read:,} images", f"{big['all'] - small['all']:.0f} MB"
-        yield f"{what}: what a worker holds alone", f"{big['worker']:.0f} MB (without a dataset {small['worker']:.0f})"
+        yield f"{what}: peak of the process at the start", f"{big['peak']:.0f} MiB"
+        yield f"{what}: five processes without a dataset", f"{small['all']:.0f} MiB"
+        yield f"{what}: what the dataset adds, after the first batch", f"{big['first'] - small['first']:.0f} MiB"
+        yield f"{what}: the same after {options.read:,} images", f"{big['all'] - small['all']:.0f} MiB"
+        yield f"{what}: what a worker holds alone", f"{big['worker']:.0f} MiB (without a dataset {small['worker']:.0f})"
     images = options.images * 5 // 118
     scored = measured("evaluation", str(val), "100")
     yield f"evaluation of {images:,} images with 100 detections each", f"{scored['scoring']:.1f} s"
     yield "keeping these detections during the validation", f"{scored['keeping']:.1f} s"
-    yield "peak of both, above the process before", f"{scored['peak']:.0f} MB"
+    yield "peak of both, above the process before", f"{scored['peak']:.0f} MiB"
 
 
 def main() -> None:

@@ -33,13 +33,13 @@ CASES = [
 
 
 def peak() -> float:
-    """Of this process, in MB. What `getrusage` says begins with the peak of the process that started it."""
+    """Of this process, in MiB. What `getrusage` says begins with the peak of the process that started it."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
 
 
 def measured(task: str, builder: str, backbone: str, image: Path) -> tuple[float, float, float]:
-    """Peak of the process before and after the prediction in MB, and the seconds of the prediction."""
+    """Peak of the process before and after the prediction in MiB, and the seconds of the prediction."""
     torch.manual_seed(0)
     predictor = predictor_of(task).published(builder, backbone)
     before, start = peak(), time.perf_counter()
@@ -65,8 +65,8 @@ def main() -> None:
                 {
                     "network": f"{name} on `{backbone}`",
                     "image": f"{size[0]} x {size[1]}",
-                    "peak of the process, MB": f"{after:.0f}",
-                    "before the prediction, MB": f"{before:.0f}",
+                    "peak of the process, MiB": f"{after:.0f}",
+                    "before the prediction, MiB": f"{before:.0f}",
                     "seconds": f"{seconds:.1f}",
                 }
             )
