@@ -20,8 +20,8 @@ from dgmn.segmentation import dilated_fcn
 from pages import publish
 
 UNIFORM = {"dynamic_sampling": False, "fusion": "concat"}
-# The modules of Table 2 of the paper, but for Deformable, which goes there to 256 channels and back, and here keeps all.
-# DS comes with five rates, and with three as in Table 14.
+# The modules of Table 2 of the paper, but for Deformable, which goes there to 256 channels and back. DS comes
+# with five rates, and with three as in Table 14.
 MODULES = {
     "none": ("none", {}),
     "Deformable": ("deformable", {}),

@@ -85,7 +85,8 @@ def main() -> None:
             order = list(works)
             median = {name: time.median for name, time in time_side_by_side(works, options.rounds, "cpu").items()}
             for name in order:
-                cells = [f"{median[name] / median[other]:.2f}" for other in (SWIN, order[-1]) if other in median]
+                others = (SWIN, order[-1])
+                cells = [f"{median[name] / median[other]:.2f}" if other in median else "-" for other in others]
                 rows.append((size, batch, name, f"{median[name]:.1f}", *cells))
     print(format_table(("size", "batch", "work", "ms", "x Swin-T", "x layers"), rows))
 

@@ -114,6 +114,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=f"the CSV; default {CSV.relative_to(ROOT)}, and the table of the page")
     parser.add_argument("--table", action="store_true", help="only write the page's table again")
     arguments = parser.parse_args()
+    if arguments.out is None and set(arguments.families) != set(NETWORKS):
+        parser.error("--families: some families alone go to a file of their own: give --out FILE")
     if not arguments.table:
         torch.set_num_threads(arguments.threads)
         about, rows, path = facts(), [], arguments.out or CSV

@@ -191,7 +191,7 @@ def arguments(
     if given.get("model.checkpoint") == PRETRAINED:
         given["model.checkpoint"] = str(work / "runs" / f"pretraining-{OURS}-0" / "checkpoints/last.ckpt")
     if given.get("model.checkpoint") == ZERO_WALKS:
-        given["model.checkpoint"] = str(without_walks(seed, work / f"zero-{seed}.pth"))
+        given["model.checkpoint"] = str(without_walks(seed, run.with_name(f"{run.name}.pth")))
     given |= {"trainer.default_root_dir": str(run), "trainer.enable_progress_bar": "false", **more}
     return ["-c", f"recipes/{study.recipe}.yaml", *(part for key, x in given.items() for part in (f"--{key}", x))]
 
@@ -306,6 +306,9 @@ def main() -> None:
         return
     if given.data is None:
         parser.error("--data FOLDER is missing")
+    known = {name for of in given.studies for name in STUDIES[of].contenders}
+    if unknown := set(given.contenders or ()) - known:
+        parser.error(f"--contenders: {', '.join(unknown)}: must be of {', '.join(known)}")
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     done = {(row["study"], row["contender"], int(row["seed"])) for row in rows_of(given.out)}

@@ -42,6 +42,26 @@ def test_linear_in_pixels() -> None:
     assert large.original_macs / small.original_macs > 17
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["swinv2_tiny_window8_256"], "swinv2_tiny_window8_256 does not run on 224 x 224 pixels (Input height"),
+        (["halonet26t"], "(AssertionError); give --size"),
+        (["resnet18.foo"], "resnet18.foo does not run on 224 x 224 pixels (Invalid pretrained tag"),
+    ],
+)
+def test_networks_that_do_not_run(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["complexity", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_all_classify_as_many_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["complexity", "vit_tiny_patch16_224.augreg_in21k"]) == 0
+    out = capsys.readouterr().out
+    assert "1000 classes" in out
+    assert "5,717,416" in out
+
+
 def test_command_prints_both(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["complexity", "dgmn2_tiny", "resnet18"]) == 0
     out = capsys.readouterr().out

@@ -30,7 +30,7 @@ from dgmn.segmentation.labels import named, read_classes, read_mask
 from dgmn.segmentation.layouts import Cityscapes, MaskFolders
 from dgmn.training.checkpoint import AtomicCheckpointIO
 from dgmn.writers import ListWriter
-from dgmn_base.files import find_images, writing, writing_folder
+from dgmn_base.files import check_output, find_images, writing, writing_folder
 
 STRANGE = os.fsdecode(b"na\xefve \xff")  # Latin-1: not UTF-8
 NOISE = Image.effect_noise((200, 200), 60)
@@ -303,3 +303,17 @@ def test_a_new_folder_leaves_others_alone(tmp_path: Path) -> None:
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("?*")) == [
         *("out", "out.partial", "out.partial/mine", "out/x")
     ]
+
+
+def test_a_pipe_may_lie_in_a_closed_folder(tmp_path: Path) -> None:
+    """As /dev/stdout does. (Nothing is closed for root.)"""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe")
+    folder.chmod(0o555)
+    check_output(folder / "pipe", "--json")
+    with pytest.raises(InputError, match="--json: this is a folder, give a file"):
+        check_output(folder, "--json")
+    if os.geteuid() != 0:
+        with pytest.raises(InputError, match="--json: nothing can be written in "):
+            check_output(folder / "new.json", "--json")

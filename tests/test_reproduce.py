@@ -108,8 +108,8 @@ def test_csv(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------- the evaluation
 
 
-@pytest.mark.parametrize(("right", "wrong", "code"), [(37, 10, 0), (30, 10, 1)])
-def test_a_classifier(right, wrong, code, few_digits, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("right", "wrong", "code", "file"), [(37, 10, 0, "out.csv"), (30, 10, 1, "/dev/stdout")])
+def test_a_classifier(right, wrong, code, file, few_digits, tmp_path, monkeypatch, capfd):
     """A network that always answers class 1: 37 of 47 images are 78.72 %, the published top-1 is 78.7 %."""
     monkeypatch.chdir(tmp_path)
     images = sorted((few_digits / "train" / "0").iterdir()) + sorted((few_digits / "train" / "1").iterdir())
@@ -122,13 +122,15 @@ def test_a_classifier(right, wrong, code, few_digits, tmp_path, monkeypatch, cap
     torch.nn.init.zeros_(model.head.weight)
     model.head.bias.data = torch.tensor([0.0, 1.0])
     torch.save(model.state_dict(), "weights.pth")
-    arguments = ["dgmn2_tiny", "--data", "data", "--ckpt_path", "weights.pth", "--csv", "out.csv", *QUIET]
+    arguments = ["dgmn2_tiny", "--data", "data", "--ckpt_path", "weights.pth", "--csv", file, *QUIET]
     more = ["--model.num_classes", "2", "--data.image_size", "32", "--data.batch_size", "50"]
     assert run(["reproduce", *arguments, *more]) == code
     measured = 100 * right / (right + wrong)
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("top-1")).split()
+    out, err = capfd.readouterr()
+    in_file = file == "out.csv"
+    line = next(line for line in (out if in_file else err).splitlines() if line.startswith("top-1")).split()
     assert line == ["top-1", f"{measured:.2f}", "78.7", f"{measured - 78.7:+.2f}", "0.1"]
-    (row,) = csv.DictReader(Path("out.csv").read_text().splitlines())
+    (row,) = csv.DictReader((Path(file).read_text() if in_file else out).splitlines())
     assert (row["row"], row["measured"], row["tolerance"]) == ("dgmn2_tiny", f"top-1 {measured:.2f}", "0.1")
 
 
@@ -145,6 +147,25 @@ def test_a_detector(few_coco_scenes, tmp_path, monkeypatch, capsys):
     assert found["box AP"][1] == "40.2"
     assert found["mask AP"][1] == "37.2"
     assert all(0 <= float(measured) < 1 for measured, *_ in found.values())
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "message"),
+    [
+        ("table11_setr_t_base_21k_naive", ["--multi_scale"], "table11_setr_t_base_21k_naive has no score at several"),
+        ("retinanet_dgmn2_tiny", ["--multi_scale"], "--multi_scale: retinanet_dgmn2_tiny has no score at several"),
+        ("dgmn2_tiny", ["--csv", "data"], "--csv data: this is a folder, give a file"),
+        ("dgmn2_tiny", ["--csv", "weights.pth/a.csv"], "--csv weights.pth/a.csv: this is a file, give a folder"),
+        ("dgmn2_tiny", ["--ckpt_path", "data"], "--ckpt_path data: this is a folder"),
+        ("table1", [], "no row 'table1'"),
+    ],
+)
+def test_mistakes_are_found_before_the_evaluation(row, more, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    torch.save({}, "weights.pth")
+    assert run(["reproduce", row, "--data", "data", "--ckpt_path", "weights.pth", *more]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("multi_scale", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from dgmn.errors import InputError
+from dgmn.errors import InputError, first_line
 
 try:
     import lightning as L
@@ -354,7 +354,7 @@ def _explained(error: Exception) -> Exception:
                 "larger images"
             )
         if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and "/gloo/" in str(cause)):
-            words = re.sub(r"\[[^]]*/gloo/[^]]*\] *", "", str(cause).splitlines()[0]).partition(". ")[0]
+            words = re.sub(r"\[[^]]*/gloo/[^]]*\] *", "", first_line(cause)).partition(". ")[0]
             return InputError(
                 "the processes of this run lost each other: one ended, or cannot be reached "
                 f"({textwrap.shorten(words, 200)}). If the run has finished an epoch, continue with --ckpt_path last"

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn.about import about
 from dgmn.detection.builders import BUILDERS as DETECTORS
-from dgmn.errors import InputError
+from dgmn.errors import InputError, first_line
 from dgmn.layers import RelativePosition
 from dgmn.models.build import build_named
 from dgmn.models.insert import insert_all
@@ -109,8 +109,8 @@ def complexity(options: argparse.Namespace) -> int:
         row = published.get(name)
         try:
             with torch.device("meta"):  # counting needs only shapes
-                cost = count(_network(name, row), size)
-                more = None if options.insert is None else count(_network(name, row, options.insert), size)
+                cost = _counted(name, row, size)
+                more = None if options.insert is None else _counted(name, row, size, options.insert)
         except InputError as error:
             if options.models:
                 raise
@@ -154,6 +154,18 @@ def _defaults(task: str) -> list[str]:
     return [*sorted(set(ours) - set(paper)), *paper]
 
 
+def _counted(name: str, row: ZooModel | None, size: tuple[int, int], insert: Any = None) -> Complexity:
+    try:
+        return count(_network(name, row, insert), size)
+    except InputError:
+        raise
+    except Exception as error:  # every network has its own way to refuse an image
+        raise InputError(
+            f"{name} does not run on {size[0]} x {size[1]} pixels ({first_line(error)}); give --size, the height and "
+            "width of an image that it takes"
+        ) from error
+
+
 def _network(name: str, row: ZooModel | None, insert: Any = None) -> nn.Module:
     if row is not None and row.task != "classification":
         args = None if insert is None else {"backbone_args": {"insert": insert}}
@@ -164,7 +176,7 @@ def _network(name: str, row: ZooModel | None, insert: Any = None) -> nn.Module:
         raise InputError(
             f"timm knows no model {name!r}, nor does dgmn zoo; for instance {near}, semantic_fpn_dgmn2_tiny"
         )
-    network = cast(nn.Module, timm.create_model(name))
+    network = cast(nn.Module, timm.create_model(name, num_classes=_PAPER["classification"][1]))
     if insert is not None:
         insert_all(network, insert)
     return network

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from dgmn.errors import InputError
+from dgmn.errors import InputError, first_line
 from dgmn.predictor import Predictor
 from dgmn.weights import Checkpoint, fetch, find, load_checkpoint
 from dgmn.weights.shared import HUB, fetch_shared, in_folder, read_weights
@@ -168,4 +168,4 @@ def checked_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=device).cpu()  # the meta device holds no values
         return torch.device(device)
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise InputError(f"device {device}: not available here ({str(error).splitlines()[0]})") from error
+        raise InputError(f"device {device}: not available here ({first_line(error)})") from error

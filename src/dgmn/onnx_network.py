@@ -12,7 +12,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image
 
 from dgmn.detection.regions import paste_masks
-from dgmn.errors import InputError
+from dgmn.errors import InputError, first_line
 from dgmn.weights.description import check_description
 
 METADATA = "dgmn"
@@ -135,8 +135,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     except InputError:
         raise
     except Exception as error:  # onnxruntime has errors of its own for every kind of damage
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"{path}: onnxruntime cannot read this file: {reason}") from error
+        raise InputError(f"{path}: onnxruntime cannot read this file: {first_line(error)}") from error
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if text is None or len(text) > _LONGEST:
         raise InputError(f"{path}: not a file of dgmn export: it does not say what it predicts")

@@ -7,6 +7,7 @@ from pathlib import Path
 from dgmn.report import say
 from dgmn.weights import fetch, read_checkpoint
 from dgmn_base.paper import Entry
+from dgmn_base.paper.commands import AT_SCALES, scores
 from dgmn_base.paper.listing import write_csv
 from dgmn_base.terminal import format_table
 
@@ -21,7 +22,7 @@ _LOGGED = {
     "box AP": "val/box_AP",
     "mask AP": "val/mask_AP",
     "mIoU": "val/miou",
-    "mIoU ms+flip": "val/miou",
+    AT_SCALES: "val/miou",
 }
 
 
@@ -52,10 +53,7 @@ def reproduce(entry: Entry, options: argparse.Namespace, arguments: Sequence[str
     if not logged:  # another process reports
         return 0
     rows, near = [], True
-    for metric, score in zip(entry.table.metrics, entry.row.scores, strict=True):
-        at_scales = "mIoU ms+flip" in entry.table.metrics and (metric == "mIoU ms+flip")
-        if score == "-" or at_scales != options.multi_scale:
-            continue
+    for metric, score in scores(entry, options.multi_scale).items():
         measured = 100 * logged[_LOGGED[metric]]
         difference = measured - float(score)
         near &= abs(difference) <= tolerance

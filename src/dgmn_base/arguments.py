@@ -72,7 +72,10 @@ def point(text: str) -> tuple[float, float]:
 
 
 def names(text: str) -> list[str]:
-    return list(dict.fromkeys(name for name in text.split(",") if name))
+    found = list(dict.fromkeys(name for name in text.split(",") if name))
+    if not found:
+        raise argparse.ArgumentTypeError(f"must name something, separated by commas, got {text!r}")
+    return found
 
 
 def insertion(text: str) -> Any:

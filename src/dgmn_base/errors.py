@@ -41,6 +41,11 @@ def one_line(text: str) -> str:
 _LONGEST = 2000
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or the name of its type where it says nothing."""
+    return str(error).strip().partition("\n")[0].strip()[:200] or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", before: str = "") -> str:
     """The end of a message about an unknown name: `, did you mean fit?`, or `otherwise` if no known one is near.
 

@@ -219,6 +219,18 @@ def check_folder(folder: Path, argument: str) -> None:
         raise InputError(f"{argument}: nothing can be written in {place}")
 
 
+def check_output(file: Path, argument: str) -> None:
+    """Checks, without making it, that a file can be written. Devices and pipes may lie in folders that are closed.
+
+    Raises:
+        InputError: it is a folder, or nothing can be written in its folder; the message begins with `argument`.
+    """
+    if file.is_dir():
+        raise InputError(f"{argument}: this is a folder, give a file")
+    if file.is_file() or not file.exists():
+        check_folder(file.parent, argument)
+
+
 def find_listed(text: str, names: Container[str]) -> str | None:
     """The one of `names`, paths without extension, that a line of a list means; None if it means none of them.
 

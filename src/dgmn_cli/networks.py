@@ -97,7 +97,7 @@ def _check_predict(options: argparse.Namespace) -> None:
     Raises:
         InputError: an option or image is wrong; the message names it.
     """
-    from dgmn_base.files import check_folder
+    from dgmn_base.files import check_folder, check_output
     from dgmn_base.inputs import find_inputs
     from dgmn_base.options import check_task
     from dgmn_base.recipes import find_recipe
@@ -116,9 +116,7 @@ def _check_predict(options: argparse.Namespace) -> None:
     if options.config:
         options.config = find_recipe(options.config)
     if options.json:
-        if Path(options.json).is_dir():
-            raise InputError(f"--json {options.json}: this is a folder, give a file")
-        check_folder(Path(options.json).parent, f"--json {options.json}")
+        check_output(Path(options.json), f"--json {options.json}")
         images = [each.path for each in options.inputs if each.content is None]
         inputs = [*images, *filter(None, (checkpoint, options.config))]
         if Path(options.json).is_file() and any(os.path.samefile(options.json, path) for path in inputs):

@@ -1,5 +1,7 @@
 """The options of the other commands, and the mistakes in them that can be told without torch."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from dgmn_base.arguments import STDOUT, Parser, add_trust, insertion, names, place, positive, shapes, sizes
@@ -190,7 +192,8 @@ def reproduce_command(arguments: list[str]) -> int:
     arguments = check_evaluation(entries[0], options, overrides)
     from dgmn.reproduce import reproduce
 
-    return reproduce(entries[0], options, arguments)
+    with redirect_stdout(sys.stderr) if options.csv == STDOUT else nullcontext():  # whose reader gets CSV only
+        return reproduce(entries[0], options, arguments)
 
 
 def bench_command(arguments: list[str]) -> int:
@@ -227,10 +230,10 @@ def bench_command(arguments: list[str]) -> int:
         help="timm's names; add :original or :fused to dgmn2 networks, :compiled to any network",
     )
     models.add_argument("--sizes", type=sizes, metavar="A,B", help="224 or 512x1024 (height x width), with commas")
-    models.add_argument("--mode", choices=("inference", "train", "both"), default="both", help="default both")
+    models.add_argument("--mode", choices=("inference", "train", "both"), help="default both")
     models.add_argument("--batch", type=positive, metavar="N", help="images per batch; default 4 at 224x224, else 1")
     models.add_argument("--compile", action="store_true", help="also measure every network under torch.compile")
-    models.add_argument("--scaling", action="store_true", help="measure cost per pixel against image size")
+    models.add_argument("--scaling", action="store_true", help="inference: measure cost per pixel against image size")
     for command in (ops, models):
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")

@@ -124,10 +124,11 @@ def test_a_network_that_cannot_run_is_left_out(tmp_path, capsys):
 
 
 def test_scaling(tmp_path, capsys):
-    arguments = "bench models --scaling --models dgmn2_nano --sizes 32,32x64 --rounds 1 --no-memory"
+    arguments = "bench models --scaling --models dgmn2_nano:fused:original --sizes 32,32x64 --rounds 1 --no-memory"
     assert run([*arguments.split(), "--out", str(tmp_path)]) == 0
     _, rows = read(tmp_path / "scaling_cpu.csv")
     assert [r["pixels"] for r in rows] == ["1024", "2048"]
+    assert {r["contender"] for r in rows} == {"dgmn2_nano:original:fused"}
     assert "us/pixel" in capsys.readouterr().out
     check_picture(tmp_path / "scaling_cpu.png")
 
@@ -147,6 +148,7 @@ def test_without_matplotlib(tmp_path, capsys, monkeypatch):
         ("models --models resnet18:original", "only networks of dgmn have the variant 'original'"),
         ("models --models dgmn2_nano:faster", "'faster' must be one of original, fused, compiled"),
         ("models --scaling --sizes 224", "leave 224 out of --sizes"),
+        ("models --scaling --sizes 32 --mode train", "--scaling measures inference, got --mode train"),
         ("ops --contenders cuda", "--contenders: 'cuda' must be one of "),
         ("ops --shapes 1x2x2x1x4 --rounds 1 --out pyproject.toml", "--out pyproject.toml"),
         ("models --models deit_small_patch16_224 --sizes 33 --rounds 1", "nothing could be measured"),
@@ -171,6 +173,7 @@ def test_cuda_without_a_device(capsys):
     ("arguments", "message"),
     [
         ("ops --shapes 4x56", "argument --shapes: must be BxHxWxHEADSxD, for instance 4x56x56x1x64, got '4x56'"),
+        ("models --models ,", "argument --models: must name something, separated by commas, got ','"),
         ("models --sizes 0", "argument --sizes: must be 224 or 512x1024, got '0'"),
         ("models --rounds none", "--rounds: must be a whole number of at least 1 and below 1,000,000, got 'none'"),
         ("speed", "invalid choice: 'speed'"),

@@ -247,6 +247,15 @@ def test_the_check_of_packing_draws_no_random_numbers():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_packed_layers_count_their_products():
+    layer = dgmn.fuse(nn.Sequential(nn.Linear(16, 24)))[0]
+    x, residual = torch.randn(2, 7, 16), torch.randn(2, 7, 24)
+    for compute in (lambda: layer(x), lambda: layer.added(residual, x)):
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            compute()
+        assert counter.get_total_flops() == 2 * 2 * 7 * 16 * 24
+
+
 def test_the_check_of_packing_is_not_seen():
     answer = onednn.is_available()
     for mode in (FakeTensorMode(), FlopCounterMode(display=False)):

@@ -216,6 +216,17 @@ def test_whole_walks_have_the_gradients_of_the_reference(kernels):
         check(got[index], want[index])
 
 
+def test_walks_of_zero_have_the_gradient_of_the_reference(kernels):
+    """Trainings may start from them. Nodes exactly on the bounds have no gradient. (Nothing is rounded here.)"""
+    value, weight = torch.ones(1, 2, 4, 1, 2, device=DEVICE), torch.ones(1, 2, 4, 1, 9, device=DEVICE)
+    walks = torch.zeros(1, 2, 4, 1, 9, 2, device=DEVICE)
+    got = kernels.aggregate_backward(torch.ones_like(value), value, walks, weight, 3, 1)[1]
+    _, want = expected(reference.sampled_aggregate, (value, walks, weight), 3, 1, cotangent=torch.ones_like(value))
+    check(got, want[1])
+    assert not got[0, 0, :, 0, :3].any()  # above the first row
+    assert got[0, 1, 0, 0, 4].tolist() == [-2, 0]  # on the last row
+
+
 def test_far_nodes_get_no_gradient(kernels):
     inputs = make_inputs()
     inputs[3] += 100
@@ -240,6 +251,13 @@ def test_bias_of_minus_infinity_leaves_a_node_out(kernels):
     inputs[4][..., 0] = -torch.inf
     inputs[4][..., 2] = -torch.inf
     check_attention(kernels, inputs)
+
+
+def test_a_bias_may_be_the_least_number(kernels):
+    inputs = make_inputs()
+    inputs[4][:, 0] = torch.finfo(torch.float32).min
+    out, _ = kernels.attention_forward(*inputs, 0.3, 2, 1)
+    check(out, expected(reference.sampled_attention, inputs, 0.3, 2, 1, 0.0)[0])
 
 
 def test_permuted_and_expanded_inputs(kernels):

@@ -15,7 +15,7 @@ from safetensors import safe_open
 import dgmn
 from dgmn.detection import retinanet
 from dgmn.errors import InputError
-from dgmn.weights import ZOO, cached_file, download, fetch, find
+from dgmn.weights import ZOO, cached_file, download, fetch, find, read_checkpoint
 from dgmn.weights.shared import to_safetensors
 from dgmn.weights.zoo import cache_folder
 from dgmn_cli import run
@@ -154,6 +154,11 @@ def test_wrong_file_leaves_nothing(classifier_file, detector_file, tmp_path, cac
         assert cached_file(name) is None
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
         download("dgmn2_tiny", tmp_path / "nothing.pth")
+    weights = dict(read_checkpoint(classifier_file).state_dict)
+    next(iter(weights.values())).flatten()[0] = torch.nan
+    torch.save(weights, tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=r"nan\.pth: 1 of \d+ tensors hold NaN"):
+        download("dgmn2_tiny", tmp_path / "nan.pth")
     with pytest.raises(ValueError, match="no published model 'dgmn2_huge'"):
         download("dgmn2_huge", classifier_file)
     assert files_in(cache_dir) == []

@@ -42,7 +42,10 @@ def _label(contender: str) -> str:
 
 
 def draw_ops(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
-    """Draws one panel per mode: the speed relative to the original formulation. The memory is below, if measured."""
+    """Draws one panel per mode: the speed relative to the original formulation, or the time if that did not run.
+
+    The memory is below, if measured.
+    """
     modes = list(dict.fromkeys(r.mode for r in rows))
     cases = list(dict.fromkeys(r.case for r in rows))
     contenders = list(dict.fromkeys(r.contender for r in rows))
@@ -54,6 +57,8 @@ def draw_ops(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
             lambda r: short(r.time.median),
         )
     ]
+    if all(r.ratio is None for r in rows):
+        panels = [("time", "ms", lambda r: r.time.median, lambda r: short(r.time.median))]
     if any(r.peak_mb is not None for r in rows):
         panels.append(("peak memory", "MB on top of the inputs", lambda r: r.peak_mb, lambda r: short(r.peak_mb or 0)))
     height = len(panels) * (1.1 + _BAR * 0.8 * len(cases) * (len(contenders) + 1))
@@ -129,6 +134,8 @@ def draw_scaling(rows: list[Row], hardware: str, stem: Path) -> list[Path]:
         for contender in dict.fromkeys(r.contender for r in rows):
             points = [(r.pixels // r.batch, value(r)) for r in rows if r.contender == contender]
             known = [(x, y) for x, y in points if y is not None]
+            if not known:
+                continue
             style = "--" if contender.endswith(":compiled") else "-"
             axis.plot(*zip(*known, strict=True), style, marker="o", color=_colour(contender), label=_label(contender))
         axis.set_xscale("log", base=2)

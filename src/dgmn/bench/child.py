@@ -7,7 +7,7 @@ import sys
 import torch
 
 from dgmn.bench import models, ops
-from dgmn.bench.measure import Job, peak_of_this_process
+from dgmn.bench.measure import REFUSALS, Job, peak_of_this_process
 
 
 def main(text: str) -> None:
@@ -16,12 +16,16 @@ def main(text: str) -> None:
     tools = {"ops": ops, "models": models}[job.kind]
     # A tiny run makes libraries load and allocate what they keep. Compiled code runs in full instead: it is made for
     # one size, and its compiler needs memory too.
-    warm_up = job if job.compiled else dataclasses.replace(job, case=tools.TINY, batch=1)
-    tools.prepare(warm_up)()
+    in_full = job.compiled
+    if not in_full:
+        try:
+            tools.prepare(dataclasses.replace(job, case=tools.TINY, batch=1))()
+        except REFUSALS:  # not every network takes a tiny image
+            in_full = True
     work = tools.prepare(job)
-    if job.compiled:
+    if in_full:
         work()
-    print(json.dumps(peak_of_this_process(work, already_ran=job.compiled)))
+    print(json.dumps(peak_of_this_process(work, already_ran=in_full)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from dgmn.errors import first_line
+
 Work = Callable[[], object]
 """One forward pass, or forward and backward."""
 
@@ -53,11 +55,6 @@ class Job:
 
 def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def synchronize(device: str) -> None:

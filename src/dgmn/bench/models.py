@@ -143,16 +143,19 @@ _VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {"original": use_origin
 
 
 def bench_models(options: argparse.Namespace) -> int:
-    names = list(options.models or (SCALING_MODELS if options.scaling else MODELS))
-    for name in names:
-        _check_name(name)
+    names = [_checked(name) for name in options.models or (SCALING_MODELS if options.scaling else MODELS)]
     if options.compile:
         names += [f"{name}:compiled" for name in names if not name.endswith(":compiled")]
     rounds = options.rounds or (3 if options.quick else 10)
     return _scaling(names, rounds, options) if options.scaling else _models(names, rounds, options)
 
 
-def _check_name(name: str) -> None:
+def _checked(name: str) -> str:
+    """The name with its variants in our order, in which "compiled" is the last.
+
+    Raises:
+        InputError: timm does not know the network, or it has no such variant.
+    """
     model, *variants = name.split(":")
     if not timm.is_model(model):
         raise InputError(f"--models: timm knows no {model!r}; for instance {', '.join(MODELS)}")
@@ -161,11 +164,12 @@ def _check_name(name: str) -> None:
             raise InputError(f"--models {name}: {variant!r} must be one of {', '.join(VARIANTS)}")
         if variant != "compiled" and not model.startswith("dgmn2"):
             raise InputError(f"--models {name}: only networks of dgmn have the variant {variant!r}")
+    return ":".join([model, *(variant for variant in VARIANTS if variant in variants)])
 
 
 def _models(names: list[str], rounds: int, options: argparse.Namespace) -> int:
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
-    modes = ("inference", "train") if options.mode == "both" else (options.mode,)
+    modes = ("inference", "train") if options.mode in (None, "both") else (options.mode,)
     report = Report("models", options)
     for mode in modes:
         for size in sizes:
@@ -180,6 +184,8 @@ def _models(names: list[str], rounds: int, options: argparse.Namespace) -> int:
 
 def _scaling(names: list[str], rounds: int, options: argparse.Namespace) -> int:
     sizes = options.sizes or (QUICK_SCALING_SIZES if options.quick else SCALING_SIZES)
+    if options.mode not in (None, "inference"):
+        raise InputError(f"--scaling measures inference, got --mode {options.mode}")
     if LOGITS_SIZE in sizes:
         raise InputError("--scaling compares features: leave 224 out of --sizes, since networks classify at that size")
     report = Report("scaling", options)

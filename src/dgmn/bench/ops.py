@@ -86,5 +86,6 @@ def bench_ops(options: argparse.Namespace) -> int:
         print(f"\nSampled attention, {mode}, {options.dtype}")
         print(report.table(mode, "x original"))
         means = report.mean_ratios(mode)
-        print("Geometric mean of x original: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in means.items()))
+        if means:
+            print("Geometric mean of x original: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in means.items()))
     return report.finish(draw_ops)

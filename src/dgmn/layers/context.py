@@ -41,6 +41,8 @@ class DeformableConv2d(DeformConv2d):
 
     Source: Deformable ConvNets v2 (https://arxiv.org/abs/1811.11168), section 3.2. It computes what torchvision's
     operator does; on the CPU with a stride of 1 with [`sampled_aggregate`][dgmn.ops.sampled_aggregate], in less time.
+    Where a tap lies exactly on the bounds of what is read, as those at the border do while offsets are zero, bilinear
+    sampling has a kink; its offset then has no gradient on the CPU, and torchvision's has that of the inside.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from dgmn.about import about, unwrapped
-from dgmn.errors import InputError, check_number
+from dgmn.errors import InputError, check_number, first_line
 from dgmn.models.node_attention import attention_blocks, map_size
 from dgmn_base.terminal import format_table
 
@@ -190,9 +190,9 @@ def _ran(network: nn.Module, image: Size) -> dict[str, _Run]:
         with torch.no_grad(), torch.device("meta"):
             (about(twin).products or twin)(torch.empty((1, channels, *image), dtype=dtype))
     except Exception as error:  # every network has its own way to refuse an image
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"network: this {type(named(network)).__name__} does not run on {image[0]} x {image[1]} pixels ({reason}); "
+            f"network: this {type(named(network)).__name__} does not run on {image[0]} x {image[1]} pixels "
+            f"({first_line(error)}); "
             "give the height and width of an image that it takes as size"
         ) from error
     return runs

@@ -1,7 +1,7 @@
 """Both primitives and the position scores for graphs of ONNX: what other runtimes compute fast.
 
-The results are those of `reference.py`. Nodes come before positions in memory, so that products and sums run over long
-rows, and no step needs Einsum, which runtimes take apart into transpositions.
+The results are those of `reference.py`, but for walks of NaN. Nodes come before positions in memory, so that products
+and sums run over long rows, and no step needs Einsum, which runtimes take apart into transpositions.
 """
 
 import torch

@@ -371,8 +371,8 @@ def _(grad_scores: Any, query: Any, rows: Any, columns: Any, *_: Any, **__: Any)
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # the packed layers of dgmn.fuse
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-        flops: int = 2 * math.prod(x) * weight[0]
+    def _(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        flops: int = 2 * math.prod(out_shape) * x[-1]
         return flops
 
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)

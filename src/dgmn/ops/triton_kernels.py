@@ -103,10 +103,10 @@ def _cell(walks, live, place, height, width, node, dilation, SIZE: tl.constexpr,
     pad = dilation * (SIZE - 1) // 2
     y = (place[1] + (node // SIZE * dilation - pad)).to(tl.float32) + load(walk, live)
     x = (place[2] + (node % SIZE * dilation - pad)).to(tl.float32) + load(walk + 1, live)
-    # Beyond these bounds a point has no pixel of the map around it, so the bounds change no result. Infinity and NaN
-    # do not convert to an integer; minimum and maximum drop NaN.
-    y = tl.minimum(tl.maximum(y, -2.0), height + 1.0)
-    x = tl.minimum(tl.maximum(x, -2.0), width + 1.0)
+    # As in `reference.counts`: such a coordinate reads nothing and has no gradient, also exactly on the bounds.
+    # Infinity and NaN do not convert to an integer.
+    y = tl.where((y > -1) & (y < height), y, -2.0)
+    x = tl.where((x > -1) & (x < width), x, -2.0)
     top = tl.floor(y)
     left = tl.floor(x)
     if WIDE:
@@ -206,9 +206,9 @@ def _attention_forward_kernel(
     values = value + start_of(strides, origin)[:, None] + channel
     walks = _walks(offset, row, heads, SIZE, SHARED)
 
-    # Online softmax: the sums are relative to the highest logit so far. That starts at a finite number, because a
-    # bias may be -inf and the difference of two infinities is NaN.
-    highest = tl.full(row.shape, -3e38, tl.float32)
+    # Online softmax: the sums are relative to the highest logit so far. That starts at the least finite number,
+    # because a bias may be -inf and the difference of two infinities is NaN.
+    highest = tl.full(row.shape, -3.4028234663852886e38, tl.float32)
     total = tl.zeros(row.shape, tl.float32)
     zeros = tl.zeros(q.shape, tl.float32)
     sums = zeros

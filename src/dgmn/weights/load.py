@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import swap_tensors
 
 from dgmn.about import Preprocessing, about
-from dgmn.errors import InputError
+from dgmn.errors import InputError, first_line
 from dgmn.finite import check_weights
 from dgmn.weights.description import check_description
 from dgmn.weights.keys import match_keys, without_wrappers
@@ -206,7 +206,7 @@ def read_file(path: Path) -> Any:
         try:
             return load_file(path)
         except Exception as error:  # SafetensorError, or another for a type of numbers that it does not know
-            raise InputError(f"checkpoint {path}: damaged or not a safetensors file ({_first_line(error)})") from error
+            raise InputError(f"checkpoint {path}: damaged or not a safetensors file ({first_line(error)})") from error
     check_archive(path)
     archive = _is_archive(path)
     if not archive and tarfile.is_tarfile(path):  # PyTorch would unpack it
@@ -224,7 +224,7 @@ def read_file(path: Path) -> Any:
                 "save only its weights, best as .safetensors"
             ) from error
         # torch's own message advises the user to unpickle the file, which would execute its code.
-        reason = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
+        reason = "" if "weights_only" in str(error) else f" ({first_line(error)})"
         raise InputError(f"checkpoint {path}: damaged or not a PyTorch checkpoint{reason}") from error
 
 
@@ -313,8 +313,3 @@ def _hidden(module: nn.Module) -> list[str]:
     """Attributes of a module with tensors on the meta device that are neither parameters nor buffers."""
     lists = {key: value if isinstance(value, list | tuple) else [value] for key, value in vars(module).items()}
     return [key for key, values in lists.items() if any(isinstance(x, Tensor) and x.is_meta for x in values)]
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, or the name of its type where it says nothing."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

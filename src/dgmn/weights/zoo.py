@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgmn.errors import InputError
+from dgmn.finite import check_weights
 from dgmn.report import say
 from dgmn.weights.keys import match_keys
 from dgmn.weights.load import read_checkpoint
@@ -151,6 +152,7 @@ def _converted(model: ZooModel, file: Path, network: nn.Module | None) -> Path:
         match_keys(weights, _network(model) if network is None else network)
     except InputError as error:
         raise InputError(f"{file} is not the published {model.name}: {error}") from error
+    check_weights(weights, str(file))
     facts = {"model": model.name, "source": model.url, "sha256": _sha256(file), "content": _digest(weights)}
     with writing(target) as out:
         out.write(to_safetensors(weights, facts))

@@ -82,7 +82,10 @@ def find_rows(name: str) -> list[Entry]:
     if name in ENTRIES:
         return [ENTRIES[name]]
     asked = name.lower().replace("-", "_").replace(" ", "")
-    found = [e for e in ENTRIES.values() if asked and (e.name.startswith(asked) or asked == f"table{e.number}")]
+    if table := re.fullmatch(r"table(\d+)", asked):  # table1 is not the beginning of table10
+        found = [e for e in ENTRIES.values() if e.number == int(table[1])]
+    else:
+        found = [e for e in ENTRIES.values() if asked and e.name.startswith(asked)]
     if not found:
         near = difflib.get_close_matches(asked, ENTRIES, n=3, cutoff=0.5) if asked else []
         hint = f", did you mean {' or '.join(near)}?" if near else ""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dgmn_base.errors import InputError
+from dgmn_base.files import check_output
 from dgmn_base.options import checked_arguments
 from dgmn_base.paper import Entry
 
@@ -14,6 +15,9 @@ FOLDERS = {"classification": "imagenet", "detection": "coco", "segmentation": "c
 """The folder of a task's dataset in commands for readers."""
 
 MULTI_SCALE = ["--model.inference.scales", "[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]", "--model.inference.flip", "true"]
+
+AT_SCALES = "mIoU ms+flip"
+"""The metric that these give."""
 
 _PHASES = 3  # of the training for the test server of Cityscapes, Table 12
 
@@ -54,10 +58,11 @@ def evaluating(entry: Entry) -> list[str]:
     last = f"runs/{entry.name}{f'_{_PHASES}' if entry.number == 12 else ''}/checkpoints/last.ckpt"
     if not entry.table.server:
         weights = "FILE" if entry.row.published else last
-        commands = [["dgmn", "validate", *evaluation(entry, folder, weights)]]
-        if "mIoU ms+flip" in entry.table.metrics:
-            commands.append([*commands[0], *MULTI_SCALE])
-        return [shlex.join(command) for command in commands]
+        return [
+            shlex.join(["dgmn", "validate", *evaluation(entry, folder, weights, multi_scale)])
+            for multi_scale in (False, True)
+            if scores(entry, multi_scale)
+        ]
     if entry.task == "segmentation":
         images = f"{folder}/leftImg8bit/test"
         return [
@@ -68,13 +73,19 @@ def evaluating(entry: Entry) -> list[str]:
     return [shlex.join(["dgmn", "test", *evaluation(entry, folder, last), *options])]
 
 
+def scores(entry: Entry, multi_scale: bool) -> dict[str, str]:
+    """The published scores of a row, by metric: those at several scales, or those at one."""
+    pairs = zip(entry.table.metrics, entry.row.scores, strict=True)
+    return {metric: score for metric, score in pairs if score != "-" and (metric == AT_SCALES) == multi_scale}
+
+
 def check_evaluation(entry: Entry, options: Namespace, overrides: Sequence[str]) -> list[str]:
     """The arguments of `dgmn validate` with which `dgmn reproduce` evaluates a row, found without torch.
 
     Args:
         entry: the row.
         options: those of `dgmn reproduce`: `data`, `ckpt_path` (None: the published weights; their file is not known
-            yet, and --model.checkpoint is empty) and `multi_scale`.
+            yet, and --model.checkpoint is empty), `multi_scale` and `csv`.
         overrides: more options of `dgmn validate`.
 
     Raises:
@@ -84,12 +95,19 @@ def check_evaluation(entry: Entry, options: Namespace, overrides: Sequence[str])
         raise InputError(f"{entry.name} cannot be evaluated: {entry.row.missing}")
     if entry.table.server:
         raise InputError(f"{entry.name}: only the test server has the labels; for it: {evaluating(entry)[0]}")
-    if options.multi_scale and "mIoU ms+flip" not in entry.table.metrics:
-        raise InputError(f"--multi_scale: {entry.name} has no score at several scales")
+    if not scores(entry, options.multi_scale):
+        raise InputError(
+            f"--multi_scale: {entry.name} has no score at several scales"
+            if options.multi_scale
+            else f"{entry.name} has a score at several scales only: give --multi_scale"
+        )
     if options.ckpt_path is None and not entry.row.published:
         raise InputError(f"{entry.name} has no published weights: give --ckpt_path FILE, of your own training")
     if options.ckpt_path is not None and not Path(options.ckpt_path).is_file():
-        raise InputError(f"--ckpt_path {options.ckpt_path}: no such file")
+        what = "this is a folder, give a file" if Path(options.ckpt_path).is_dir() else "no such file"
+        raise InputError(f"--ckpt_path {options.ckpt_path}: {what}")
+    if options.csv:
+        check_output(Path(options.csv), f"--csv {options.csv}")
     arguments = evaluation(entry, options.data, options.ckpt_path or "", options.multi_scale)
     folder = ["--trainer.default_root_dir", f"runs/reproduce/{entry.name}"]
     return checked_arguments("validate", [*arguments, *folder, *overrides])
