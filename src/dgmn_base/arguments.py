@@ -40,6 +40,13 @@ def positive(text: str) -> int:
     return number
 
 
+def port(text: str) -> int:
+    number = _whole(text)
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535, got {text!r}")
+    return number
+
+
 def _whole(text: str) -> int:
     """The whole number from 1 to 999,999 that a text is; 0 for any other text."""
     return int(text) if re.fullmatch(r"0*[1-9][0-9]{0,5}", text) else 0

@@ -6,7 +6,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from dgmn_base.arguments import STDOUT, Parser, add_trust, place, point, positive, share
+from dgmn_base.arguments import STDOUT, Parser, add_trust, place, point, port, positive, share
 from dgmn_base.errors import InputError, one_line
 
 
@@ -230,7 +230,7 @@ def app_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
-    parser.add_argument("--port", type=positive, metavar="N", help="default: the first free one from 7860")
+    parser.add_argument("--port", type=port, metavar="N", help="default: the first free one from 7860")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; default: the fastest available")
     options = parser.parse_args(arguments)

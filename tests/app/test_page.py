@@ -5,6 +5,7 @@ Screenshots are kept in the folder that the environment variable DGMN_SCREENSHOT
 
 import base64
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from io import BytesIO
 from pathlib import Path
@@ -291,6 +293,69 @@ def test_what_the_server_says(server):
     port = int(server.url.rstrip("/").rpartition(":")[2])
     with socket.socket() as other, pytest.raises(OSError, match="refused"):
         other.connect(("127.0.0.2", port))  # it listens on 127.0.0.1 alone
+
+
+def asked(server, path, content=None, **headers):
+    """What the server answers to a client that is no browser."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(server.url.rstrip("/") + path, content, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def given_as_photo(server, photo, session):
+    """What the page says of a photo that a client names."""
+    parts = json.loads(asked(server, "/config")[1])
+    ids = {part["id"]: part["props"].get("elem_id") for part in parts["components"]}
+    step = next(x for x in parts["dependencies"] if "photo" in [ids[i] for i in x["inputs"]])
+    source = next(x for x in parts["components"] if x["props"].get("elem_id") == "model")["props"]["value"]
+    call = {"data": [source, photo, 0.3, 0.5], "fn_index": step["id"], "session_hash": session}
+    call["trigger_id"] = step["targets"][0][0]
+    assert asked(server, "/gradio_api/queue/join", json.dumps(call).encode(), Content_Type="application/json")[0] == 200
+    return asked(server, f"/gradio_api/queue/data?session_hash={session}")[1]
+
+
+def test_files_of_this_machine_are_left_alone(server, tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "private.png")
+    (tmp_path / "thesis.txt").write_text("important")
+    for number, photo in enumerate(
+        (
+            {"path": str(tmp_path / "private.png")},
+            {"path": str(tmp_path / "thesis.txt")},
+            {"path": f"{server.folder}/../{tmp_path}/thesis.txt"},
+            {"path": str(server.folder)},
+            {"url": f"{server.url}config"},
+        )
+    ):
+        said = given_as_photo(server, photo, f"session{number}")
+        assert "data:image" not in said
+        assert "process_completed" in said
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:80"}, 200),
+        ({"Host": "evil.example"}, 403),  # a name that leads here (DNS rebinding)
+        ({"Host": "evil.example:7860", "Origin": "http://evil.example:7860"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_other_pages_are_refused(server, headers, code):
+    assert asked(server, "/config", **headers)[0] == code
+
+
+def test_uploads_of_other_pages_are_refused(server):
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n1\r\n--x--\r\n'
+    form = {"Content_Type": "multipart/form-data; boundary=x", "Origin": "http://evil.example"}
+    assert asked(server, "/gradio_api/upload", body, **form)[0] == 403
+    assert server.files() == []
 
 
 @pytest.mark.slow

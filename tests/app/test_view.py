@@ -52,6 +52,14 @@ def test_windows_of_a_large_image(tmp_path):
     assert len(runs) == 5 + 2
 
 
+def test_points_outside_of_the_part_that_a_classifier_sees(tmp_path):
+    view = View.of(load(checkpoint("classification", tmp_path), device="cpu"), IMAGE)
+    view.nodes((48, 32))
+    for point in ((1, 32), (float("nan"), 32)):
+        with pytest.raises(InputError, match="at must lie in the image"):
+            view.nodes(point)
+
+
 def test_large_images_are_shrunk(tmp_path):
     view = View.of(load(checkpoint("classification", tmp_path), device="cpu"), IMAGE.resize((3000, 1500)))
     assert view.image.size == (LONGEST, LONGEST // 2)
@@ -70,9 +78,12 @@ def test_mistakes(capsys):
     for source, message in (("nothing.ckpt", "nothing.ckpt: no such file"), ("dgmn2_tinny", "did you mean dgmn2_tiny")):
         assert run(["app", source]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run(["app", "--port", "0"])
-    assert "must be a whole number" in capsys.readouterr().err
+    for port in ("0", "70000", "x"):
+        with pytest.raises(SystemExit):
+            run(["app", "--port", port])
+        assert f"must be a port from 1 to 65535, got '{port}'" in capsys.readouterr().err
+    assert run(["app", "--host", "192.0.2.1", "dgmn2_tiny"]) == 2  # an address for documentation
+    assert "--host 192.0.2.1: nothing can listen there" in capsys.readouterr().err
 
 
 def test_names_of_models():

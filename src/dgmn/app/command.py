@@ -2,14 +2,18 @@
 
 import argparse
 import os
+import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dgmn.errors import InputError
 
@@ -35,6 +39,7 @@ def run_app(options: argparse.Namespace) -> int:
             raise InputError("dgmn app needs gradio: pip install 'dgmn[app]'") from error
         from dgmn.app.page import CSS, HOW, page
 
+        _check_address(options.host, options.port)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed then, too
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         blocks = page(names(sources), options.device)
@@ -55,7 +60,7 @@ def run_app(options: argparse.Namespace) -> int:
                 footer_links=[],
                 theme=gr.themes.Base(**fonts),
                 css=CSS,
-                app_kwargs={"middleware": [Middleware(_OnlyHere)]},
+                app_kwargs={"middleware": [Middleware(_OnlyHere, host=options.host)]},
             )
         except OSError as error:
             raise InputError(f"--port {options.port}: {error}") from error
@@ -76,6 +81,14 @@ def quickstarts() -> list[Path]:
     return sorted(Path("runs").glob("quickstart*/run/checkpoints/best.ckpt"))
 
 
+def _is_number(name: str) -> bool:
+    """Whether a host is given by its number: names may lead anywhere, numbers not."""
+    try:
+        return bool(ip_address(name))
+    except ValueError:
+        return False
+
+
 def names(sources: Sequence[str]) -> dict[str, str]:
     """The sources by short names: that of the run or file, or all of it where two are alike."""
     generic = ("run", "checkpoints", "best.ckpt", "last.ckpt")
@@ -84,13 +97,46 @@ def names(sources: Sequence[str]) -> dict[str, str]:
     return {source if counts[name] > 1 else name: source for source, name in short.items()}
 
 
-class _OnlyHere:
-    """Adds the policy to every answer."""
+def _check_address(host: str, port: int | None) -> None:
+    """Raises InputError: this machine has no such address, or the port is taken."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        given = f"--host {host}" + (f" --port {port}" if port else "")
+        raise InputError(f"{given}: nothing can listen there ({error.strerror or error})") from error
 
-    def __init__(self, app: Any) -> None:
+
+class _OnlyHere:
+    """Adds the policy to every answer, and answers only the page itself.
+
+    A browser lets any page ask any address. So other pages are told by their origin, and those whose name was turned
+    into this machine's address (DNS rebinding) by the host that they ask for.
+    """
+
+    def __init__(self, app: Any, host: str) -> None:
         self.app = app
+        self.names = {"localhost", host, socket.gethostname(), f"{socket.gethostname()}.local"}
+
+    def _is_known(self, scope: Any) -> bool:
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+        origin = headers.get(b"origin")
+        return (name in self.names or _is_number(name.strip("[]"))) and (
+            origin is None or urlsplit(origin).netloc == host
+        )
 
     async def __call__(self, scope: Any, receive: _Call, send: _Call) -> None:
+        if scope["type"] == "websocket" or (scope["type"] == "http" and not self._is_known(scope)):
+            from starlette.responses import PlainTextResponse
+
+            refusal = PlainTextResponse("This page answers only at the address that dgmn app prints.", 403)
+            await refusal(scope, receive, send)
+            return
+
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), (b"content-security-policy", _POLICY.encode())]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from dgmn.app.view import DENSITY, LOWEST, WALKS, Choice, View, as_html
 from dgmn.errors import InputError
@@ -105,8 +106,25 @@ element.addEventListener("click", event => {
 
 
 def _file(payload: Any) -> str | None:
-    """The file that was given. Gradio would open it, but only `dgmn.images` may."""
+    """The file that a browser named. Gradio would open it, but only `dgmn.images` may."""
     return None if payload is None else str(payload.path)
+
+
+def _taken(file: str) -> Image.Image:
+    """The image that was uploaded; its file is deleted.
+
+    Raises:
+        InputError: it is no image, or not a file of this page's uploads: whoever reaches the page may name any file.
+    """
+    path, folder = Path(file).resolve(), Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    if not (path.is_relative_to(folder) and path.is_file()):
+        raise InputError("the image is no longer here: choose it again")
+    try:
+        return load_image(path)
+    except (InputError, OSError) as error:
+        raise InputError(str(error).replace(str(path), "the image")) from None
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _said(text: str, role: str = "status") -> str:
@@ -232,13 +250,7 @@ def page(models: Mapping[str, str], device: str = "auto") -> gr.Blocks:
         def from_file(source: str | None, file: str | None, score: float, opacity: float) -> dict[Any, Any]:
             if file is None:
                 return {message: _said(_NO_IMAGE)}
-            try:
-                image = load_image(file)
-            except InputError as error:
-                raise InputError(str(error).replace(file, "the image")) from None
-            finally:
-                os.unlink(file)
-            return start(source, image, score, opacity)
+            return start(source, _taken(file), score, opacity)
 
         @told
         def from_model(source: str | None, view: View | None, score: float, opacity: float) -> dict[Any, Any]:

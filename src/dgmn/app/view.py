@@ -11,7 +11,7 @@ from PIL import Image
 
 from dgmn.detection.predictor import DetectionResult
 from dgmn.errors import InputError
-from dgmn.nodes import Point, SampledLayer, SampledNodes, label
+from dgmn.nodes import Point, SampledLayer, SampledNodes, check_point, label
 from dgmn.onnx_network import OnnxNetwork
 from dgmn.pictures import distinct_colors, heat_sheet, node_sheet, overlay
 from dgmn.predictor import Nodes, Predictor
@@ -110,6 +110,7 @@ class View:
         part = self.predictor.part(self.image, at)
         if part not in self._maps:
             self._maps[part] = self.predictor.nodes(self.image, at)
+        check_point(at, *self._maps[part].maps[0].covers)
         return replace(self._maps[part], at=at)
 
     def sheet(self, choice: Choice) -> Image.Image:
