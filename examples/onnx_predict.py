@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {each.name.lower(): each for each in Image.Resampling}
 
 
 def normalised(image: Image.Image, facts: dict) -> np.ndarray:
@@ -26,6 +26,10 @@ def cropped(image: Image.Image, size: int, facts: dict) -> Image.Image:
     short = int(size / facts["crop_pct"])
     scale = short / min(image.size)
     sides = [int(side * scale) if side != min(image.size) else short for side in image.size]
+    if facts["crop_mode"] == "squash":
+        sides = [short, short]
+    elif facts["crop_mode"] != "center":
+        sys.exit(f"crop_mode {facts['crop_mode']} is not shown here")
     image = image.resize(sides, FILTERS[facts["interpolation"]])
     left, top = (round((side - size) / 2) for side in image.size)
     return image.crop((left, top, left + size, top + size))

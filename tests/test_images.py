@@ -306,3 +306,9 @@ def test_check_images_stops_at_its_budget(tmp_path: Path) -> None:
     paths[3].write_bytes(b"")
     with pytest.raises(InputError, match=r"3\.png"):
         check_images(paths)
+
+
+def test_pictures_larger_than_their_format(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"c\.jpg: 66000 x 20 pixels cannot be written as JPEG \("):
+        save_image(Image.new("RGB", (66000, 20)), tmp_path / "c.jpg")
+    assert list(tmp_path.iterdir()) == []

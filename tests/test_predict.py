@@ -164,6 +164,14 @@ def test_labels_are_never_overwritten(photos, predict, capsys):
     assert (photos / "others/classes.txt").read_text() == "my own\n"
 
 
+def test_names_of_dots_alone(predict, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "in/..png")
+    assert predict(tmp_path / "in/..png", "--pictures", tmp_path / "out") == 0
+    assert len(files(tmp_path / "out")) == 1
+
+
 def test_a_point_outside_of_some_images(predict, tmp_path, capsys):
     """The others are predicted; where all fail alike, it ends, and says how many are left."""
     (tmp_path / "in").mkdir()

@@ -1,8 +1,12 @@
 """Videos: read frame by frame, predicted, and written with the same size and times."""
 
+import errno
+import io
 import json
+import re
 import weakref
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -44,6 +48,65 @@ def test_a_turned_video_is_upright(tmp_path):
     expected = plain[0].image.transpose(Image.Transpose.ROTATE_90)  # counterclockwise, as FFmpeg defines it
     assert turned[0].image.size == (64, 96)
     assert np.abs(np.asarray(turned[0].image).astype(int) - np.asarray(expected)).mean() < 2
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180])
+def test_a_mirrored_video_is_upright(angle, tmp_path):
+    """As mobile phones write what the front camera sees."""
+    plain, other = (list(frames(video(tmp_path / f"{m}.mp4", turned=angle, mirrored=m))) for m in (False, True))
+    # FFmpeg mirrors what was turned.
+    expected = plain[-1].image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert np.abs(np.asarray(other[-1].image).astype(int) - np.asarray(expected)).mean() < 2
+
+
+def test_pixels_of_a_turned_video(tmp_path):
+    source = video(tmp_path / "a.mp4", turned=90, pixels=Fraction(2))
+    with Video(source) as read, VideoWriter(tmp_path / "b.mp4", read) as written:
+        for frame in read:
+            written.add(frame.image, frame.facts["seconds"])
+    with av.open(tmp_path / "b.mp4") as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(1, 2)
+
+
+def test_a_last_frame_that_is_shown_for_long(tmp_path):
+    """As in recordings of screens."""
+    source = video(tmp_path / "a.mp4", frames=10, times=[100 * i for i in range(10)], last=5000, rate=10)
+    with Video(source) as read:
+        assert len(list(read)) == 10
+        assert read.problem == ""
+
+
+def test_what_no_encoder_takes_is_told_and_the_others_are_predicted(small_run, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    with av.open(tmp_path / "in/a.avi", "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16500, 16, "yuvj444p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16500, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode(None))
+    video(tmp_path / "in/b.mp4", frames=3)
+    Image.new("RGB", (60, 20)).save(tmp_path / "in/d.png")
+    model = ["--ckpt_path", str(small_run("classifier")), "--device", "cpu"]
+    assert run(["predict", str(tmp_path / "in"), *model, "--pictures", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "a.mp4: pictures of 16500 x 16 pixels cannot be written (" in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.mp4", "d.jpg"]
+
+
+def test_a_disk_that_fails_while_a_video_is_read(small_run, tmp_path, capsys, monkeypatch):
+    source, other = video(tmp_path / "a.mkv", frames=60), video(tmp_path / "b.mp4", frames=3)
+
+    class Failing(io.FileIO):
+        def read(self, size=-1):
+            if self.tell() > 0.5 * source.stat().st_size:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Failing(path) if path == source else opened(path, *a, **k))
+    model = ["--ckpt_path", str(small_run("classifier")), "--device", "cpu", "--pictures", str(tmp_path / "out")]
+    assert run(["predict", str(source), str(other), *model]) == 2
+    assert re.search(r"a\.mkv: reading ended after \d+ frames: Input/output error", capsys.readouterr().err)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", "b.mp4"]
 
 
 @pytest.mark.parametrize("kind", ["classifier", pytest.param("semantic_fpn", marks=pytest.mark.slow), "retinanet"])
@@ -101,10 +164,12 @@ def test_predict_in_python(broken, small_run, tmp_path):
     model = dgmn.load(small_run("classifier"), device="cpu")
     names = [result.name for result in model.predict(str(video(tmp_path / "a.mp4", frames=3)))]
     assert names == [f"{tmp_path / 'a.mp4'} frame {i}" for i in range(3)]
-    results = model.predict(broken["cut"])
-    assert next(results).image.size == (96, 64)
+    with Video(broken["cut"]) as read:
+        there = len(list(read))
+    found = []
     with pytest.raises(InputError, match="cut off"):
-        list(results)
+        found.extend(model.predict(broken["cut"]))
+    assert len(found) == there, "every frame before the damage"
 
 
 def test_a_long_video_fits_into_memory(small_run, tmp_path):

@@ -6,16 +6,23 @@ import av
 import numpy as np
 
 
-def video(path, frames=12, size=(96, 64), rate=25, turned=0, times=None, **options):
-    """A video with a white bar that moves to the right over red above green; `times` are in milliseconds."""
+def video(
+    path, frames=12, size=(96, 64), rate=25, turned=0, mirrored=False, times=None, pixels=None, last=None, **options
+):
+    """A video with a white bar that moves to the right over red above green.
+
+    `times` are in milliseconds, and so is `last`, how long the last frame is shown; `pixels` is their width by height.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
     with av.open(path, "w", options=options) as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv444p"
-        if turned:
-            stream.set_display_rotation(turned)
+        if turned or mirrored:
+            stream.set_display_rotation(turned, hflip=mirrored)
+        if pixels:
+            stream.codec_context.sample_aspect_ratio = pixels
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
         for i in range(frames):
@@ -26,7 +33,10 @@ def video(path, frames=12, size=(96, 64), rate=25, turned=0, times=None, **optio
             if times:
                 frame.pts, frame.time_base = times[i], Fraction(1, 1000)
             container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        packets = stream.encode(None)
+        if last:
+            packets[-1].duration = last
+        container.mux(packets)
     return path
 
 

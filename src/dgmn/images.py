@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
-from dgmn.errors import InputError
+from dgmn.errors import InputError, first_line
 from dgmn_base.files import check_file, writing
 
 MAX_PIXELS = 100_000_000
@@ -227,7 +227,11 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     if not path.suffix or form not in Image.SAVE:  # one of Pillow's writers registers the names without an extension
         raise InputError(f"{path}: the extension must be that of an image, such as .jpg or .png")
     encoded = BytesIO()  # Pillow's errors for a full disk do not say that it is full
-    image.save(encoded, form, **options)
+    try:
+        image.save(encoded, form, **options)
+    except (OSError, ValueError) as error:  # larger than the format can be, for instance
+        size = f"{image.width} x {image.height} pixels"
+        raise InputError(f"{path}: {size} cannot be written as {form} ({first_line(error)})") from error
     with writing(path) as file:
         file.write(encoded.getbuffer())
 

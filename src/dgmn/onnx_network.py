@@ -25,6 +25,9 @@ _OUR_NODE = b"\x3a\x04dgmn"  # the field "domain" of a node, as the file holds i
 class OnnxNetwork(nn.Module):
     """A classifier or segmenter in an ONNX file, as predictors call it.
 
+    To a file for one height and width, other images are resized to fit, keeping their aspect ratio, and padded; so they
+    are seen as at another size.
+
     Args:
         session: onnxruntime's session of a file that `dgmn.export` wrote.
     """
@@ -39,11 +42,34 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Images (B, 3, H, W), preprocessed, to the logits of the network."""
-        return self.run(images)["logits"]
+        size = images.shape[-2:]
+        fitted, inner = self.fitted(images)
+        logits = self.run(fitted)["logits"]
+        if logits.dim() == 4 and inner != tuple(size):
+            logits = F.interpolate(logits[..., : inner[0], : inner[1]], size, mode="bilinear", align_corners=False)
+        return logits
+
+    def fitted(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images (B, 3, H, W) at the file's size, if it has one, and the height and width that they have therein."""
+        size = images.shape[-2], images.shape[-1]
+        if not all(type(side) is int for side in self._sides):
+            return images, size
+        scale = min(most / side for most, side in zip(self._sides, size, strict=True))
+        height, width = (max(1, min(most, round(side * scale))) for most, side in zip(self._sides, size, strict=True))
+        if (height, width) != size:
+            images = F.interpolate(images.float(), (height, width), mode="bilinear", align_corners=False)
+        return F.pad(images, (0, self._sides[1] - width, 0, self._sides[0] - height)), (height, width)
 
     def run(self, given: Tensor) -> dict[str, Tensor]:
-        """What the file gives, by its names."""
-        values = self.session.run(None, {self._input: given.float().cpu().numpy()})
+        """What the file gives, by its names.
+
+        Raises:
+            InputError: onnxruntime does not compute it.
+        """
+        try:
+            values = self.session.run(None, {self._input: given.float().cpu().numpy()})
+        except Exception as error:  # of onnxruntime's own kinds
+            raise InputError(f"onnxruntime does not compute this file: {first_line(error)}") from error
         return {name: torch.from_numpy(x).to(given.device) for name, x in zip(self._outputs, values, strict=True)}
 
     def extra_repr(self) -> str:
@@ -54,9 +80,14 @@ class OnnxNetwork(nn.Module):
 class OnnxDetector(OnnxNetwork):
     """A detector in an ONNX file, as predictors call it.
 
-    To a file for one height and width, other images are resized to fit, keeping their aspect ratio, and padded; so they
-    are found as at another size of the network.
+    Args:
+        session: as above.
+        classes: the number of classes that the file names.
     """
+
+    def __init__(self, session: Any, classes: int) -> None:
+        super().__init__(session)
+        self.classes = classes
 
     def forward(self, images: Any) -> Any:
         """What a detector of PyTorch gives for a list of images (3, H, W) in 0..1."""
@@ -64,17 +95,11 @@ class OnnxDetector(OnnxNetwork):
 
     def _found(self, image: Tensor) -> dict[str, Tensor]:
         size = image.shape[-2], image.shape[-1]
-        inner = size
-        if all(type(side) is int for side in self._sides):
-            scale = min(most / side for most, side in zip(self._sides, size, strict=True))
-            height, width = (
-                max(1, min(most, round(side * scale))) for most, side in zip(self._sides, size, strict=True)
-            )
-            inner = height, width
-            if inner != size:
-                image = F.interpolate(image[None].float(), inner, mode="bilinear", align_corners=False)[0]
-            image = F.pad(image, (0, self._sides[1] - width, 0, self._sides[0] - height))
-        found = self.run(image)
+        fitted, inner = self.fitted(image[None])
+        found = self.run(fitted[0])
+        labels = found["labels"]
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            raise InputError(f"this ONNX file finds objects of other classes than the {self.classes} that it names")
         if inner != size:
             found["boxes"] = clip_boxes_to_image(resize_boxes(found["boxes"], inner, size), size)
         if "masks" in found:
@@ -145,11 +170,15 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise InputError(f"{path}: what it says about its network is no JSON: {error}") from error
     check_description(description, path)
     detects = description["task"] == "detection"
-    inputs, outputs = session.get_inputs(), {output.name for output in session.get_outputs()}
+    outputs_of = {output.name: output for output in session.get_outputs()}
+    inputs, outputs = session.get_inputs(), outputs_of.keys()
     wanted = {"boxes", "scores", "labels"} if detects else {"logits"}
     if len(inputs) != 1 or len(inputs[0].shape) != (3 if detects else 4) or outputs - {"masks"} != wanted:
         raise InputError(f"{path}: its inputs and outputs are not those of a file of dgmn export")
     sides = inputs[0].shape[1:]
     if detects and not all(1 <= side <= _LARGEST if type(side) is int else type(side) is str for side in sides):
         raise InputError(f"{path}: takes images of {sides}; accepted any, or a height and a width in 1..{_LARGEST}")
-    return OnnxDetector(session) if detects else OnnxNetwork(session), description
+    classes, given = description["num_classes"], outputs_of.get("logits")
+    if given is not None and len(given.shape) > 1 and type(given.shape[1]) is int and given.shape[1] != classes:
+        raise InputError(f"{path}: gives {given.shape[1]} classes, but names {classes}")
+    return OnnxDetector(session, classes) if detects else OnnxNetwork(session), description

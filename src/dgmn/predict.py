@@ -45,7 +45,7 @@ def predict(options: argparse.Namespace) -> int:
         for video in (each for each in inputs if each.is_video):
             try:
                 run.video(video)
-            except (InputError, FileNotFoundError) as error:
+            except (InputError, OSError) as error:
                 problems.append(error)
     if options.json:
         print(f"\njson: {options.json}")

@@ -335,12 +335,14 @@ def _results(
         with torch.inference_mode(), _no_default_device():
             return predict(batch, lambda share: tell(done + share * len(batch)))
 
-    for source in images:
+    failures: list[Exception] = []
+    for source in _until_failure(images, failures):
         try:
             batch.append((source, to_image(source)))
         except (InputError, OSError) as error:
             if on_error is None:
-                raise
+                failures.append(error)
+                break
             on_error(source, error)
             done += 1
         if len(batch) == batch_size or sum(image.width * image.height for _, image in batch) > _PIXELS:
@@ -350,7 +352,17 @@ def _results(
             tell(done)
     if batch:
         yield from predicted()
+    if failures:  # what came before is predicted
+        raise failures[0]
     tell(done + len(batch))
+
+
+def _until_failure(images: Iterable[AnyImage], failures: list[Exception]) -> Iterator[AnyImage]:
+    """The images; the error that ends them, if any, is kept."""
+    try:
+        yield from images
+    except Exception as error:
+        failures.append(error)
 
 
 def _many(images: Any) -> Iterable[AnyImage] | None:

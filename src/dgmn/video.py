@@ -1,5 +1,6 @@
 """Reads videos frame by frame, and writes pictures as a video. Needs PyAV, the extra `video`."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -8,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from PIL import Image
 
-from dgmn.errors import InputError
+from dgmn.errors import InputError, first_line
 from dgmn.images import MAX_PIXELS, Named
 from dgmn_base.files import check_file, writing
 from dgmn_base.terminal import counted
@@ -18,7 +20,16 @@ from dgmn_base.terminal import counted
 # FFmpeg's names of the containers that are read. Others, such as playlists, name further files and addresses.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,asf,flv"
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first that this FFmpeg has
-_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+# The upright image, by what becomes of a step to the right and of one down, as (x, y).
+_TURNS = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
 _TOLERATED = 0.5  # seconds that may be missing at the end
 _TICK = Fraction(1, 90_000)  # fine enough for every usual rate, and for one that varies
 _BT709 = 1  # FFmpeg's number of the colours of today's videos
@@ -44,6 +55,8 @@ class Video(AbstractContextManager["Video"]):
         self._av = _pyav(path)
         self.path = Path(path)
         self.problem = ""
+        self._failure: OSError | None = None
+        self._lies = False  # whether upright images are as wide as the frames are high
         check_file(path)
         with ExitStack() as stack:
             file = stack.enter_context(self.path.open("rb"))
@@ -71,6 +84,7 @@ class Video(AbstractContextManager["Video"]):
 
     def __iter__(self) -> Iterator[Named]:
         start = last = None
+        shown = 0.0  # seconds that the last frame is shown
         number = damaged = 0
         for frame in self._decoded():
             if frame is None or frame.is_corrupt:
@@ -82,8 +96,10 @@ class Video(AbstractContextManager["Video"]):
             if time is None or (last is not None and time <= last):  # a time that cannot be
                 time = 0.0 if last is None else last + float(1 / self.rate)
             start, last = time if start is None else start, time
+            shown = float((frame.duration or 0) * (_fraction(frame.time_base) or 0)) or float(1 / self.rate)
             image = frame.to_image()
-            turn = _TURNS.get(round(frame.rotation) % 360)
+            turn = self._turn(frame)
+            self._lies = turn is not None and _swaps(turn)
             yield Named(
                 f"{self.path} frame {number}",
                 image if turn is None else image.transpose(turn),
@@ -92,8 +108,12 @@ class Video(AbstractContextManager["Video"]):
             number += 1
         end = 0.0 if last is None or start is None else last - start
         if not number:
-            self.problem = f"{self.path}: not one frame can be decoded"
-        elif end + float(2 / self.rate) + _TOLERATED < self._seconds:
+            why = "" if self._failure is None else f": {self._failure.strerror or first_line(self._failure)}"
+            self.problem = f"{self.path}: not one frame can be decoded{why}"
+        elif self._failure is not None:
+            why = self._failure.strerror or first_line(self._failure)
+            self.problem = f"{self.path}: reading ended after {counted(number, 'frame')}: {why}"
+        elif end + shown + float(1 / self.rate) + _TOLERATED < self._seconds:
             frames = counted(number, "frame")
             self.problem = f"{self.path}: cut off: it ends after {frames}, {end:.1f} of {self._seconds:.1f} s"
         elif damaged:
@@ -111,6 +131,9 @@ class Video(AbstractContextManager["Video"]):
                 if packet is None:
                     return
                 continue
+            except OSError as error:  # of the disk or the network
+                self._failure = error
+                return
             yield from frames
             if packet is None:
                 return
@@ -128,10 +151,19 @@ class Video(AbstractContextManager["Video"]):
                 f"{self.path}: frames of {frame.width} x {frame.height} pixels, at most {MAX_PIXELS:,} are accepted"
             )
 
+    def _turn(self, frame: Any) -> Image.Transpose | None:
+        """What makes the image upright, as the camera wrote it into the file."""
+        matrix = next((x for x in frame.side_data if x.type == self._av.sidedata.sidedata.Type.DISPLAYMATRIX), None)
+        if matrix is None:
+            return None
+        right_x, right_y, _, down_x, down_y, *_ = np.frombuffer(matrix, np.int32) / 65536
+        return _TURNS.get((round(right_x), round(right_y), round(down_x), round(down_y)))
+
     @property
     def pixel_aspect(self) -> Fraction | None:
-        """Width by height of a pixel as it is shown."""
-        return _fraction(self._stream.sample_aspect_ratio)
+        """Width by height of a pixel of the upright images."""
+        ratio = _fraction(self._stream.sample_aspect_ratio)
+        return 1 / ratio if ratio and self._lies else ratio
 
 
 class VideoWriter(AbstractContextManager["VideoWriter"]):
@@ -164,7 +196,20 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         return self
 
     def add(self, picture: Image.Image, seconds: float) -> None:
-        """Writes a picture that is shown from a time on; one of another size than the first is scaled to it."""
+        """Writes a picture that is shown from a time on; one of another size than the first is scaled to it.
+
+        Raises:
+            InputError: no encoder takes pictures of this size.
+        """
+        try:
+            self._encode(picture, seconds)
+        except self._av.FFmpegError as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+                raise
+            size = f"{picture.width} x {picture.height} pixels"
+            raise InputError(f"{self.path}: pictures of {size} cannot be written ({first_line(error)})") from error
+
+    def _encode(self, picture: Image.Image, seconds: float) -> None:
         if self._stream is None:
             self._stream = self._opened(picture)
         size = (self._stream.width, self._stream.height)
@@ -219,6 +264,16 @@ def frames(path: str | os.PathLike[str]) -> Iterator[Named]:
         yield from video
         if video.problem:
             raise InputError(video.problem)
+
+
+def _swaps(turn: Image.Transpose) -> bool:
+    """Whether width and height change places."""
+    return turn in (
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.TRANSVERSE,
+    )
 
 
 def _fraction(number: Any) -> Fraction | None:

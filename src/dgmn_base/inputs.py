@@ -127,18 +127,23 @@ def _each_its_own(inputs: Sequence[Input]) -> list[Input]:
 
     Names that differ in capitals only are alike on some disks.
     """
-    stems = [str(each.output.with_suffix("")).casefold() for each in inputs]
+    plain = [_without_extension(each.output) for each in inputs]
+    stems = [str(output).casefold() for output in plain]
     counts = Counter(stems)
     taken: set[str] = set()
     found = []
-    for each, stem in zip(inputs, stems, strict=True):
-        output = each.output if counts[stem] > 1 else each.output.with_suffix("")
+    for each, stem, short in zip(inputs, stems, plain, strict=True):
+        output = each.output if counts[stem] > 1 else short
         output = output.with_name(_shortened(output.name))
         while str(output).casefold() in taken:
             output = output.with_name(output.name + "_")
         taken.add(str(output).casefold())
         found.append(Input(each.path, each.name, output, each.content))
     return found
+
+
+def _without_extension(path: Path) -> Path:
+    return path if path.stem in (".", "..") else path.with_suffix("")
 
 
 def _shortened(name: str) -> str:

@@ -194,6 +194,32 @@ def test_wrong_arguments(options, message, digits, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_image_is_not_enough(digits, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="one image; at least two are needed"):
+        export(digits[1], tmp_path / "a.onnx", int8=True, calibrate=tmp_path)
+
+
+def test_masks_as_predict_writes_them(small_run, tmp_path, monkeypatch):
+    """They have a palette; other classes than the network's are told."""
+    monkeypatch.setattr(int8, "LOSS", 1.0)
+    random, model = np.random.default_rng(0), small_run("semantic_fpn")
+    for split in ("train", "val"):
+        (tmp_path / "data/images" / split).mkdir(parents=True)
+        for i in range(2):
+            image = Image.fromarray(random.integers(0, 256, (64, 96, 3), np.uint8))
+            image.save(tmp_path / f"data/images/{split}/{i}.png")
+    labels = ["--labels", str(tmp_path / "data/masks"), "--device", "cpu"]
+    assert run(["predict", str(tmp_path / "data/images"), "--ckpt_path", str(model), *labels]) == 0
+    (tmp_path / "data/masks/classes.txt").rename(tmp_path / "data/classes.txt")
+    given = {"size": (64, 96), "int8": True, "calibrate": tmp_path / "data"}
+    assert export(dgmn.load(model, device="cpu"), tmp_path / "a.onnx", **given).int8.score is not None
+    text = (tmp_path / "data/classes.txt").read_text()
+    (tmp_path / "data/classes.txt").write_text(text.upper())
+    with pytest.raises(InputError, match=r"has masks of the classes PHOTO, 0, .* accepted those of the network, photo"):
+        export(dgmn.load(model, device="cpu"), tmp_path / "b.onnx", **given)
+
+
 def test_detectors_are_refused(small_run, few_digits, tmp_path):
     with pytest.raises(InputError, match="int8: is for classifiers and segmenters; small differences of scores decide"):
         export(dgmn.load(small_run("retinanet")), tmp_path / "a.onnx", int8=True, calibrate=few_digits)

@@ -19,6 +19,7 @@ from dgmn.app.view import View
 from dgmn.classification.builders import classifier
 from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.detection import mask_rcnn
+from dgmn.detection.inference import Inference
 from dgmn.detection.predictor import DetectionPredictor
 from dgmn.errors import InputError
 from dgmn.exporting import Exported, comparison, export
@@ -108,6 +109,52 @@ def test_detectors(kind, load, request, photos, tmp_path):
                 near = np.abs(other.boxes - one.boxes[i]).max(1) + 100 * np.abs(other.scores - one.scores[i])
                 (same,) = np.flatnonzero((near < 0.02) & (other.labels == one.labels[i]))
                 assert one.masks is None or (one.masks[i] != other.masks[same]).mean() < 1e-3
+
+
+def test_a_classifier_of_one_size(load, photos, tmp_path):
+    """It predicts at the size of the file."""
+    model = load("classifier")
+    done = export(model, tmp_path / "model.onnx", size=(48, 48), dynamic=False)
+    assert done.fixed == "as asked"
+    other = ClassificationPredictor(model.network, model.names, 48, model.preprocessing, "cpu")
+    got, want = (dict(each.predict(photos[0]).top) for each in (dgmn.load(done.path), other))
+    assert got == pytest.approx(want, abs=1e-5)
+
+
+def test_a_segmenter_of_one_size(load, photos, tmp_path):
+    """An image of another size is resized to fit, and the classes lie where they are in the image."""
+    model = load("semantic_fpn")
+    again = dgmn.load(export(model, tmp_path / "model.onnx", size=(64, 96), dynamic=False).path)
+    photo = Image.open(photos[0]).convert("RGB").resize((96, 64))
+    fitting, larger, high = (
+        again.predict(picture, probabilities=True).probabilities
+        for picture in (photo, photo.resize((192, 128)), photo.resize((40, 200)))
+    )
+    want = model.predict(photo, probabilities=True).probabilities
+    np.testing.assert_allclose(fitting, want, atol=1e-5)
+    assert larger.shape[-2:] == (128, 192)
+    assert np.abs(larger[:, ::2, ::2] - want).mean() < 0.05
+    assert high.shape[-2:] == (200, 40)
+
+
+def test_a_detector_at_several_sizes(load, tmp_path, capsys):
+    """A file has one size inside, and says nothing else."""
+    model = load("mask_rcnn")
+    model.inference = Inference(sizes=(48, 64), max_size=96)
+    done = export(model, tmp_path / "model.onnx", size=(64, 96), dynamic=False)
+    again = dgmn.load(done.path)
+    assert again.inference.sizes == ()
+    again.predict(np.zeros((64, 96, 3), np.uint8))
+    again.inference = model.inference
+    with pytest.raises(InputError, match=r"inference\.sizes: got \[48, 64\]; accepted none: an ONNX file has its own"):
+        again.predict(np.zeros((64, 96, 3), np.uint8))
+
+
+def test_a_detector_that_finds_classes_without_a_name(detector, photos, tmp_path):
+    path = Path(shutil.copy(detector[1].path, tmp_path))
+    changed(path, with_classes(1))
+    with pytest.raises(InputError, match="finds objects of other classes than the 1 that it names"):
+        dgmn.load(path).predict(photos[0], score=0.0)
 
 
 @pytest.mark.slow
@@ -280,6 +327,7 @@ def test_a_file_that_differs_is_not_kept(load, tmp_path, monkeypatch):
         ("a.onnx", {"licence": "\x1b[2J"}, "licence: got .*; accepted the name of a licence, for instance Apache-2.0"),
         ("a.onnx", {"size": (5,)}, r"size: got \(5,\); accepted a height and a width"),
         ("a.onnx", {"size": 64}, "size: got 64; accepted a height and a width"),
+        ("a.onnx", {"size": (64, 96), "dynamic": False}, "size: got 64 x 96; accepted a square"),
     ],
 )
 def test_wrong_arguments(name, options, message, load, tmp_path):
@@ -304,6 +352,18 @@ def changed(path, change):
     onnx.save(model, path)
 
 
+def with_classes(count):
+    """Says that there are fewer classes."""
+
+    def change(model):
+        (text,) = (fact.value for fact in model.metadata_props if fact.key == "dgmn")
+        facts = json.loads(text)
+        fewer = {name: facts[name][:count] for name in ("classes", "category_ids") if name in facts}
+        say(json.dumps({**facts, **fewer, "num_classes": count}))(model)
+
+    return change
+
+
 def say(text):
     return lambda model: onnx.helper.set_model_props(model, {} if text is None else {"dgmn": text})
 
@@ -318,6 +378,7 @@ def say(text):
         (say('{"task": "x"}'), "dgmn.task: got 'x'; accepted one of"),
         (say('{"task": "classification"}'), "is missing"),
         (lambda model: model.graph.node[0].ClearField("op_type"), "onnxruntime cannot read this file"),
+        (with_classes(1), r"a\.onnx: gives \d+ classes, but names 1"),
     ],
 )
 def test_files_from_anyone(change, message, written, tmp_path):

@@ -55,6 +55,8 @@ def detect(network: nn.Module, images: Sequence[Tensor], inference: Inference) -
     if not inference.sizes and not inference.flip:
         plain: list[dict[str, Tensor]] = network(list(images))
         return plain
+    if inference.sizes and not hasattr(network, "transform"):
+        raise InputError(f"inference.sizes: got {list(inference.sizes)}; accepted none: an ONNX file has its own size")
     passes = []
     for size in inference.sizes or (None,):
         resized = network if size is None else _resizing(network, size, inference.max_size)

@@ -1,7 +1,9 @@
 """The command `dgmn export`."""
 
 import argparse
+import shlex
 
+from dgmn.detection.predictor import DetectionPredictor
 from dgmn.exporting.export import RUNTIMES, Exported, export
 from dgmn.exporting.int8 import score_name
 from dgmn.loading import load
@@ -49,12 +51,14 @@ def run_export(options: argparse.Namespace) -> int:
         *_of_int8(done, predictor.task),
     ]
     print(format_table(("", ""), rows))
+    if isinstance(predictor, DetectionPredictor) and predictor.inference.sizes:
+        print("\nThe file finds objects at the network's own size; inference.sizes of the checkpoint are left out.")
     if options.kernel:
         print("\nonnxruntime needs options.register_custom_ops_library(dgmn.onnxruntime_library()) for it")
     if done.path.suffix == ".onnx":
-        print(f"\nuse it: dgmn predict IMAGE --ckpt_path {done.path}")
+        print(f"\nuse it: dgmn predict IMAGE --ckpt_path {shlex.quote(str(done.path))}")
     else:
-        print(f'\nuse it: torch._inductor.aoti_load_package("{done.path}")(images)')
+        print(f"\nuse it: torch._inductor.aoti_load_package({str(done.path)!r})(images)")
     return 0
 
 

@@ -92,8 +92,9 @@ def export(
         path: the file to write, with the ending `.onnx` or `.pt2`.
         size: height and width of the example; None: the classifier's image size, a segmenter's window or 512, and
             800 x 1088 for a detector.
-        dynamic: whether the file takes images of any height and width, where the network allows it. The batch may
-            always have any size; a detector takes one image at a time, because each has its own number of objects.
+        dynamic: whether the file takes images of any height and width, where the network allows it. To other files,
+            `dgmn.load` fits the images; a classifier's predicts at its own size. The batch may always have any size; a
+            detector takes one image at a time, because each has its own number of objects.
         grid_sample: whether nodes are sampled by ONNX's GridSample; otherwise by its Gather, for runtimes without it.
         kernel: whether messages and their attention are nodes of our own, which run the CPU kernels. onnxruntime needs
             [`dgmn.onnxruntime_library`][dgmn.onnx_network.onnxruntime_library] for them; `dgmn.load` finds it itself.
@@ -124,6 +125,12 @@ def export(
     detects = model.task == "detection"
     if detects:
         network = onnx_graph.Detector(network).eval()
+    if model.task == "classification" and not dynamic:
+        if height != width:
+            raise InputError(f"size: got {height} x {width}; accepted a square, to which a classifier's images are cut")
+        description["image_size"] = height
+    if detects:  # the file has the network's own size inside
+        description["inference"] = {**description["inference"], "sizes": ()}
     preprocessing = None if detects else Preprocessing.from_values(description["preprocessing"])
     given = batches(picture, height, width, preprocessing)
     of_one_size = [x for x in given if x.shape[-2:] == given[0].shape[-2:]]
@@ -151,9 +158,12 @@ def export(
                     raise InputError(f"{path}: is not written: {difference}") from difference
                 fixed = f"at other sizes than its own, {difference}"
         told = {**vars(compared), "image": what, "fixed": fixed}
+        if fixed is not None and model.task == "classification" and (height, width) != (description["image_size"],) * 2:
+            raise InputError(
+                f"size: got {height} x {width}; accepted {description['image_size']}, at which the images are "
+                f"predicted, because the file is for one size ({fixed})"
+            )
         if images is not None:
-            if fixed is not None and (height, width) != (description.get("image_size"),) * 2:
-                raise InputError(f"int8: images are predicted at other sizes than the file's, {height} x {width}")
             content, told["int8"], told["milliseconds"] = _quantised(content, description, images, given[0])
     with writing(path) as file:
         file.write(content)

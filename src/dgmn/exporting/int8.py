@@ -73,8 +73,10 @@ def quantise(content: bytes, description: Mapping[str, Any], folder: Path) -> tu
     files, truth = _labelled(folder, plain) or (images_in(folder), None)
     if not files:
         raise InputError(f"calibrate {folder}: no images in this folder")
+    if len(files) == 1:
+        raise InputError(f"calibrate {folder}: one image; at least two are needed: one half is compared")
     calibrating = _spread(files[::2], _CALIBRATED)
-    comparing = _spread(files[1::2] or files, _COMPARED)
+    comparing = _spread(files[1::2], _COMPARED)
     small_content, layers = in_int8(content, _inputs(plain, calibrating))
     small = _predictor(description, small_content)
     count = len(plain.names)
@@ -154,8 +156,12 @@ def _labelled(folder: Path, predictor: Predictor) -> tuple[list[Path], Callable[
     if not any(layout.fits(folder) for layout in LAYOUTS):
         return None
     layout = find_layout(LAYOUTS, folder)
+    layout.palette_masks = True  # numbers of classes, as in what `dgmn predict --labels` writes
     if tuple(layout.classes.names) != predictor.names:
-        return None
+        raise InputError(
+            f"calibrate: {folder} has masks of the classes {', '.join(layout.classes.names)}; accepted those of the "
+            f"network, {', '.join(predictor.names)}, or a folder of images alone"
+        )
     splits = layout.splits()
     samples = layout.samples("val" if "val" in splits else splits[0]) if splits else []
     of_image = {sample.image: sample for sample in samples}

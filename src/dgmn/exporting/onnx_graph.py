@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from io import BytesIO
+from contextlib import redirect_stdout
+from io import BytesIO, StringIO
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ def converted(network: nn.Module, example: Tensor, facts: dict[str, str], open_s
     for operator, symbolic in _SYMBOLICS.items():
         torch.onnx.register_custom_op_symbolic(operator, symbolic, OPSET)  # type: ignore[attr-defined] # public, not listed
     try:
-        with warnings.catch_warnings():
+        # Of a network that it does not take, the exporter prints the whole graph.
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
             # PyTorch's tracer warns of every Python number, and that another exporter exists. That one takes minutes.
             warnings.simplefilter("ignore")
             torch.onnx.export(

@@ -1,6 +1,7 @@
 """Handwritten digits in one folder per class."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def _truth(result: Any) -> str:
 
 def next_commands(data: Path, checkpoint: Path) -> list[str]:
     return [
-        f"dgmn predict {data / 'test' / '3'} --ckpt_path {checkpoint}",
+        shlex.join(["dgmn", "predict", str(data / "test" / "3"), "--ckpt_path", str(checkpoint)]),
         "dgmn fit -c recipes/classification/finetune.yaml --data.root YOUR_IMAGES --model.num_classes N "
         "--model.model_args.pretrained true",
         "dgmn quickstart --task segmentation",

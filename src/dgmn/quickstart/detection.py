@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -85,7 +86,7 @@ def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]
 def next_commands(data: Path, checkpoint: Path) -> list[str]:
     recipe = "recipes/detection/finetune_coco_format.yaml"
     return [
-        f"dgmn predict {data / 'test'} --ckpt_path {checkpoint} --pictures out",
+        shlex.join(["dgmn", "predict", str(data / "test"), "--ckpt_path", str(checkpoint), "--pictures", "out"]),
         f"dgmn validate-data -c {recipe} --data.root YOUR_IMAGES",
         f"dgmn fit -c {recipe} --data.root YOUR_IMAGES --model.num_classes N --model.model_args.pretrained true",
         "dgmn fit --help",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -74,7 +75,9 @@ def draw(data: Path, checkpoint: Path, picture: Path) -> list[tuple[str, object]
 
 def next_commands(data: Path, checkpoint: Path) -> list[str]:
     return [
-        f"dgmn predict {data / 'leftImg8bit/test'} --ckpt_path {checkpoint} --pictures out",
+        shlex.join(
+            ["dgmn", "predict", f"{data / 'leftImg8bit/test'}", "--ckpt_path", str(checkpoint), "--pictures", "out"]
+        ),
         "dgmn validate-data -c recipes/segmentation/finetune_folder.yaml --data.root YOUR_IMAGES",
         "dgmn fit -c recipes/segmentation/finetune_folder.yaml --data.root YOUR_IMAGES --model.num_classes N "
         "--model.model_args.pretrained true",
