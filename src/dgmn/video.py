@@ -30,6 +30,7 @@ _TURNS = {
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
+_SIDEWAYS = {turn for (right, *_), turn in _TURNS.items() if right == 0}
 _TOLERATED = 0.5  # seconds that may be missing at the end
 _TICK = Fraction(1, 90_000)  # fine enough for every usual rate, and for one that varies
 _BT709 = 1  # FFmpeg's number of the colours of today's videos
@@ -55,8 +56,8 @@ class Video(AbstractContextManager["Video"]):
         self._av = _pyav(path)
         self.path = Path(path)
         self.problem = ""
-        self._failure: OSError | None = None
-        self._lies = False  # whether upright images are as wide as the frames are high
+        self._failure = ""
+        self._sideways = False  # whether upright images are as wide as the frames are high
         check_file(path)
         with ExitStack() as stack:
             file = stack.enter_context(self.path.open("rb"))
@@ -99,7 +100,7 @@ class Video(AbstractContextManager["Video"]):
             shown = float((frame.duration or 0) * (_fraction(frame.time_base) or 0)) or float(1 / self.rate)
             image = frame.to_image()
             turn = self._turn(frame)
-            self._lies = turn is not None and _swaps(turn)
+            self._sideways = turn in _SIDEWAYS
             yield Named(
                 f"{self.path} frame {number}",
                 image if turn is None else image.transpose(turn),
@@ -108,11 +109,9 @@ class Video(AbstractContextManager["Video"]):
             number += 1
         end = 0.0 if last is None or start is None else last - start
         if not number:
-            why = "" if self._failure is None else f": {self._failure.strerror or first_line(self._failure)}"
-            self.problem = f"{self.path}: not one frame can be decoded{why}"
-        elif self._failure is not None:
-            why = self._failure.strerror or first_line(self._failure)
-            self.problem = f"{self.path}: reading ended after {counted(number, 'frame')}: {why}"
+            self.problem = f"{self.path}: not one frame can be decoded{self._failure}"
+        elif self._failure:
+            self.problem = f"{self.path}: reading ended after {counted(number, 'frame')}{self._failure}"
         elif end + shown + float(1 / self.rate) + _TOLERATED < self._seconds:
             frames = counted(number, "frame")
             self.problem = f"{self.path}: cut off: it ends after {frames}, {end:.1f} of {self._seconds:.1f} s"
@@ -132,7 +131,7 @@ class Video(AbstractContextManager["Video"]):
                     return
                 continue
             except OSError as error:  # of the disk or the network
-                self._failure = error
+                self._failure = f": {error.strerror or first_line(error)}"
                 return
             yield from frames
             if packet is None:
@@ -163,7 +162,7 @@ class Video(AbstractContextManager["Video"]):
     def pixel_aspect(self) -> Fraction | None:
         """Width by height of a pixel of the upright images."""
         ratio = _fraction(self._stream.sample_aspect_ratio)
-        return 1 / ratio if ratio and self._lies else ratio
+        return 1 / ratio if ratio and self._sideways else ratio
 
 
 class VideoWriter(AbstractContextManager["VideoWriter"]):
@@ -264,16 +263,6 @@ def frames(path: str | os.PathLike[str]) -> Iterator[Named]:
         yield from video
         if video.problem:
             raise InputError(video.problem)
-
-
-def _swaps(turn: Image.Transpose) -> bool:
-    """Whether width and height change places."""
-    return turn in (
-        Image.Transpose.ROTATE_90,
-        Image.Transpose.ROTATE_270,
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.TRANSVERSE,
-    )
 
 
 def _fraction(number: Any) -> Fraction | None:
