@@ -11,7 +11,9 @@ from dgmn.errors import InputError
 from dgmn.images import image_size
 from dgmn.layout import find_layout
 from dgmn.objects.coco import load_annotations
-from dgmn.objects.layouts import LAYOUTS, CocoFiles, Layout
+from dgmn.objects.layouts import LAYOUTS, CocoFiles, Divided, Layout, parts_of
+from dgmn.objects.layouts.layout import WHOLE
+from dgmn.split import SPLIT, VAL
 from dgmn_base.errors import one_line
 from dgmn_base.files import writing, writing_folder
 from dgmn_base.terminal import Progress, counted
@@ -26,6 +28,9 @@ def convert_data(options: argparse.Namespace) -> int:
     layout = find_layout(LAYOUTS, Path(options.folder), options.layout)
     if isinstance(layout, CocoFiles):
         raise InputError(f"{options.folder}: it is in COCO's layout already")
+    divided = parts_of(layout, {name: name for name in ("train", "val", "test")})
+    if isinstance(divided, Divided) and (layout.root / SPLIT).is_file():
+        layout = divided  # somebody may have chosen its parts
     parts = layout.splits()
     if not parts:
         raise InputError(f"{options.folder}: {layout.title} layout without a part such as {layout.files_told}")
@@ -43,7 +48,9 @@ def convert_data(options: argparse.Namespace) -> int:
     done = 0
     with writing_folder(out) as folder:
         for part in parts:
-            name = "val" if part in ("valid", "validation") and "val" not in parts else part.replace("/", "_")
+            name = "val" if part in VAL and not {*VAL} & {*parts} - {part} else part.replace("/", "_")
+            if layout is not divided and isinstance(divided, Divided):
+                name = WHOLE  # whoever reads it splits it then
             content, paths = _content(layout, part), images[part]
             above = os.path.commonpath([path.parent for path in paths.values()])
             names = {number: path.relative_to(above) for number, path in paths.items()}
@@ -58,10 +65,17 @@ def convert_data(options: argparse.Namespace) -> int:
                 progress.show(done, total, "images")
             entries = [{**entry, "file_name": names[entry["id"]].as_posix()} for entry in content["images"]]
             with writing(folder / "annotations" / f"instances_{name}.json") as file:
-                file.write(json.dumps({**content, "images": entries}, allow_nan=False).encode())
+                file.write(_json({**content, "images": entries}, layout.source(part)))
             print(f"{name}: {counted(len(paths), 'image')}, {counted(len(content['annotations']), 'object')}")
     print(f"\nwritten: {out}")
     return 0
+
+
+def _json(content: Any, source: Path) -> bytes:
+    try:
+        return json.dumps(content, allow_nan=False).encode()
+    except ValueError as error:
+        raise InputError(f"{source}: it holds a number that JSON does not have, NaN or infinity") from error
 
 
 def _content(layout: Layout, part: str) -> dict[str, Any]:

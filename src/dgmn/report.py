@@ -1,8 +1,9 @@
 """Messages of a run, and the findings of `dgmn validate-data` about a dataset."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -79,10 +80,23 @@ def read_all(
         except InputError as error:
             return error
 
+    for done, (item, result) in enumerate(in_threads(attempt, items), 1):
+        progress(done)
+        if isinstance(result, InputError):
+            problems.append(str(result))
+        else:
+            yield item, result
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Items with what `work` gives for each, in order. Only a few results wait: images could fill the memory."""
+    ahead = 2 * (os.cpu_count() or 1) + 4
     with ThreadPoolExecutor() as pool:
-        for done, (item, result) in enumerate(zip(items, pool.map(attempt, items), strict=True), 1):
-            progress(done)
-            if isinstance(result, InputError):
-                problems.append(str(result))
-            else:
-                yield item, result
+        waiting: deque[tuple[Item, Future[Result]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from io import StringIO
@@ -48,7 +49,8 @@ def _place_in_order(name: str) -> tuple[str, str]:
 
     New images change little of the order.
     """
-    return hashlib.sha256(PurePosixPath(name).name.encode(errors="surrogateescape")).hexdigest(), name
+    alone = unicodedata.normalize("NFC", PurePosixPath(name).name)  # file systems of macOS write é as two characters
+    return hashlib.sha256(alone.encode(errors="surrogateescape")).hexdigest(), name
 
 
 def check_split(file: Path, source: Path, there: Set[object], kept: Mapping[Any, str]) -> str:
@@ -102,8 +104,8 @@ def table_reader(file: Path) -> Any:
     first = text.partition("\n")[0]
     said = first.rstrip("\r").removeprefix("sep=") if first.startswith("sep=") else ""
     if said not in tuple(_SEPARATORS):
-        return csv.reader(StringIO(text, newline=""), delimiter=max(_SEPARATORS, key=first.count))
-    reader = csv.reader(StringIO(text, newline=""), delimiter=said)
+        return csv.reader(StringIO(text, newline=""), delimiter=max(_SEPARATORS, key=first.count), strict=True)
+    reader = csv.reader(StringIO(text, newline=""), delimiter=said, strict=True)
     next(reader)
     return reader
 

@@ -96,7 +96,7 @@ def files_in(folder: Path, extensions: Collection[str], left_out: list[Path] | N
         folder: the folder.
         extensions: the extensions, in small letters.
         left_out: a list that gets what has such an extension and is no file: a pipe, a broken link and so on; and, if
-            images are asked for, images of formats that are not read. Without it, a warning tells of these.
+            images are asked for, images of formats that are not read. Without it, a warning tells how many.
 
     Raises:
         OSError: a folder cannot be read; it names the folder.
@@ -108,6 +108,7 @@ def files_in(folder: Path, extensions: Collection[str], left_out: list[Path] | N
 
     found: list[Path] = []
     unread: list[Path] = []
+    no_files: list[Path] = []
     read: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         here = os.stat(place)
@@ -118,18 +119,33 @@ def files_in(folder: Path, extensions: Collection[str], left_out: list[Path] | N
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for path in (Path(place, name) for name in sorted(names) if not is_hidden(name)):
             if path.suffix.lower() in extensions:
-                if path.is_file():
-                    found.append(path)
-                elif left_out is not None:
-                    left_out.append(path)
+                (found if path.is_file() else no_files).append(path)
             elif path.suffix.lower() in UNREAD and EXTENSIONS.issubset(extensions):
                 unread.append(path)
     if left_out is not None:
-        left_out += unread
-    elif unread:
+        left_out += [*no_files, *unread]
+        return sorted(found)
+    if unread:
         kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
         warnings.warn(f"{folder}: {len(unread)} images are left out, for {kinds} is not read", stacklevel=3)
+    if no_files:
+        what = f"{len(no_files)} broken links, pipes or folders are left out, such as {no_files[0].name}"
+        warnings.warn(f"{folder}: {what}", stacklevel=3)
     return sorted(found)
+
+
+def by_name(files: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """Files by their paths in a folder, without extensions.
+
+    Raises:
+        InputError: two differ only in their extension.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        other = found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
+        if other is not file:
+            raise InputError(f"{other}: {file.name} differs only in the extension: which one is meant?")
+    return found
 
 
 def folders_in(folder: Path) -> list[str]:
@@ -229,6 +245,31 @@ def check_output(file: Path, argument: str) -> None:
         raise InputError(f"{argument}: this is a folder, give a file")
     if file.is_file() or not file.exists():
         check_folder(file.parent, argument)
+
+
+def listed_names(file: Path, names: Container[str]) -> list[tuple[int, str, str | None]]:
+    """The lines of a list: number, text, and what it means of `names`, as of `find_listed`. Of equal lines, the first.
+
+    Raises:
+        InputError: two lines with other texts mean the same; folders that tell them apart may be missing here.
+    """
+    lines: list[tuple[int, str, str | None]] = []
+    first: dict[str, tuple[int, str]] = {}
+    for line, text in numbered_lines(file):
+        name = find_listed(text, names)
+        before, other = first.setdefault(text if name is None else name, (line, text))
+        if plain_name(other) != plain_name(text):
+            raise InputError(f"{file}:{line}: {text[:80]} is {name}, as is {other[:80]} in line {before}")
+        if before == line:
+            lines.append((line, text, name))
+    return lines
+
+
+def plain_name(text: str) -> str:
+    """A name in a list without what tools spell differently: quotes, `\\`, a leading `./` and the extension."""
+    path = os.path.normpath(text.strip('"').replace("\\", "/"))
+    stem, extension = os.path.splitext(path)
+    return stem if extension.lower() in EXTENSIONS else path
 
 
 def find_listed(text: str, names: Container[str]) -> str | None:

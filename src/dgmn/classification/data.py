@@ -30,6 +30,7 @@ from dgmn.images import check_images, load_image
 from dgmn.pictures import captioned
 from dgmn.report import DataReport, alike, read_all, say
 from dgmn.training.data import ImageData
+from dgmn_base.files import folders_in
 from dgmn_base.terminal import counted
 
 
@@ -211,7 +212,16 @@ class ClassificationData(ImageData):
     def _files(self, split: str) -> Any:
         if self.listed is not None:
             return self.listed.part(split)
-        return ClassFolders(part_folder(Path(self.root or ""), split), loader=load_image)
+        root = Path(self.root or "")
+        # What is tested may lack classes, and none gets another number by that.
+        known = folders_in(root / "train") if split == "test" and (root / "train").is_dir() else ()
+        return ClassFolders(part_folder(root, split), known, loader=load_image)
+
+    def _has_test(self) -> bool:
+        """Whether there are images for the test alone."""
+        if self.listed is not None:
+            return any(part == "test" for _, _, part in self.listed.rows)
+        return (Path(self.root or "") / "test").is_dir()
 
     @override
     def check(self) -> None:
@@ -248,14 +258,16 @@ class ClassificationData(ImageData):
                 f"{what}: validate-data checks files of images only (--data.root FOLDER without a reader); images that "
                 "cannot be decoded are told when dgmn fit reads them"
             )
-        report = DataReport(("class", "train images", "val images"))
+        report = DataReport()
         try:
             report.told = "" if self.listed is None else self.listed.told
         except InputError as error:
             report.problems.append(str(error))
             return report
+        splits = ("train", "val", "test") if self._has_test() else ("train", "val")
+        report.header = ("class", *(f"{split} images" for split in splits))
         counts: dict[str, dict[str, int]] = {}
-        for split in ("train", "val"):
+        for split in splits:
             try:
                 dataset = self._files(split)
             except InputError as error:
@@ -265,15 +277,16 @@ class ClassificationData(ImageData):
             shown = {path for path, _ in dataset.samples[:: max(1, len(dataset) // 8)]} if split == "train" else set()
             for (path, label), _ in read_all(dataset.samples, _read, report.problems, tell):
                 name = dataset.classes[label]
-                counts.setdefault(name, {"train": 0, "val": 0})[split] += 1
+                counts.setdefault(name, dict.fromkeys(splits, 0))[split] += 1
                 if path in shown and len(report.samples) < 8:
                     report.samples.append(captioned(load_image(path), [name]))
         report.notes += alike(counts)
         for name, of in counts.items():
-            report.rows.append((name, of["train"], of["val"]))
+            report.rows.append((name, *of.values()))
             for split in (split for split, n in of.items() if n == 0):
                 # In folders of parts, the classes of both must be the same.
-                told = report.notes if split == "val" and self.listed is not None else report.problems
+                may_lack = split == "test" or (split == "val" and self.listed is not None)
+                told = report.notes if may_lack else report.problems
                 told.append(f"{split}: no image of the class {name}")
         return report
 
@@ -313,6 +326,15 @@ class ClassificationData(ImageData):
             ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
             sampler = RepeatAugSampler(dataset, num_repeats=self.augmentation.repeats, **ranks)
         return self.train_loader(dataset, sampler)
+
+    @override
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        labels, module = batch[1], self._trainer().lightning_module
+        classes = getattr(module, "network_args", {}).get("num_classes")
+        if classes and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            odd = next(label for label in labels.tolist() if not 0 <= label < classes)
+            raise InputError(f"data: a label is {odd}, but model.num_classes is {classes}: labels count from 0")
+        return batch
 
     @override
     def eval_loader(self, dataset: Dataset[Any], split: str) -> DataLoader[Any]:

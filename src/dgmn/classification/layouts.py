@@ -38,18 +38,29 @@ _SEVERAL = "one label per image is trained here, several are not"
 
 
 class ClassFolders(ImageFolder):
-    """torchvision's folders of classes, without hidden files and folders."""
+    """torchvision's folders of classes, without hidden files and folders.
+
+    Args:
+        root: the folder with a folder for each class.
+        known: classes that give the numbers, if the folder has no others; it may lack some of them.
+        options: those of torchvision.
+    """
+
+    def __init__(self, root: str | Path, known: Sequence[str] = (), **options: Any) -> None:
+        self._known = known
+        super().__init__(root, **options)
 
     @override
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         names = folders_in(Path(directory))
+        names = list(self._known) if names and {*names} <= {*self._known} else names
         return names, {name: i for i, name in enumerate(names)}
 
     @staticmethod
     @override
     def make_dataset(directory: str | Path, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
         of_class = {name: images_in(Path(directory, name)) for name in class_to_idx}
-        empty = [name for name, images in of_class.items() if not images]
+        empty = [name for name, images in of_class.items() if not images and Path(directory, name).is_dir()]
         if empty:
             raise InputError(
                 f"data.root: no images in {directory} for the classes {', '.join(empty[:5])} "
@@ -120,16 +131,16 @@ def listed(root: Path, val_share: float) -> Listed | None:
     if not root.is_dir() and root.suffix.lower() not in _TABLES:
         return None
     if root.is_dir():
-        if (root / "train").is_dir():
+        if (root / "train").is_dir() and folders_in(root / "train"):
             return None
         tables = [file for file in sorted(root.iterdir()) if file.suffix.lower() in _TABLES and file.is_file()]
-        tables = [file for file in tables if not is_hidden(file.name) and file.name != SPLIT]
+        tables = [file for file in tables if not (is_hidden(file.name) or f".{file.name}".endswith(f".{SPLIT}"))]
         others = [file for file in tables if _has_columns(file)]
         if len(others) > 1:
             choice = " or ".join(map(str, others))
             raise InputError(f"data.root {root}: several lists of images; choose with --data.root {choice}")
         if others:
-            return _of_table(others[0], root / SPLIT, val_share)
+            return _of_table(others[0], val_share)
         classes = folders_in(root)
         if set(classes) & set(PARTS):
             return None
@@ -140,10 +151,12 @@ def listed(root: Path, val_share: float) -> Listed | None:
         found = ClassFolders.make_dataset(root, {name: i for i, name in enumerate(classes)})
         pairs = [(Path(file).relative_to(root).as_posix(), classes[i]) for file, i in found]
         return _with_split(root, pairs, root / SPLIT, val_share)
-    return _of_table(root, root.with_suffix(f".{SPLIT}"), val_share)
+    return _of_table(root, val_share)
 
 
-def _of_table(file: Path, split: Path, val_share: float) -> Listed:
+def _of_table(file: Path, val_share: float) -> Listed:
+    own, of_folder = file.with_suffix(f".{SPLIT}"), file.with_name(SPLIT)
+    split = of_folder if of_folder.is_file() and not own.is_file() else own
     rows = _read_table(file)
     if all(part is not None for _, _, part in rows):
         return Listed(file, [(name, label, part or "") for name, label, part in rows])
@@ -210,7 +223,7 @@ def _read_table(file: Path, kept: bool = False) -> list[tuple[str, str, str | No
     """
     reader = table_reader(file)
     rows: list[tuple[str, str, str | None]] = []
-    first: dict[str, tuple[int, str]] = {}
+    first: dict[str, tuple[int, str, str]] = {}
     try:
         titles: list[str] = next(reader, [])
         columns = _columns(titles)
@@ -230,15 +243,17 @@ def _read_table(file: Path, kept: bool = False) -> list[tuple[str, str, str | No
                 raise InputError(f"{where}: a row needs a file and a label")
             if part is not None and part not in PARTS:
                 raise InputError(f"{where}: {titles[columns[2]].strip()} must be train, val or test, got {part[:40]!r}")
-            line, before = first.setdefault(name, (reader.line_num, label))
-            if before != label:
-                raise InputError(f"{where}: {name} is {label!r} here and {before!r} in line {line}: {_SEVERAL}")
-            if line != reader.line_num:
-                raise InputError(f"{where}: {name} is there twice, first in line {line}")
             image = find_named(name, (file.parent,))
             if image is None:
                 raise InputError(f"{where}: no image {file.parent / name}")
-            rows.append((os.path.relpath(image, file.parent), label, None if part is None else PARTS[part]))
+            here = os.path.relpath(image, file.parent)
+            line, before, other = first.setdefault(here, (reader.line_num, label, name))
+            told = name if other == name else f"{name}, of which there is only {here},"
+            if before != label:
+                raise InputError(f"{where}: {told} is {label!r} here and {before!r} in line {line}: {_SEVERAL}")
+            if line != reader.line_num:
+                raise InputError(f"{where}: {told} is there twice, first in line {line}")
+            rows.append((here, label, None if part is None else PARTS[part]))
     except csv.Error as error:
         raise InputError(f"{file}:{reader.line_num}: not CSV ({error})") from error
     if not rows:

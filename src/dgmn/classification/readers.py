@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
 from dgmn.errors import InputError
-from dgmn_base.files import EXTENSIONS, listing, read_text
+from dgmn_base.files import listing, numbered_lines
 from dgmn_base.terminal import counted
 
 _NEEDS = {  # the module and how to install it
@@ -20,6 +20,9 @@ _NEEDS = {  # the module and how to install it
     "hfds": ("datasets", "datasets"),
     "tfds": ("tensorflow_datasets", "tensorflow-datasets tensorflow"),
 }
+
+
+_IN_SHARDS = ("jpg", "png", "webp")  # what timm reads as images
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -81,11 +84,21 @@ def _shards(root: Path, split: str) -> str:
         raise InputError(f"data.root {root}: no shards {split}*.tar; {listing(root)}")
     count = 0
     for file in files:
+        kinds: dict[str, set[str]] = {}
         try:
             with tarfile.open(file) as shard:
-                count += sum(Path(member.name).suffix.lower() in EXTENSIONS for member in shard)
+                for member in shard:
+                    folder, slash, name = member.name.rpartition("/")
+                    key, _, kind = name.partition(".")
+                    kinds.setdefault(f"{folder}{slash}{key}", set()).add(kind.lower())
         except (OSError, tarfile.TarError) as error:
             raise InputError(f"{file}: damaged shard ({error})") from error
+        here = sum("cls" in each and not each.isdisjoint(_IN_SHARDS) for each in kinds.values())
+        if not here:
+            found = ", ".join(sorted(set().union(*kinds.values()))[:5]) or "nothing"
+            wanted = f"KEY.cls and KEY.{', KEY.'.join(_IN_SHARDS)}"
+            raise InputError(f"{file}: no image with a label: these are {wanted}, there is {found}")
+        count += here
     return f"{'::'.join(file.name for file in files)}|{count}"
 
 
@@ -107,7 +120,7 @@ def class_names(images: Any, root: Path | None) -> list[str] | None:
     if numbers:
         return [str(name) for name in sorted(numbers, key=numbers.__getitem__)]
     file = None if root is None else root / "classes.txt"
-    return read_text(file).splitlines() if file is not None and file.is_file() else None
+    return [name for _, name in numbered_lines(file)] if file is not None and file.is_file() else None
 
 
 def listed_labels(images: Any) -> Any:

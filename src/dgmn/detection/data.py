@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -220,7 +221,8 @@ class DetectionData(ImageData):
     @override
     def check(self) -> None:
         train, val = (self._sets[split].coco for split in ("train", "val"))
-        for problem in (*self._mistakes(train, val), *(_without_outline(train) if self.masks else ())):
+        no_masks = (problem for coco in (train, val) if self.masks for problem in _without_outline(coco))
+        for problem in (*self._mistakes(train, val), *no_masks):
             raise InputError(problem)
         counts = f"{len(train.images)} training and {counted(len(val.images), 'validation image')}"
         left_out = f"; left out: {counted(train.left_out, 'box')} of less than a pixel" if train.left_out else ""
@@ -243,26 +245,25 @@ class DetectionData(ImageData):
                 f"{self.layout.source(self.splits['train'])}: leave_out_empty leaves no image: "
                 f"all have a side below {_LEAST} pixels"
             )
-        if (train.names, train.ids) != (val.names, val.ids):
-            odd = sorted(set(train.names) ^ set(val.names))
-            found.append(f"data: train and val have different categories ({', '.join(odd[:5]) or 'other ids'})")
-        return found
+        return found + _other_categories(train, val, "val")
 
     @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
-        report = DataReport(
-            ("category", *(f"{split} {what}" for split in ("train", "val") for what in ("images", "objects")))
-        )
+        splits = ["train", "val"]
+        test = self.splits["test"]
+        if test not in (self.splits["train"], self.splits["val"]) and test in self.layout.splits():
+            splits.append("test")
+        report = DataReport(("category", *(f"{split} {what}" for split in splits for what in ("images", "objects"))))
         columns: list[tuple[tuple[str, ...], Counter[str], Counter[str]]] = []
-        sets: list[CocoSet] = []
+        sets: dict[str, CocoSet] = {}
         in_samples: dict[str, tuple[int, int, int]] = {}
-        for split in ("train", "val"):
+        for split in splits:
             try:
                 coco = self._read(split, self.masks, report.problems)
             except InputError as error:
                 report.problems += {str(error)} - {*report.problems}  # it may be about both parts
                 continue
-            sets.append(coco)
+            sets[split] = coco
             labels = dict(zip(coco.ids, coco.names, strict=True))
             colors = dict(zip(coco.ids, distinct_colors(len(coco.ids)), strict=True))
             read = partial(self.layout.read, categories=coco, masks=False)
@@ -293,17 +294,23 @@ class DetectionData(ImageData):
         for name in dict.fromkeys(name for names, _, _ in columns for name in names):
             report.rows.append((name, *(counts[name] for _, *both in columns for counts in both)))
         if sets:
-            report.notes += alike(sets[0].names)
-            total = sum(len(coco.images) for coco in sets)
-            classes = counted(len(sets[-1].names), "class")
+            some = next(iter(sets.values()))
+            report.notes += alike(some.names)
+            total = sum(len(coco.images) for coco in sets.values())
+            classes = counted(len(some.names), "class")
             split = f"; {self.layout.parts[1]}" if isinstance(self.layout, Divided) else ""
             report.told = f"{self.layout.title} layout, {classes}, {counted(total, 'image')}{split}"
-        if len(sets) == 2:
-            shared = len({image.path for image in sets[0].images} & {image.path for image in sets[1].images})
-            if shared:
-                report.notes.append(f"{counted(shared, 'image')} in train and in val: the metrics tell little then")
+        paths = {split: {image.path for image in coco.images} for split, coco in sets.items()}
+        for one, other in combinations(paths, 2):
+            if paths[one] & paths[other]:
+                shared = counted(len(paths[one] & paths[other]), "image")
+                report.notes.append(f"{shared} in {one} and in {other}: the metrics tell little then")
+        if len(sets) == len(splits):
             # If no image can be read, there are problems enough.
-            report.problems += self._mistakes(*sets) if sets[0].images or not report.problems else []
+            if paths["train"] or not report.problems:
+                report.problems += self._mistakes(sets["train"], sets["val"])
+            for split in splits[2:]:
+                report.problems += _other_categories(sets["train"], sets[split], split)
         else:
             report.rows.clear()  # a table of one part would not fit the header
         return report
@@ -318,6 +325,13 @@ class DetectionData(ImageData):
         sizes = dataset.coco.images.sizes
         wide = (sizes[:, 1] >= sizes[:, 0]).tolist() if self.group_by_aspect else None
         return self.train_loader(dataset, steps=self.epoch_steps, groups=wide)
+
+
+def _other_categories(train: CocoSet, other: CocoSet, split: str) -> list[str]:
+    if (train.names, train.ids) == (other.names, other.ids):
+        return []
+    odd = sorted(set(train.names) ^ set(other.names))
+    return [f"data: train and {split} have different categories ({', '.join(odd[:5]) or 'other ids'})"]
 
 
 def _masks_that_cannot_be_read(coco: CocoSet) -> list[str]:

@@ -114,7 +114,7 @@ def check_coco(
             elif crowd is None:
                 wrong(f": iscrowd must be 0 or 1, got {_short(entry['iscrowd'])}")
             else:
-                kept = ("id", "category_id", *(("segmentation",) if masks else ()))
+                kept = ("id", "category_id", *(("segmentation", "parts") if masks else ()))
                 facts = {key: entry[key] for key in kept if key in entry}
                 here = image.left_out if min(box[2:]) < 1 else image.objects
                 here.append({**facts, "bbox": box, "iscrowd": int(crowd)})
@@ -255,7 +255,9 @@ def mask_runs(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
             runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
         elif isinstance(segmentation, dict) and list(segmentation.get("size", ())) == list(size):
             counts = segmentation.get("counts")
-            runs = coco_mask.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
+            runs = {**segmentation, "size": list(size)}  # numbers such as 640.0 are whole, too
+            if isinstance(counts, list):
+                runs = coco_mask.frPyObjects({**runs, "counts": _whole_runs(counts)}, *size)
             _run_lengths(runs)
         else:
             raise InputError(f"{what} must be polygons, or run lengths of the image's size, got {_short(segmentation)}")
@@ -265,6 +267,14 @@ def mask_runs(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{what} cannot be read ({error})") from error
+
+
+def _whole_runs(counts: list[Any]) -> list[int]:
+    """Run lengths as whole numbers."""
+    odd = next((x for x in counts if not (_is_number(x) and x >= 0 and int(x) == x)), None)
+    if odd is not None:
+        raise ValueError(f"run lengths must be whole numbers of at least 0, got {_short(odd)}")
+    return [int(x) for x in counts]
 
 
 def _run_lengths(runs: dict[str, Any]) -> Any:

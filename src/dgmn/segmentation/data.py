@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing_extensions import override
 from dgmn.errors import InputError
 from dgmn.layout import find_layout
 from dgmn.pictures import legend, overlay
-from dgmn.report import DataReport, alike, read_all, say
+from dgmn.report import DataReport, alike, in_threads, read_all, say
 from dgmn.segmentation.labels import Palettes, painted_colors
 from dgmn.segmentation.layouts import LAYOUTS, Layout
 from dgmn.segmentation.losses import IGNORED
@@ -195,6 +194,7 @@ class SegmentationData(ImageData):
         columns: list[list[object]] = []
         palettes = Palettes()
         total = 0
+        paths: dict[str, set[Path]] = {}
         for split in splits:
             try:
                 mistakes = self.layout.mistakes(self.splits.name(split))
@@ -202,10 +202,17 @@ class SegmentationData(ImageData):
             except InputError as error:
                 mistakes = [str(error)]
             if mistakes:
-                report.problems += mistakes
+                # What is wrong with all images together is told once.
+                report.problems += [each for each in mistakes if not each.startswith(tuple(report.problems))]
                 columns += [["-"] * (len(names) + 1)] * 2
                 continue
             total += len(samples)
+            mine = {sample.image for sample in samples}
+            for other, theirs in paths.items():
+                if mine & theirs:
+                    shared = counted(len(mine & theirs), "image")
+                    report.notes.append(f"{shared} in {other} and in {split}: the metrics tell little then")
+            paths[split] = mine
             pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
             tell = partial(progress, split, len(samples))
             spread = samples[:: max(1, len(samples) // 8)]
@@ -238,10 +245,9 @@ class SegmentationData(ImageData):
     def class_counts(self) -> list[int]:
         samples = self._sets["train"].samples
         pixels, progress = np.zeros(256, np.int64), Progress()
-        with ThreadPoolExecutor() as pool:
-            for done, mask in enumerate(pool.map(self.layout.read_mask, samples), 1):
-                pixels += np.bincount(mask.ravel(), minlength=256)
-                progress.show(done, len(samples), "masks read for the weights of classes")
+        for done, (_, mask) in enumerate(in_threads(self.layout.read_mask, samples), 1):
+            pixels += np.bincount(mask.ravel(), minlength=256)
+            progress.show(done, len(samples), "masks read for the weights of classes")
         return [int(count) for count in pixels[: len(self.names)]]
 
     @override

@@ -1,5 +1,7 @@
 """COCO as unpacked: folders of images, and one file of annotations for each folder."""
 
+import glob
+import os
 from pathlib import Path
 
 from typing_extensions import override
@@ -40,15 +42,17 @@ class CocoFiles(Layout):
     @staticmethod
     @override
     def fits(root: Path) -> bool:
-        return any((root / "annotations").glob("*.json")) or bool(_for_all(root))
+        inside = (root / "annotations").glob("*.json")
+        return any(not is_hidden(file.name) for file in inside) or bool(_for_all(root))
 
     @override
     def splits(self) -> list[str]:
         before, here, after = self.annotations.partition("{split}")
         if not here:
             return [WHOLE] if (self.root / self.annotations).is_file() else []
-        files = (file for file in self.root.glob(f"{before}*{after}") if not is_hidden(file.name))
-        found = [f.relative_to(self.root).as_posix().removeprefix(before).removesuffix(after) for f in files]
+        start, end = (os.path.join(glob.escape(str(self.root)), glob.escape(before)), glob.escape(after))
+        files = (file for file in glob.glob(f"{start}*{end}") if not is_hidden(os.path.basename(file)))
+        found = [file.removeprefix(os.path.join(self.root, before)).removesuffix(after) for file in files]
         return sorted(found) or ([WHOLE] if _for_all(self.root) else [])
 
     @override

@@ -29,6 +29,7 @@ class Thing:
         box: x, y, width, height in pixels.
         polygons: its outline as COCO has it, x, y, x, y and so on in pixels; none if only the box is known.
         crowd: whether it is neither learnt nor counted.
+        parts: of an object of several shapes, not all with an outline: their polygons, those of rectangles too.
     """
 
     where: str
@@ -36,6 +37,7 @@ class Thing:
     box: list[float]
     polygons: list[list[float]] = field(default_factory=list)
     crowd: bool = False
+    parts: list[list[float]] = field(default_factory=list)
 
     @property
     def area(self) -> float:
@@ -65,6 +67,9 @@ class DescribedLayout(Layout):
 
     A part can be several joined by a plus: `VOC2007/trainval+VOC2012/trainval`.
     """
+
+    left_out: Sequence[str] = ()
+    """Names of objects that are none."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -120,6 +125,8 @@ class DescribedLayout(Layout):
                     number = len(images) + 1
                     images.append({"id": number, "file_name": self._name(image), "width": width, "height": height})
                     for thing in labels.objects:
+                        if thing.category in self.left_out:
+                            continue
                         if thing.category not in numbers:
                             known = f"{len(numbers)} classes of {self.source(split)}"
                             problems.append(f"{thing.where}: {thing.category!r} is none of the {known}")
@@ -130,6 +137,7 @@ class DescribedLayout(Layout):
                                 **{"category_id": numbers[thing.category], "bbox": thing.box, "area": thing.area},
                                 **{"iscrowd": int(thing.crowd)},
                                 **({"segmentation": thing.polygons} if thing.polygons else {}),
+                                **({"parts": thing.parts} if thing.parts else {}),
                             }
                         )
             # Not by `numbers`, which has a name once: the check finds names that are there twice.

@@ -1,7 +1,7 @@
 """A dataset whose tool wrote all images as one part: it is split into training and validation images."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from dgmn.objects.coco import load_annotations
 from dgmn.objects.coco_set import CocoImage, CocoSet
 from dgmn.objects.layouts.layout import Layout
 from dgmn.split import SPLIT, check_split, for_validation, read_split, write_split
+from dgmn_base.files import find_named
 from dgmn_base.terminal import counted
 
 
@@ -60,6 +61,11 @@ class Divided(Layout):
             self._sets[masks] = self._layout.samples(self._part, masks, problems), problems
         return self._sets[masks]
 
+    @property
+    def problems(self) -> list[str]:
+        """All that is wrong with the images and their objects, of all parts together."""
+        return self._set(masks=True)[1]
+
     @cached_property
     def parts(self) -> tuple[dict[str, str], str]:
         """The part of every image by its name, and what is to be said about the split, in one line."""
@@ -69,8 +75,8 @@ class Divided(Layout):
         uses = Counter(name for each in classes.values() for name in each)
         groups = {image: min(each, key=lambda name: (uses[name], name), default="") for image, each in classes.items()}
         if self._file.is_file():
-            kept = read_split(self._file)
-            return kept, check_split(self._file, self.source(""), set(groups), kept)
+            kept = {self._spelled(name, groups): part for name, part in read_split(self._file).items()}
+            return kept, check_split(self._file, self.root, set(groups), kept)
         images = Counter(groups.values())
         few = {group for group, number in images.items() if number * self._share < 1}  # these are one group
         validation = for_validation({n: "" if g in few else g for n, g in groups.items()}, self._share)
@@ -117,6 +123,12 @@ class Divided(Layout):
             "images": [entry for entry in content["images"] if entry["id"] in ids],
             "annotations": [entry for entry in content["annotations"] if entry["image_id"] in ids],
         }
+
+    def _spelled(self, name: str, known: Container[str]) -> str:
+        """The name of an image as it is here; tools and editors may have changed its spelling."""
+        found = None if name in known else find_named(name, (self.root,))
+        here = name if found is None else found.relative_to(self.root).as_posix()
+        return here if here in known else name
 
     def _name(self, image: CocoImage) -> str:
         path = image.path

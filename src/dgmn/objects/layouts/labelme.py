@@ -60,11 +60,18 @@ class LabelMe(MarkedLayout):
             other = groups.setdefault((thing.category, repr(group)) if isinstance(group, int | str) else i, thing)
             if other is not thing:
                 corners = [(x, y, x + width, y + height) for x, y, width, height in (other.box, thing.box)]
+                other.parts = [*(other.parts or _shapes(other)), *_shapes(thing)]
                 other.box = around([[value for corner in corners for value in corner]])
                 # If a part has no outline, the object has none.
                 other.polygons = other.polygons + thing.polygons if other.polygons and thing.polygons else []
         labels.objects += groups.values()
         return labels
+
+
+def _shapes(thing: Thing) -> list[list[float]]:
+    """The polygons of a single shape."""
+    x, y, width, height = thing.box
+    return thing.polygons or [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
 def _thing(shape: Any, where: str) -> Thing | str:

@@ -1,5 +1,6 @@
 """The base class of the layouts whose files name the classes of their objects: Pascal VOC and LabelMe."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing_extensions import override
 
 from dgmn.objects.layouts.described import DescribedLayout, Labels
 from dgmn.objects.layouts.layout import WHOLE
-from dgmn_base.files import files_in, folders_in, images_in, is_file, is_hidden, numbered_lines
+from dgmn_base.files import files_in, folders_in, images_in, is_file, is_hidden, is_image, numbered_lines
 
 _NO_CLASSES = ("__ignore__", "_background_")  # LabelMe's lists begin with them
 
@@ -25,6 +26,7 @@ class MarkedLayout(DescribedLayout):
     """
 
     suffix: ClassVar[str]
+    left_out: Sequence[str] = _NO_CLASSES
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -46,12 +48,13 @@ class MarkedLayout(DescribedLayout):
         if listed is not None:
             return listed
         found = [self.labels(file, (1, 1)) for part in self.splits() for file in self.files(part)]
-        return sorted({thing.category for labels in found for thing in labels.objects})
+        names = {thing.category for labels in found for thing in labels.objects}
+        return sorted(names - {*self.left_out})
 
     def class_list(self) -> list[str] | None:
         """The names in the list of classes; None if there is no list."""
         file = next((file for name in ("classes.txt", "labels.txt") if (file := self.root / name).is_file()), None)
-        return None if file is None else [name for _, name in numbered_lines(file) if name not in _NO_CLASSES]
+        return None if file is None else [name for _, name in numbered_lines(file) if name not in self.left_out]
 
     def files(self, part: str) -> list[Path]:
         """The files with the objects of a part."""
@@ -65,11 +68,22 @@ class MarkedLayout(DescribedLayout):
     def splits(self) -> list[str]:
         return parts_with(self.root, self.suffix)
 
+    def tell_of_others(self, part: str) -> None:
+        """Warns of images with labels beside the folders of the parts."""
+        if part == WHOLE or not holds(self.root, self.suffix):
+            return
+        inside = [path for path in self.root.iterdir() if is_image(path) and path.with_suffix(self.suffix).is_file()]
+        if inside:
+            where = f"beside the folders {', '.join(self.splits())}"
+            what = f"{len(inside)} images with labels are in no part, such as {inside[0].name}"
+            warnings.warn(f"{self.root}: {what}: they lie {where}", stacklevel=2)
+
     @override
     def pairs(self, part: str, problems: list[str]) -> list[tuple[Path, Path | None]]:
         folder = self.folder(part)
         if not part or not folder.is_dir():
             raise self.no_part(part, f"a folder {folder} with images and {self.suffix} files")
+        self.tell_of_others(part)
         images = images_in(folder)
         beside = {image.with_suffix(""): image for image in images}
         of_image: dict[Path, Path | None] = dict.fromkeys(images)

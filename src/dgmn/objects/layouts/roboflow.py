@@ -10,13 +10,14 @@ from dgmn.errors import InputError
 from dgmn.objects.coco import check_coco, load_annotations
 from dgmn.objects.coco_set import CocoSet
 from dgmn.objects.layouts.layout import Layout
+from dgmn.split import VAL
 from dgmn_base.files import folders_in
 
 _FILE = "_annotations.coco.json"
 
 
 class Roboflow(Layout):
-    """Roboflow: `train/*.jpg`, `train/_annotations.coco.json`, and the same in `valid` (also called val) and `test`.
+    """Roboflow: `train/*.jpg`, `train/_annotations.coco.json`, and the same in `test` and `valid` (or val, validation).
 
     Roboflow adds a category for the whole project, the superclass of all others. It has no annotations, so it is left
     out: it would be a class that nothing is.
@@ -42,8 +43,8 @@ class Roboflow(Layout):
     @override
     def source(self, split: str) -> Path:
         parts = self.splits()
-        name = "valid" if split == "val" and "val" not in parts and "valid" in parts else split
-        return self.root / name / _FILE
+        names = VAL if split == "val" else (split,)
+        return self.root / next((name for name in names if name in parts), split) / _FILE
 
     @override
     def truth(self, split: str) -> dict[str, Any]:
@@ -58,7 +59,10 @@ class Roboflow(Layout):
 
     def _loaded(self, split: str) -> dict[str, list[Any]]:
         if split not in self._contents:
-            self._contents[split] = load_annotations(self.source(split))
+            file = self.source(split)
+            if not file.is_file():
+                raise self.no_part(split, str(file))
+            self._contents[split] = load_annotations(file)
         return self._contents[split]
 
     @cached_property

@@ -1,7 +1,7 @@
 """Pascal VOC's XML: a devkit, or files beside the images."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -15,7 +15,16 @@ from dgmn.objects.layouts.described import Labels, Thing, exact
 from dgmn.objects.layouts.layout import WHOLE
 from dgmn.objects.layouts.marked import MarkedLayout, holds, parts_with
 from dgmn.objects.layouts.xml_file import Element, read_xml
-from dgmn_base.files import files_in, find_listed, folders_in, images_in, is_file, is_hidden, is_image, numbered_lines
+from dgmn_base.files import (
+    files_in,
+    folders_in,
+    images_in,
+    is_file,
+    is_hidden,
+    is_image,
+    listed_names,
+    numbered_lines,
+)
 
 _NUMBER = re.compile(r"[+-]?(\d{1,12}(\.\d{0,20})?|\.\d{1,20})", re.ASCII)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -33,7 +42,7 @@ class _Devkit:
     def lists(self) -> list[Path]:
         """The lists of images, without those of a class: they have 1, -1 or 0 for each."""
         files = sorted((self.folder / "ImageSets" / "Main").glob("*.txt"))
-        return [file for file in files if not re.fullmatch(r".+_(train|val|trainval|test)", file.stem)]
+        return [file for file in files if not _is_hidden_or_of_a_class(file)]
 
     @property
     def parts(self) -> list[str]:
@@ -104,8 +113,9 @@ class Voc(MarkedLayout):
     def _names(self, part: _Part) -> list[tuple[int, str]]:
         """The names in the list of a part, each with its line."""
         images = _names_in(part.devkit.images, images_in(part.devkit.images))
-        lines = numbered_lines(part.file) if part.file else ()
-        return [(line, find_listed(text, images) or text) for line, text in lines]
+        files = _names_in(part.devkit.annotations, files_in(part.devkit.annotations, (self.suffix,)))
+        lines = listed_names(part.file, {**images, **files}) if part.file else ()
+        return [(line, name or text) for line, text, name in lines]
 
     @override
     def class_list(self) -> list[str] | None:
@@ -126,19 +136,39 @@ class Voc(MarkedLayout):
         folder, annotations = mine.devkit.images, mine.devkit.annotations
         images = _names_in(folder, images_in(folder / mine.begins))
         if mine.file is None:
-            files = _names_in(annotations, self.files(part))
-            problems += [f"{file}: no image {folder / name}.*" for name, file in files.items() if name not in images]
-            return [(image, files.get(name)) for name, image in images.items()]
+            of_image: dict[Path, Path | None] = dict.fromkeys(image for each in images.values() for image in each)
+            for name, files in _names_in(annotations, self.files(part)).items():
+                image = self._image(name, files[0], images, folder)
+                if image is None:
+                    problems.append(f"{files[0]}: no image {folder / name}.*")
+                elif of_image.get(image) is not None:
+                    problems.append(f"{files[0]}: {of_image[image]} has the objects of {image}, too")
+                else:
+                    of_image[image] = files[0]
+            return sorted(of_image.items())
         pairs: list[tuple[Path, Path | None]] = []
         for line, name in self._names(mine):
             file = annotations / f"{name}.xml"
-            if name not in images:
+            if not is_file(file):
+                lacks = f"annotations {file}" if name in images else f"image {folder / name}.*"
+                problems.append(f"{mine.file}:{line}: no {lacks}")
+                continue
+            image = self._image(name, file, images, folder)
+            if image is None:
                 problems.append(f"{mine.file}:{line}: no image {folder / name}.*")
-            elif not is_file(file):
-                problems.append(f"{mine.file}:{line}: no annotations {file}")
             else:
-                pairs.append((images[name], file))
+                pairs.append((image, file))
         return sorted(pairs)
+
+    def _image(self, name: str, file: Path, images: Mapping[str, list[Path]], folder: Path) -> Path | None:
+        """The image that a file of this name tells of: it has its name, or the one that the file gives."""
+        given = (self.labels(file, (1, 1)).image or "").replace("\\", "/").rpartition("/")[2]
+        there = images.get(name, [])
+        exactly = next((image for image in there if image.name == given), None)
+        if exactly is not None or there:
+            return exactly or there[0]
+        place = (folder / name).with_name(given) if given else folder
+        return place if is_image(place) else None
 
     @override
     def samples(self, split: str, masks: bool, problems: list[str] | None = None) -> CocoSet:
@@ -185,12 +215,25 @@ def _thing(element: Element, where: str) -> Thing | str:
     if difficult not in ("0", "1"):
         return f"{where}: difficult must be 0 or 1, got {difficult!r}"
     left, top = max(left - 1, 0), max(top - 1, 0)  # tools that count from 0 write 0
+    right, bottom = max(right, left), max(bottom, top)  # a box beside the image has no pixel of it
     return Thing(where, name, [left, top, exact(right - left), exact(bottom - top)], crowd=difficult == "1")
 
 
-def _names_in(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+def _names_in(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files by their paths in a folder, without extensions."""
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
+    return found
+
+
+def _is_hidden_or_of_a_class(file: Path) -> bool:
+    """Whether it is no list of images: a list of a class has 1, -1 or 0 behind each name."""
+    lines = [] if is_hidden(file.name) else numbered_lines(file)
+    columns = [text.split() for _, text in lines]
+    return is_hidden(file.name) or (
+        bool(columns) and all(len(each) == 2 and each[1] in ("1", "-1", "0") for each in columns)
+    )
 
 
 def _devkits(root: Path) -> list[_Devkit]:

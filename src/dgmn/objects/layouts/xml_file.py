@@ -1,5 +1,6 @@
-"""Reads small XML files, without entities, so that a file is no larger in memory than on disk."""
+"""Reads small XML files, without entities, which could fill the memory."""
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
@@ -8,6 +9,7 @@ from dgmn.errors import InputError
 from dgmn_base.files import read_bytes
 
 _LARGEST = 2**24  # bytes
+_MOST = 200_000  # elements: each takes hundreds of bytes
 _DEEPEST = 50
 
 
@@ -42,10 +44,13 @@ def read_xml(file: Path) -> Element:
     parser = expat.ParserCreate()
     top = Element("", 0)
     around = [top]
+    count = itertools.count(1)
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         if len(around) > _DEEPEST:
             raise InputError(f"{file}:{parser.CurrentLineNumber}: elements are nested more than {_DEEPEST} deep")
+        if next(count) > _MOST:
+            raise InputError(f"{file}:{parser.CurrentLineNumber}: more than {_MOST:,} elements")
         element = Element(tag, parser.CurrentLineNumber)
         around[-1].children.append(element)
         around.append(element)

@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from dgmn_base.files import (
     is_hidden,
     is_image,
     numbered_lines,
+    plain_name,
     read_text,
 )
 from dgmn_base.recipes import check_size
@@ -72,6 +74,8 @@ class Yolo(DescribedLayout):
     @cached_property
     def classes(self) -> Sequence[str]:
         names, number = self.facts.get("names"), self.facts.get("nc")
+        if self.file and self.file.suffix == ".data" and isinstance(names, str):
+            raise InputError(f"{self.file}: names: no file {names!r}, neither below {self.root}")
         if isinstance(names, Path):
             names = [name for _, name in numbered_lines(names)]
         if names is None and not self.facts and self.file:
@@ -118,7 +122,11 @@ class Yolo(DescribedLayout):
         if not self.facts:
             folders = (self.root / "images" / part, self.root / part / "images")
             images = [image for folder in folders for image in images_in(folder)]
-            images = images or (_without_parts(self.root) if part == WHOLE else [])
+            alone = _without_parts(self.root)
+            images = images or (alone if part == WHOLE else [])
+            if alone and part != WHOLE:
+                what = f"{len(alone)} images with labels are in no part, such as {alone[0].name}"
+                warnings.warn(f"{self.root}: {what}: they lie beside {', '.join(self.splits())}", stacklevel=2)
         else:
             entries = self.facts[part] if isinstance(self.facts[part], list) else [self.facts[part]]
             images = [image for entry in entries for image in self._images(part, entry, problems)]
@@ -139,14 +147,20 @@ class Yolo(DescribedLayout):
             return images_in(place)
         if is_image(place):
             return [place]
-        images = []
+        images: list[Path] = []
+        first: dict[Path, tuple[int, str]] = {}
         for line, name in numbered_lines(place):
             image = find_named(name, (place.parent, *self._bases))
+            before, other = (
+                (line, name) if image is None else first.setdefault(Path(os.path.normpath(image)), (line, name))
+            )
             if image is None:
                 problems.append(f"{place}:{line}: no image {name}")
             elif not is_image(image):
                 problems.append(f"{place}:{line}: {name} is no image of a known format")
-            else:
+            elif plain_name(other) != plain_name(name):  # folders that tell them apart may be missing here
+                problems.append(f"{place}:{line}: {name} is {image}, as is {other} in line {before}")
+            elif before == line:
                 images.append(image)
         return images
 
@@ -302,7 +316,7 @@ def _facts(file: Path) -> dict[str, Any]:
         facts: Any = {name.strip().lower(): value.strip() for name, found, value in lines if found}
         names = facts.get("names")
         near = _near(names, [file.parent]) if names else ()
-        facts["names"] = next((path for path in near if _exists(path)), None)
+        facts["names"] = next((path for path in near if _exists(path)), names)
         number = facts.get("classes")
         facts["nc"] = int(number) if number and number.isdecimal() and len(number) < 9 else number
         return {"val" if name == "valid" else name: value for name, value in facts.items()}

@@ -13,7 +13,7 @@ from dgmn.segmentation.class_lists import find_classes
 from dgmn.segmentation.labels import Classes, looked_up, named, read_colors, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
 from dgmn.segmentation.losses import IGNORED
-from dgmn_base.files import folders_in, images_in, listing, numbered_lines, read_json
+from dgmn_base.files import by_name, folders_in, images_in, listing, numbered_lines, read_json
 
 _STUFF = "stuffthingmaps"
 # Ids of COCO-Stuff's list that COCO never used: 171 of 182 classes are left.
@@ -163,7 +163,7 @@ class Stuff(Layout):
             images = images_in(folder) if part else []
             if not images or not masks.is_dir():
                 raise self.no_part(part, f"{folder}/*.jpg and {masks}/*.png")
-            samples += [Sample(image, masks / f"{image.stem}.png") for image in images]
+            samples += [Sample(image, masks / f"{name}.png") for name, image in by_name(images, folder).items()]
         return samples
 
     def read_mask(self, sample: Sample) -> NDArray[np.uint8]:

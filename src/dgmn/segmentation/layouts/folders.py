@@ -11,7 +11,7 @@ from dgmn.errors import InputError
 from dgmn.segmentation.class_lists import find_classes, read_value_list
 from dgmn.segmentation.labels import Classes, named, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import find_listed, folders_in, images_in, listing, numbered_lines
+from dgmn_base.files import by_name, folders_in, images_in, listed_names, listing
 
 IMAGES, MASKS = "images/{split}", "masks/{split}/{name}.png"
 PATTERNS = (
@@ -92,7 +92,7 @@ class MaskFolders(Layout):
             mask_of = {file: self.root / self.masks.format(split=part, name=name) for file, name in name_of.items()}
             files = sorted(mask_of.keys() - set(mask_of.values()))  # masks may lie beside their images
             if "{split}" not in self.images:
-                files = self._listed(part, {name_of[file]: file for file in files})
+                files = self._listed(part, by_name(files, folder))
             samples += [Sample(file, mask_of[file]) for file in files]
         masks = [sample.mask for sample in samples]
         shared = next((b for a, b in pairwise(masks) if a == b), None)
@@ -106,12 +106,11 @@ class MaskFolders(Layout):
         if not file.is_file():
             raise InputError(f"data: no {file}: all images are in one folder, so it must name those of {part!r}")
         files = []
-        for line, text in numbered_lines(file):
-            name = find_listed(text, of_name)
+        for line, text, name in listed_names(file, of_name):
             if name is None:
                 raise InputError(f"{file}:{line}: no image {text[:80]}")
             files.append(of_name[name])
-        return sorted(set(files))
+        return sorted(files)
 
     def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
         return read_mask(sample.mask, self.classes, self.palette_masks)

@@ -77,7 +77,9 @@ class Outlines(Layout):
         return [problem for part in self.parts_of(split) for problem in self._set(part)[1]]
 
     def samples(self, split: str) -> list[Sample]:
-        found = self.mistakes(split)
+        # Of images that are split here, mistakes are of none of the parts.
+        divided = self._objects if isinstance(self._objects, objects.Divided) else None
+        found = self.mistakes(split) if divided is None else divided.problems
         if found:
             more = f" (and {len(found) - 1} more: dgmn validate-data names them)" if len(found) > 1 else ""
             raise InputError(f"{found[0]}{more}")
@@ -95,7 +97,7 @@ class Outlines(Layout):
             if not entry.get("segmentation") and self.boxes:
                 x, y, width, height = entry["bbox"]
                 corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-                entry = {**entry, "segmentation": [corners]}
+                entry = {**entry, "segmentation": entry.get("parts") or [corners]}
             try:
                 mask = decode_mask(entry, sample.facts.size)
             except InputError as error:
@@ -146,11 +148,15 @@ class RoboflowOutlines(Outlines):
         super().__init__(root)
 
 
+class _LabelMe(objects.LabelMe):
+    left_out = ()  # their pixels have no label, or are background
+
+
 class LabelMeOutlines(Outlines):
     """LabelMe's polygons and rectangles."""
 
     name, title, files_told = "labelme", "LabelMe", objects.LabelMe.files_told
-    source = objects.LabelMe
+    source = _LabelMe
     boxes = True
 
     def __init__(self, root: Path) -> None:

@@ -12,7 +12,7 @@ from dgmn.errors import InputError
 from dgmn.segmentation.class_lists import NO_LABEL, find_classes
 from dgmn.segmentation.labels import Classes, named, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import find_listed, folders_in, images_in, numbered_lines
+from dgmn_base.files import by_name, folders_in, images_in, listed_names, numbered_lines
 
 _VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -86,13 +86,15 @@ class Voc(Layout):
                 folder = self.devkits[0] / "ImageSets" / "Segmentation"
                 raise self.no_part(part, str(folder / f"{part.rpartition('/')[2]}.txt"))
             devkit, names = self._lists[part]
-            images = {image.stem: image for image in images_in(devkit / "JPEGImages")}
-            wanted = [(0, name) for name in images] if names is None else numbered_lines(names)
-            for line, text in wanted:
-                name = find_listed(text, images)
+            folder, masks = devkit / "JPEGImages", devkit / self.labels
+            images = by_name(images_in(folder), folder)
+            wanted = [(0, name, name) for name in images] if names is None else listed_names(names, images)
+            for line, text, name in wanted:
                 if name is None:
-                    raise InputError(f"{names}:{line}: no image {devkit / 'JPEGImages' / text[:80]}.*")
-                samples.append(Sample(images[name], devkit / self.labels / f"{name}.png"))
+                    raise InputError(f"{names}:{line}: no image {folder / text[:80]}.*")
+                mask = masks / f"{name}.png"
+                flat = masks / mask.name  # images may lie in folders of their own
+                samples.append(Sample(images[name], flat if flat.is_file() and not mask.is_file() else mask))
         return sorted(samples, key=lambda sample: sample.image)
 
     def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
