@@ -155,7 +155,7 @@ def test_a_detector(few_coco_scenes, tmp_path, monkeypatch, capsys):
         ("table11_setr_t_base_21k_naive", ["--multi_scale"], "table11_setr_t_base_21k_naive has no score at several"),
         ("retinanet_dgmn2_tiny", ["--multi_scale"], "--multi_scale: retinanet_dgmn2_tiny has no score at several"),
         ("dgmn2_tiny", ["--csv", "data"], "--csv data: this is a folder, give a file"),
-        ("dgmn2_tiny", ["--csv", "weights.pth/a.csv"], "--csv weights.pth/a.csv: this is a file, give a folder"),
+        ("dgmn2_tiny", ["--csv", "weights.pth/a.csv"], "--csv weights.pth/a.csv: weights.pth is a file, give a folder"),
         ("dgmn2_tiny", ["--ckpt_path", "data"], "--ckpt_path data: this is a folder"),
         ("table1", [], "no row 'table1'"),
     ],

@@ -220,8 +220,8 @@ def check_file(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{os.fspath(path)}: {kinds.get(stat.S_IFMT(mode), 'a device')}, a file is needed")
 
 
-def check_folder(folder: Path, argument: str) -> None:
-    """Checks, without making it, that a folder exists or can be made.
+def check_folder(folder: Path, argument: str, given: Path | None = None) -> None:
+    """Checks, without making it, that a folder exists or can be made; `given` is what the user gave, if not the folder.
 
     Raises:
         InputError: a part of its path is a file, or nothing can be written there; the message begins with `argument`.
@@ -230,7 +230,7 @@ def check_folder(folder: Path, argument: str) -> None:
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise InputError(f"{argument}: {'this' if place == folder else place} is a file, give a folder")
+        raise InputError(f"{argument}: {'this' if place == (given or folder) else place} is a file, give a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"{argument}: nothing can be written in {place}")
 
@@ -244,7 +244,7 @@ def check_output(file: Path, argument: str) -> None:
     if file.is_dir():
         raise InputError(f"{argument}: this is a folder, give a file")
     if file.is_file() or not file.exists():
-        check_folder(file.parent, argument)
+        check_folder(file.parent, argument, file)
 
 
 def listed_names(file: Path, names: Container[str]) -> list[tuple[int, str, str | None]]:

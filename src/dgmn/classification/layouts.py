@@ -283,11 +283,10 @@ def part_folder(root: Path, split: str) -> Path:
     names = {"val": VAL, "test": ("test", *VAL)}.get(split, (split,))
     folder = next((root / name for name in names if (root / name).is_dir()), None)
     if folder is None:
-        what = listing(root) if root.is_dir() else "there is no such folder"
-        raise InputError(
-            f"data.root {root}: expected {split}/<class>/*.jpg in it, or <class>/*.jpg, or a CSV of file and label; "
-            f"{what}"
-        )
+        wanted = f"expected {split}/<class>/*.jpg in it, or <class>/*.jpg, or a CSV of file and label"
+        if not root.is_dir():
+            raise InputError(f"data.root {root}: there is no such folder; {wanted}")
+        raise InputError(f"data.root {root}: {wanted}; {listing(root)}")
     if not folders_in(folder):
         raise InputError(f"data.root: {folder} has no folders of classes, {listing(folder)}")
     return folder
