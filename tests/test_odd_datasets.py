@@ -237,6 +237,40 @@ def test_mistakes_of_outlines_are_told_for_every_part(tmp_path):
     assert len([problem for problem in report.problems if "class 7" in problem]) == 10
 
 
+def test_outlines_of_images_that_were_turned_later(tmp_path):
+    """As detection reads them: upright, unless only the stored size is that of the annotations."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
+    thing["segmentation"] = [[0, 0, 5, 0, 5, 5, 0, 5]]
+    content = {"images": [{"id": 1, "file_name": "a.jpg", "height": 20, "width": 40}], "annotations": [thing]}
+    content["categories"] = [{"id": 1, "name": "x"}]
+    for part in ("train", "val"):
+        image(tmp_path / part / "a.jpg", exif=exif)
+        write(tmp_path / f"annotations/instances_{part}.json", json.dumps(content))
+    layout = find_layout(MASKS, tmp_path)
+    pixels, mask = layout.read(layout.samples("train")[0])
+    assert pixels.shape[1:] == mask.shape == (20, 40)
+    assert (mask == 1).sum() == 25
+
+
+def test_images_of_panoptic_masks(tmp_path):
+    """One annotation each: without one they are told, with several they are a mistake."""
+    things = [{"image_id": i, "file_name": "a.png", "segments_info": []} for i in (1, 1)]
+    content = {"images": [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2)], "annotations": things[:1]}
+    content["categories"] = [{"id": 1, "name": "x", "isthing": 1}]
+    for i in (1, 2):
+        image(tmp_path / f"val/{i}.jpg")
+    image(tmp_path / "annotations/panoptic_val/a.png")
+    file = tmp_path / "annotations/panoptic_val.json"
+    write(file, json.dumps(content))
+    with pytest.warns(UserWarning, match=r"1 image without an annotation, such as 2\.jpg: left out"):
+        assert len(find_layout(MASKS, tmp_path).samples("val")) == 1
+    write(file, json.dumps({**content, "annotations": things}))
+    with pytest.raises(InputError, match=r"annotations\[1\]: 1\.jpg has several"):
+        find_layout(MASKS, tmp_path).samples("val")
+
+
 def test_boxes_of_voc_beside_the_image(tmp_path):
     image(tmp_path / "JPEGImages/a.jpg")
     write(tmp_path / "Annotations/a.xml", xml((-9, 1, -2, 5), (1, -9, 5, -2), (60, 1, 70, 5), (0, 0, 5, 5)))

@@ -120,6 +120,12 @@ def load_image(path: str | os.PathLike[str], upright: bool = True) -> Image.Imag
     return _decoded(path, os.fspath(path), upright)
 
 
+def load_annotated(path: Path, size: tuple[int, int]) -> Image.Image:
+    """An image that was annotated at this height and width: upright, or as it is stored if only that fits."""
+    image = load_image(path)
+    return image if image.size == size[::-1] else load_image(path, upright=False)
+
+
 def _decoded(source: Any, name: str, upright: bool) -> Image.Image:
     with opened(source, name) as image:
         return _upright(_rgb(image, name), _orientation(image) if upright else None)

@@ -62,7 +62,10 @@ PLAIN: dict[str, tuple[str, str]] = {
     "complexity-insert-nowhere": ("complexity dgmn2_nano --insert stage.3", "did you mean stages.3"),
     "complexity-insert-alias": ("complexity dgmn2_nano --insert '{places: [*x]}'", "must be places or YAML"),
     "complexity-insert-empty": ("complexity dgmn2_nano --insert {}", "insert: got {}; accepted"),
-    "complexity-insert-comma": ("complexity dgmn2_nano --insert ,", "--insert: must name something, separated by commas, got .,."),
+    "complexity-insert-comma": (
+        "complexity dgmn2_nano --insert ,",
+        "--insert: must name something, separated by commas, got .,.",
+    ),
     "complexity-insert-alone": ("complexity --insert stages.3", "--insert needs a MODEL"),
     "complexity-of-a-folder": ("complexity /etc", "/etc"),
     "complexity-of-a-hub": ("complexity hf-hub:nobody/nothing", "hf-hub:nobody/nothing"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from dgmn.errors import InputError
-from dgmn.images import load_image
+from dgmn.images import load_annotated
 from dgmn.layout import DataLayout
 from dgmn.objects.coco import to_target
 from dgmn.objects.coco_set import CocoImage, CocoSet
@@ -59,9 +59,7 @@ class Layout(DataLayout):
             InputError: the image or its target cannot be read, or the image's size differs from the annotations.
         """
         try:
-            image = load_image(entry.path)
-            if image.size != entry.size[::-1]:  # it may have been annotated before it was turned upright
-                image = load_image(entry.path, upright=False)
+            image = load_annotated(entry.path, entry.size)
         except FileNotFoundError as error:
             raise InputError(f"{entry.path}: missing image") from error
         if image.size != entry.size[::-1]:

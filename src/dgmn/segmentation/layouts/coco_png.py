@@ -1,6 +1,7 @@
 """COCO's masks in PNG files: panoptic segmentation, and COCO-Stuff."""
 
 import re
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dgmn.segmentation.labels import Classes, looked_up, named, read_colors, rea
 from dgmn.segmentation.layouts.layout import Layout, Sample
 from dgmn.segmentation.losses import IGNORED
 from dgmn_base.files import by_name, folders_in, images_in, listing, numbered_lines, read_json
+from dgmn_base.terminal import counted
 
 _STUFF = "stuffthingmaps"
 # Ids of COCO-Stuff's list that COCO never used: 171 of 182 classes are left.
@@ -72,14 +74,23 @@ class Panoptic(Layout):
                 if not isinstance(entry, dict) or not _is_name(entry.get("file_name")) or "id" not in entry:
                     raise InputError(f"{file}: images[{i}] needs id, and file_name as text without ..")
                 names[repr(entry["id"])] = entry["file_name"]
+            there: set[str] = set()
             for i, entry in enumerate(content["annotations"]):
                 if not isinstance(entry, dict) or not _is_name(entry.get("file_name")):
                     raise InputError(f"{file}: annotations[{i}] needs file_name as text without ..")
                 if repr(entry.get("image_id")) not in names:
                     raise InputError(f"{file}: annotations[{i}]: the image_id {entry.get('image_id')!r} is of no image")
                 facts = (f"{file}: annotations[{i}]", entry.get("segments_info"))
-                image = folder / names[repr(entry["image_id"])]
+                name = names[repr(entry["image_id"])]
+                if name in there:
+                    raise InputError(f"{file}: annotations[{i}]: {name} has several, of which one would be learnt")
+                there.add(name)
+                image = folder / name
                 samples.append(Sample(image, masks / entry["file_name"], facts))
+            without = sorted({*names.values()} - there)
+            if without:
+                what = f"{counted(len(without), 'image')} without an annotation, such as {without[0]}"
+                warnings.warn(f"{file}: {what}: left out", stacklevel=2)
         return sorted(samples, key=lambda sample: sample.image)
 
     def read_mask(self, sample: Sample) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -75,7 +76,7 @@ class Layout(DataLayout):
         """
         mask = self.read_mask(sample)
         try:
-            image: Tensor = TF.pil_to_tensor(load_image(sample.image))
+            image: Tensor = TF.pil_to_tensor(self.load(sample))
         except FileNotFoundError as error:
             raise InputError(f"{sample.image}: missing image") from error
         if image.shape[1:] != mask.shape:
@@ -84,6 +85,10 @@ class Layout(DataLayout):
             turned = " (turned upright as its EXIF entry says)" if stored == mask.shape[::-1] else ""
             raise InputError(f"{sample.mask}: {sizes}{turned}: they must be equal")
         return image, torch.from_numpy(mask)
+
+    def load(self, sample: Sample) -> Image.Image:
+        """The image of a sample, upright."""
+        return load_image(sample.image)
 
     def no_part(self, part: str, expected: str) -> InputError:
         """The error that there is no such split."""

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dgmn.errors import InputError
+from dgmn.images import load_annotated
 from dgmn.objects import layouts as objects
 from dgmn.objects.coco import decode_mask
 from dgmn.objects.coco_set import CocoSet
@@ -90,6 +92,9 @@ class Outlines(Layout):
                 raise InputError(f"{self._objects.source(part)}: other categories than in the other parts")
             samples += [Sample(entry.path, entry.path, entry) for entry in images.images]
         return samples
+
+    def load(self, sample: Sample) -> Image.Image:
+        return load_annotated(sample.image, sample.facts.size)
 
     def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
         labels = np.zeros(sample.facts.size, np.uint8)
