@@ -262,8 +262,9 @@ def test_mistakes_get_one_line(options, message, few_coco_scenes, tmp_path, caps
 def test_options_of_another_task(trained, few_coco_scenes, capsys):
     folder, _ = trained
     arguments = [str(few_coco_scenes / "val"), "--ckpt_path", str(folder / "checkpoints/last.ckpt")]
-    assert run(["predict", *arguments, "--labels", "out"]) == 2
-    assert "--labels is for segmentation, this model is for detection" in capsys.readouterr().err
+    assert run(["predict", *arguments, "--submission", "out"]) == 2
+    assert "--submission is for segmentation, this model is for detection" in capsys.readouterr().err
+    assert not Path("out").exists()
     with pytest.raises(SystemExit):
         run(["predict", *arguments, "--score", "40"])
     assert "must be a number from 0 to 1, got '40'" in capsys.readouterr().err
