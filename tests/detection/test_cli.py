@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -264,7 +265,7 @@ def test_options_of_another_task(trained, few_coco_scenes, capsys):
     arguments = [str(few_coco_scenes / "val"), "--ckpt_path", str(folder / "checkpoints/last.ckpt")]
     assert run(["predict", *arguments, "--submission", "out"]) == 2
     assert "--submission is for segmentation, this model is for detection" in capsys.readouterr().err
-    assert not Path("out").exists()
+    assert not os.path.exists("out")
     with pytest.raises(SystemExit):
         run(["predict", *arguments, "--score", "40"])
     assert "must be a number from 0 to 1, got '40'" in capsys.readouterr().err
