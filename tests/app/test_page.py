@@ -351,9 +351,10 @@ def test_other_pages_are_refused(server, headers, code):
     assert asked(server, "/config", **headers)[0] == code
 
 
-def test_uploads_of_other_pages_are_refused(server):
+@pytest.mark.parametrize("header", [{"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}])
+def test_uploads_of_other_pages_are_refused(server, header):
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n1\r\n--x--\r\n'
-    form = {"Content_Type": "multipart/form-data; boundary=x", "Origin": "http://evil.example"}
+    form = {"Content_Type": "multipart/form-data; boundary=x", **header}
     assert asked(server, "/gradio_api/upload", body, **form)[0] == 403
     assert server.files() == []
 

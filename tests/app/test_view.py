@@ -1,5 +1,6 @@
 """What the page shows, without a browser."""
 
+import asyncio
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import timm
 from PIL import Image
 
 from dgmn import load
-from dgmn.app.command import names
+from dgmn.app.command import _OnlyHere, names
 from dgmn.app.view import DENSITY, LONGEST, Choice, View
 from dgmn.classification.predictor import ClassificationPredictor
 from dgmn.errors import InputError
@@ -84,6 +85,32 @@ def test_mistakes(capsys):
         assert f"must be a port from 1 to 65535, got '{port}'" in capsys.readouterr().err
     assert run(["app", "--host", "192.0.2.1", "dgmn2_tiny"]) == 2  # an address for documentation
     assert "--host 192.0.2.1: nothing can listen there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "method", "headers", "code"),
+    [
+        ("0.0.0.0", "POST", {b"host": b"demo.example", b"origin": b"https://demo.example"}, 200),  # behind a proxy
+        ("0.0.0.0", "POST", {b"host": b"127.0.0.1:7860", b"origin": b"https://demo.example"}, 200),
+        ("0.0.0.0", "GET", {b"host": b"demo.example", b"sec-fetch-site": b"cross-site"}, 200),  # a link
+        ("0.0.0.0", "POST", {b"host": b"demo.example", b"sec-fetch-site": b"cross-site"}, 403),
+        ("127.0.0.1", "POST", {b"host": b"demo.example"}, 403),
+        ("127.0.0.1", "POST", {b"host": b"[::1]:80", b"origin": b"http://[::1]:80"}, 200),
+    ],
+)
+def test_who_is_answered(host, method, headers, code):
+    pytest.importorskip("starlette")
+    answers = []
+
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        answers.append(message)
+
+    scope = {"type": "http", "method": method, "headers": list(headers.items())}
+    asyncio.run(_OnlyHere(page, host)(scope, None, send))
+    assert answers[0]["status"] == code
 
 
 def test_names_of_models():

@@ -24,6 +24,7 @@ _POLICY = (
     "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+_HERE = ("127.0.0.1", "localhost", "::1")
 _Call = Callable[[Any], Awaitable[None]]
 
 
@@ -68,7 +69,7 @@ def run_app(options: argparse.Namespace) -> int:
             print(f"{url} shows {len(sources)} model{'' if len(sources) == 1 else 's'}; Ctrl-C ends it", flush=True)
             if not sources:
                 print(f"There is no trained network in runs/. {HOW}", flush=True)
-            if options.host not in ("127.0.0.1", "localhost"):
+            if options.host not in _HERE:
                 print("Everybody who reaches this machine can use the page.", flush=True)
             threading.Event().wait()
         finally:
@@ -112,16 +113,22 @@ def _check_address(host: str, port: int | None) -> None:
 class _OnlyHere:
     """Adds the policy to every answer, and answers only the page itself.
 
-    A browser lets any page ask any address. So other pages are told by their origin, and those whose name was turned
-    into this machine's address (DNS rebinding) by the host that they ask for.
+    A browser lets any page ask any address. It says itself where a question comes from. On this machine alone, other
+    pages are also told by their origin, and those whose name was turned into its address (DNS rebinding) by the host
+    that they ask for. A server for others may have any name.
     """
 
     def __init__(self, app: Any, host: str) -> None:
         self.app = app
         self.names = {"localhost", host, socket.gethostname(), f"{socket.gethostname()}.local"}
+        self.alone = host in _HERE
 
     def _is_known(self, scope: Any) -> bool:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["method"] != "GET" and headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
+            return False
+        if not self.alone:
+            return True
         host = headers.get(b"host", "")
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         origin = headers.get(b"origin")
