@@ -162,11 +162,12 @@ class Voc(MarkedLayout):
 
     def _image(self, name: str, file: Path, images: Mapping[str, list[Path]], folder: Path) -> Path | None:
         """The image that a file of this name tells of: it has its name, or the one that the file gives."""
-        given = (self.labels(file, (1, 1)).image or "").replace("\\", "/").rpartition("/")[2]
         there = images.get(name, [])
-        exactly = next((image for image in there if image.name == given), None)
-        if exactly is not None or there:
-            return exactly or there[0]
+        if len(there) == 1:
+            return there[0]
+        given = (self.labels(file, (1, 1)).image or "").replace("\\", "/").rpartition("/")[2]
+        if there:
+            return next((image for image in there if image.name == given), there[0])
         place = (folder / name).with_name(given) if given else folder
         return place if is_image(place) else None
 
