@@ -137,7 +137,6 @@ STUDIES = {
         {
             **networks("model.backbone", OURS, *PEERS),
             "walks at 10 times the rate": {"model.backbone": OURS, **WALKS},
-            "from CIFAR-10": {"model.backbone": OURS, "model.checkpoint": PRETRAINED},
         },
     ),
     "nuclei": Study(
