@@ -97,7 +97,10 @@ class Task(L.LightningModule):
         class_weights: ClassWeights = None,
     ) -> None:
         super().__init__()
-        weights = None if checkpoint is None else read_weights(checkpoint)
+        try:
+            weights = None if checkpoint is None else read_weights(checkpoint)
+        except InputError as error:
+            raise InputError(f"--model.checkpoint: {error}") from error
         self.model = build(**network_args, preprocessing=None if weights is None else weights.preprocessing)
         self.network_args = {**network_args, "model_args": without_sources(network_args["model_args"] or {})}
         if weights is not None:
