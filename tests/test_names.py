@@ -8,7 +8,8 @@ from PIL import Image
 
 from dgmn.classification.data import ClassificationData
 from dgmn.classification.layouts import listed
-from dgmn_base.files import find_images, find_listed, find_named
+from dgmn_base.files import find_images
+from dgmn_base.names import find_listed, find_named
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
 from dgmn.errors import InputError, first_line
@@ -135,8 +136,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image that is turned upright, read from its header; errors as of `load_image`."""
     with opened(path, os.fspath(path)) as image:
         width, height = image.size
-        if image.format == "TIFF":  # Pillow tells the size that it has upright, or not, by version
-            width, height = (image.tag_v2[key] for key in (256, 257))  # type: ignore[attr-defined] # of its own class
+        if isinstance(image, TiffImageFile):  # Pillow tells the size that it has upright, or not, by version
+            width, height = (image.tag_v2[key] for key in (IMAGEWIDTH, IMAGELENGTH))
         # Of a PNG without EXIF data, Pillow would decode all pixels to look for it after them.
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)

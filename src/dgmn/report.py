@@ -2,15 +2,18 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
 from PIL import Image
 
 from dgmn.errors import InputError
+from dgmn_base.terminal import counted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +61,13 @@ def alike(names: Iterable[str]) -> list[str]:
         groups.setdefault("".join(name.split()).casefold(), []).append(name)
     several = (", ".join(map(repr, group)) for group in groups.values() if len(group) > 1)
     return [f"the classes {each} differ in capitals or spaces only: are they one?" for each in several]
+
+
+def in_several(paths: Mapping[str, Set[Path]]) -> list[str]:
+    """A note for every two parts that share images."""
+    pairs = [(one, other, len(paths[one] & paths[other])) for one, other in combinations(paths, 2)]
+    told = "{} in {} and in {}: the metrics tell little then"
+    return [told.format(counted(number, "image"), one, other) for one, other, number in pairs if number]
 
 
 def read_all(

@@ -29,7 +29,8 @@ from dgmn.split import (
     table_reader,
     write_split,
 )
-from dgmn_base.files import EXTENSIONS, find_named, folders_in, images_in, is_hidden, listing
+from dgmn_base.files import EXTENSIONS, folders_in, images_in, is_hidden, listing
+from dgmn_base.names import find_named
 from dgmn_base.terminal import counted
 
 _LABEL = ("label", "class", "category", "target", "class_name", "labels", "classes")
@@ -134,7 +135,8 @@ def listed(root: Path, val_share: float) -> Listed | None:
         if (root / "train").is_dir() and folders_in(root / "train"):
             return None
         tables = [file for file in sorted(root.iterdir()) if file.suffix.lower() in _TABLES and file.is_file()]
-        tables = [file for file in tables if not (is_hidden(file.name) or f".{file.name}".endswith(f".{SPLIT}"))]
+        tables = [file for file in tables if not is_hidden(file.name)]
+        tables = [file for file in tables if file.name != SPLIT and not file.name.endswith(f".{SPLIT}")]
         others = [file for file in tables if _has_columns(file)]
         if len(others) > 1:
             choice = " or ".join(map(str, others))

@@ -83,6 +83,7 @@ def _shards(root: Path, split: str) -> str:
     if not files:
         raise InputError(f"data.root {root}: no shards {split}*.tar; {listing(root)}")
     count = 0
+    found: set[str] = set()
     for file in files:
         kinds: dict[str, set[str]] = {}
         try:
@@ -93,12 +94,13 @@ def _shards(root: Path, split: str) -> str:
                     kinds.setdefault(f"{folder}{slash}{key}", set()).add(kind.lower())
         except (OSError, tarfile.TarError) as error:
             raise InputError(f"{file}: damaged shard ({error})") from error
-        here = sum("cls" in each and not each.isdisjoint(_IN_SHARDS) for each in kinds.values())
-        if not here:
-            found = ", ".join(sorted(set().union(*kinds.values()))[:5]) or "nothing"
-            wanted = f"KEY.cls and KEY.{', KEY.'.join(_IN_SHARDS)}"
-            raise InputError(f"{file}: no image with a label: these are {wanted}, there is {found}")
-        count += here
+        found = found.union(*kinds.values())
+        count += sum("cls" in each and not each.isdisjoint(_IN_SHARDS) for each in kinds.values())
+    if not count:
+        there, wanted = ", ".join(sorted(found)[:5]) or "nothing", f"KEY.cls and KEY.{', KEY.'.join(_IN_SHARDS)}"
+        raise InputError(
+            f"data.root {root}: no image with a label in {split}*.tar: these are {wanted}, there is {there}"
+        )
     return f"{'::'.join(file.name for file in files)}|{count}"
 
 

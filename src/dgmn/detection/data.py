@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from dgmn.objects.coco import decode_mask, to_target
 from dgmn.objects.coco_set import CocoImage, CocoSet
 from dgmn.objects.layouts import LAYOUTS, Divided, Layout, Target, parts_of
 from dgmn.pictures import boxed, distinct_colors, legend
-from dgmn.report import DataReport, alike, read_all, say
+from dgmn.report import DataReport, alike, in_several, read_all, say
 from dgmn.training.data import ImageData
 from dgmn_base.terminal import counted
 
@@ -300,14 +299,10 @@ class DetectionData(ImageData):
             classes = counted(len(some.names), "class")
             split = f"; {self.layout.parts[1]}" if isinstance(self.layout, Divided) else ""
             report.told = f"{self.layout.title} layout, {classes}, {counted(total, 'image')}{split}"
-        paths = {split: {image.path for image in coco.images} for split, coco in sets.items()}
-        for one, other in combinations(paths, 2):
-            if paths[one] & paths[other]:
-                shared = counted(len(paths[one] & paths[other]), "image")
-                report.notes.append(f"{shared} in {one} and in {other}: the metrics tell little then")
+        report.notes += in_several({split: {image.path for image in coco.images} for split, coco in sets.items()})
         if len(sets) == len(splits):
             # If no image can be read, there are problems enough.
-            if paths["train"] or not report.problems:
+            if sets["train"].images or not report.problems:
                 report.problems += self._mistakes(sets["train"], sets["val"])
             for split in splits[2:]:
                 report.problems += _other_categories(sets["train"], sets[split], split)

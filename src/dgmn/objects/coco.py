@@ -14,7 +14,8 @@ from torch import Tensor
 from dgmn.errors import InputError
 from dgmn.images import MAX_PIXELS
 from dgmn.objects.coco_set import CocoImage, CocoImages, CocoSet
-from dgmn_base.files import find_named, read_json
+from dgmn_base.files import read_json
+from dgmn_base.names import find_named
 
 
 def read_coco(file: Path, folder: Path, problems: list[str] | None = None, masks: bool = True) -> CocoSet:

@@ -19,7 +19,7 @@ from typing_extensions import override
 from dgmn.errors import InputError
 from dgmn.layout import find_layout
 from dgmn.pictures import legend, overlay
-from dgmn.report import DataReport, alike, in_threads, read_all, say
+from dgmn.report import DataReport, alike, in_several, in_threads, read_all, say
 from dgmn.segmentation.labels import Palettes, painted_colors
 from dgmn.segmentation.layouts import LAYOUTS, Layout
 from dgmn.segmentation.losses import IGNORED
@@ -207,12 +207,7 @@ class SegmentationData(ImageData):
                 columns += [["-"] * (len(names) + 1)] * 2
                 continue
             total += len(samples)
-            mine = {sample.image for sample in samples}
-            for other, theirs in paths.items():
-                if mine & theirs:
-                    shared = counted(len(mine & theirs), "image")
-                    report.notes.append(f"{shared} in {other} and in {split}: the metrics tell little then")
-            paths[split] = mine
+            paths[split] = {sample.image for sample in samples}
             pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
             tell = partial(progress, split, len(samples))
             spread = samples[:: max(1, len(samples) // 8)]
@@ -236,7 +231,7 @@ class SegmentationData(ImageData):
             if problem is not None and pixels.sum():  # if no mask could be read, that is said already
                 report.problems.append(f"{split}: {problem}")
         report.told = f"{self.layout.title} layout, {counted(len(names), 'class')}, {counted(total, 'image')}"
-        report.notes += alike(names)
+        report.notes += [*in_several(paths), *alike(names)]
         report.legend = partial(legend, names, colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report

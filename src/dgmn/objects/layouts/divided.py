@@ -15,7 +15,7 @@ from dgmn.objects.coco import load_annotations
 from dgmn.objects.coco_set import CocoImage, CocoSet
 from dgmn.objects.layouts.layout import Layout
 from dgmn.split import SPLIT, check_split, for_validation, read_split, write_split
-from dgmn_base.files import find_named
+from dgmn_base.names import find_named
 from dgmn_base.terminal import counted
 
 

@@ -15,16 +15,8 @@ from dgmn.objects.layouts.described import Labels, Thing, exact
 from dgmn.objects.layouts.layout import WHOLE
 from dgmn.objects.layouts.marked import MarkedLayout, holds, parts_with
 from dgmn.objects.layouts.xml_file import Element, read_xml
-from dgmn_base.files import (
-    files_in,
-    folders_in,
-    images_in,
-    is_file,
-    is_hidden,
-    is_image,
-    listed_names,
-    numbered_lines,
-)
+from dgmn_base.files import files_in, folders_in, images_in, is_file, is_hidden, is_image, numbered_lines
+from dgmn_base.names import listed_names
 
 _NUMBER = re.compile(r"[+-]?(\d{1,12}(\.\d{0,20})?|\.\d{1,20})", re.ASCII)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

@@ -15,17 +15,8 @@ from typing_extensions import override
 from dgmn.errors import InputError
 from dgmn.objects.layouts.described import DescribedLayout, Labels, Thing, around, exact
 from dgmn.objects.layouts.layout import WHOLE
-from dgmn_base.files import (
-    EXTENSIONS,
-    find_named,
-    folders_in,
-    images_in,
-    is_hidden,
-    is_image,
-    numbered_lines,
-    plain_name,
-    read_text,
-)
+from dgmn_base.files import EXTENSIONS, folders_in, images_in, is_hidden, is_image, numbered_lines, read_text
+from dgmn_base.names import find_named, plain_name
 from dgmn_base.recipes import check_size
 from dgmn_base.terminal import counted
 

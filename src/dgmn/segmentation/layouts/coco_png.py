@@ -14,7 +14,8 @@ from dgmn.segmentation.class_lists import find_classes
 from dgmn.segmentation.labels import Classes, looked_up, named, read_colors, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
 from dgmn.segmentation.losses import IGNORED
-from dgmn_base.files import by_name, folders_in, images_in, listing, numbered_lines, read_json
+from dgmn_base.files import folders_in, images_in, listing, numbered_lines, read_json
+from dgmn_base.names import by_name
 from dgmn_base.terminal import counted
 
 _STUFF = "stuffthingmaps"

@@ -11,7 +11,8 @@ from dgmn.errors import InputError
 from dgmn.segmentation.class_lists import find_classes, read_value_list
 from dgmn.segmentation.labels import Classes, named, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import by_name, folders_in, images_in, listed_names, listing
+from dgmn_base.files import folders_in, images_in, listing
+from dgmn_base.names import by_name, listed_names
 
 IMAGES, MASKS = "images/{split}", "masks/{split}/{name}.png"
 PATTERNS = (

@@ -12,7 +12,8 @@ from dgmn.errors import InputError
 from dgmn.segmentation.class_lists import NO_LABEL, find_classes
 from dgmn.segmentation.labels import Classes, named, read_mask
 from dgmn.segmentation.layouts.layout import Layout, Sample
-from dgmn_base.files import by_name, folders_in, images_in, listed_names, numbered_lines
+from dgmn_base.files import folders_in, images_in, numbered_lines
+from dgmn_base.names import by_name, listed_names
 
 _VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
