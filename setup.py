@@ -5,6 +5,7 @@ The kernels are optional: without a C++ compiler the build warns, and the packag
 
 import os
 import sys
+from contextlib import suppress
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -32,6 +33,14 @@ class BuildLibrary(build_ext):
     def get_ext_filename(self, fullname):
         return fullname.replace(".", "/") + ".so"
 
+    def build_extension(self, ext):
+        try:
+            super().build_extension(ext)
+        except Exception:
+            with suppress(FileNotFoundError):  # of an earlier build; no wheel must hold it
+                os.remove(self.get_ext_fullpath(ext.name))
+            raise
+
     def get_export_symbols(self, ext):
         return ext.export_symbols
 
@@ -55,7 +64,7 @@ setup(
         Extension(
             "dgmn._native",
             SOURCES,
-            depends=HEADERS,
+            depends=["setup.py", *HEADERS],
             language="c++",
             extra_compile_args=FLAGS + OPENMP,
             extra_link_args=OPENMP,
@@ -64,7 +73,7 @@ setup(
         Extension(
             "dgmn._onnxruntime",
             [OPERATORS],
-            depends=[*SOURCES, *HEADERS, "csrc/onnxruntime_api.h"],
+            depends=["setup.py", *SOURCES, *HEADERS, "csrc/onnxruntime_api.h"],
             language="c++",
             extra_compile_args=FLAGS + ["-fopenmp-simd" for _ in OPENMP],  # its vector loops, not its threads
             optional=True,

@@ -76,9 +76,14 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
 
 
-def publish(script: Path, page: str, rows: list[dict[str, str]], out: Path | None, device: str) -> None:
-    """Writes rows to a CSV file and shows them, and puts them into a page unless the file or the device is another."""
-    path, about = out or RESULTS / f"{script.stem}_{device}.csv", facts(device)
+def publish(
+    script: Path, page: str, rows: list[dict[str, str]], out: Path | None, device: str, name: str | None = None
+) -> None:
+    """Writes rows to a CSV file and shows them, and puts them into a page unless the file or the device is another.
+
+    The file is called as the script, or `name`.
+    """
+    path, about = out or RESULTS / f"{name or script.stem}_{device}.csv", facts(device)
     write_csv(path, about, list(rows[0]), rows)
     text = "; ".join(f"{key} {value}" for key, value in about.items() if key != "device") + ".\n\n"
     text += markdown(list(rows[0]), [list(row.values()) for row in rows])

@@ -4,7 +4,7 @@ FOLDER holds `cifar10` (a folder per class), `cifar10_25k.npz`, `camvid` (in Cit
 (in COCO's). All networks of a study have the recipe of `dgmn fit` and the same numbers of epochs; what counts is the
 metric of the last epoch, so that no epoch is chosen on the images that are counted. Every training adds a row to the
 CSV; a stopped run goes on with what is missing. `--tables` writes the tables of docs/proof.md from the CSV, with the
-times of `trainings_steps_cpu.csv`.
+times of `training_steps.py`; `--picture` draws that of docs/detection.md.
 """
 
 import argparse
@@ -25,16 +25,19 @@ import timm
 import torch
 import yaml
 
-import dgmn  # noqa: F401 - registers our networks
+import dgmn
 from dgmn.complexity import count
 from dgmn.detection.builders import BUILDERS as DETECTORS
+from dgmn.images import save_image, stacked
 from dgmn.layers import DGMN2Attention
 from dgmn.models.build import build_named
+from dgmn.pictures import side_by_side
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 
 from pages import RESULTS, ROOT, append_row, markdown, read_csv, row_facts, rows_of, write_table
 
-CSV, STEPS, PAGE = RESULTS / "trainings.csv", RESULTS / "trainings_steps_cpu.csv", ROOT / "docs/proof.md"
+CSV, STEPS, PAGE = RESULTS / "trainings.csv", RESULTS / "training_steps_cpu.csv", ROOT / "docs/proof.md"
+PICTURE = ROOT / "docs/images/bccd_predictions.jpg"
 OURS = "dgmn2_nano"
 # Of about its size: MobileNetV3 (convolutions) and MobileViTv2 (attention). Of about its compute: ConvNeXt and PVTv2.
 PEERS = ("mobilenetv3_small_100", "mobilevitv2_050", "convnext_zepto_rms", "pvt_v2_b0")
@@ -249,7 +252,7 @@ def table(of: str, rows: list[dict[str, str]]) -> str:
     """Mean, and the lowest and the highest of the seeds, in percent; the loss of the last epoch, where it was kept."""
     study, cells = STUDIES[of], []
     kept = any(row["loss"] for row in rows if row["study"] == of)
-    steps = step_times() if of == "cifar10" else {}
+    steps = step_times(of)
     for name in study.contenders:
         own = [row for row in rows if row["study"] == of and row["contender"] == name]
         if not own:
@@ -269,11 +272,10 @@ def table(of: str, rows: list[dict[str, str]]) -> str:
     return f"**{study.title}**\n\n{markdown(header, cells)}" if cells else ""
 
 
-def step_times() -> dict[str, str]:
-    """Milliseconds of a training step of the backbones, as `dgmn bench models` measured them."""
-    if not STEPS.exists():
-        return {}
-    return {row["contender"]: f"{float(row['ms']):.0f}" for row in read_csv(STEPS)[1]}
+def step_times(of: str) -> dict[str, str]:
+    """Milliseconds of a training step of every network of a study, as `training_steps.py` measured them."""
+    rows = read_csv(STEPS)[1] if STEPS.exists() else []
+    return {row["contender"]: row["ms"] for row in rows if row["study"] == of}
 
 
 def tables(path: Path) -> str:
@@ -285,6 +287,14 @@ def tables(path: Path) -> str:
         facts, _ = read_csv(STEPS)
         about += f" Steps: {facts['processor']}, {facts['threads']}; {facts['torch']}; {facts['date']}."
     return "\n".join([text for of in STUDIES if (text := table(of, rows))] + [about + "\n"])
+
+
+def picture(data: Path, work: Path) -> None:
+    """What two detectors, trained with seed 1, find in three validation images of blood cells."""
+    images, names = sorted((data / "bccd/val2017").glob("*.jpg"))[:3], (OURS, "pvt_v2_b0")
+    found = [dgmn.load(work / "runs" / f"bccd-{name}-1").predict(images, score=0.4) for name in names]
+    rows = [dict(zip(names, (result.draw() for result in row), strict=True)) for row in zip(*found, strict=True)]
+    save_image(stacked([side_by_side(row, 480) for row in rows]), PICTURE)
 
 
 def main() -> None:
@@ -299,6 +309,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/trainings"), help="where the runs lie")
     parser.add_argument("--out", type=Path, default=CSV)
     parser.add_argument("--tables", action="store_true", help="only write the tables")
+    parser.add_argument("--picture", action="store_true", help="only draw the picture, from the runs of --work")
     given = parser.parse_args()
     if given.tables:
         write_table(PAGE, Path(__file__).name, tables(given.out))
@@ -309,6 +320,9 @@ def main() -> None:
     if unknown := set(given.contenders or ()) - known:
         parser.error(f"--contenders: {', '.join(unknown)}: must be of {', '.join(known)}")
     work = given.work.resolve()
+    if given.picture:
+        picture(given.data, work)
+        return
     work.mkdir(parents=True, exist_ok=True)
     done = {(row["study"], row["contender"], int(row["seed"])) for row in rows_of(given.out)}
     wanted = [

@@ -1,4 +1,6 @@
 // Chooses the instruction set at run time, so that one library serves every processor of its platform.
+#include <atomic>
+
 #include "common.h"
 
 static const int64_t targets = 3;
@@ -21,8 +23,11 @@ static int64_t best_target(void) {
 }
 
 static const DgmnKernels* chosen(const DgmnProblem* problem) {
-    static const int64_t best = best_target();
-    return kernels_of(problem->target ? problem->target : best);
+    // Without locks: threads that ask at the same time find the same.
+    static std::atomic<int64_t> best{0};
+    int64_t target = problem->target ? problem->target : best.load(std::memory_order_relaxed);
+    if (!target) best.store(target = best_target(), std::memory_order_relaxed);
+    return kernels_of(target);
 }
 
 DGMN_EXPORT int dgmn_abi(void) { return DGMN_ABI; }

@@ -209,6 +209,8 @@ static inline Vector sampled_dot(
             for (int v = 0; v < channels.count; ++v)
                 dot = Simd::fma(Simd::mul(w, channels.load(row, v)), query[v], dot);
         }
+    if (!points.inside[e])  // the sampled key is 0, and 0 times what is not finite is NaN
+        for (int v = 0; v < channels.count; ++v) dot = Simd::fma(Simd::set(0.0f), query[v], dot);
     return dot;
 }
 
@@ -236,6 +238,8 @@ static inline void corner_dots(
                 for (int v = 0; v < channels.count; ++v) dot = Simd::fma(row[v], channels.load(m, v), dot);
                 dots[c] = dot;
             }
+        if (!points.inside[e])  // as in sampled_dot
+            for (int v = 0; v < channels.count; ++v) dots[0] = Simd::fma(Simd::set(0.0f), row[v], dots[0]);
     }
     Simd::sums(dots[0], dots[1], dots[2], dots[3], out);
 }
@@ -270,6 +274,10 @@ static inline void sampled_sum(
                         const Vector w = Simd::set(points.scaled[c][k]);
                         for (int i = 0; i < chunk; ++i) sum[i] = Simd::fma(w, channels.load(m, v + i), sum[i]);
                     }
+                if (!points.inside[k]) {  // as in sampled_dot; the weight of the first corner is never 0
+                    const Vector w = Simd::set(points.scaled[0][k]);
+                    for (int i = 0; i < chunk; ++i) sum[i] = Simd::fma(Simd::set(0.0f), w, sum[i]);
+                }
             }
         }
         for (int i = 0; i < chunk; ++i) channels.store(out, v + i, sum[i]);

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dgmn_cli
+from dgmn import doctor
 from dgmn.ops import native
 
 
@@ -50,3 +51,23 @@ def test_kernels_that_cannot_be_loaded(monkeypatch, tmp_path, capsys):
     assert re.search(
         rf"native .*the CPU kernels cannot be loaded \({re.escape(str(path))}: .+\)\. Install dgmn again", out
     )
+
+
+def test_extras_that_are_too_old_or_missing(monkeypatch):
+    found = {"transformers": "4.30.0", "lightning": "missing"}
+    monkeypatch.setattr(doctor, "version_of", lambda name: found.get(name, "99.0"))
+    lines = {line.split()[0]: line for line in doctor._extras()}
+    assert "needs transformers >=" in lines["detr"]
+    assert lines["detr"].endswith("(4.30.0); pip install -U 'dgmn[detr]'")
+    assert re.search(r"needs lightning \S+ \(missing\)", lines["train"])
+    assert lines["video"].endswith(": installed")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that does not start")
+def test_a_gpu_that_does_not_start(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("DGMN_BACKEND", "fast")
+    assert dgmn_cli.run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"GPU +does not start: \S+", out)
+    assert "DGMN_BACKEND=fast, which is wrong: it must be one of auto, reference, native" in out

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Any
 
 import timm
@@ -13,6 +13,7 @@ import torch
 from packaging.requirements import Requirement
 from torch import Tensor
 
+from dgmn.errors import first_line
 from dgmn.layers import DGMN2Attention
 from dgmn.ops import BACKENDS, functional, native, onednn
 from dgmn.ops.precision import computes_in_bfloat16
@@ -63,12 +64,24 @@ def _machine() -> Iterator[str]:
     yield from (f"GPU        {gpu}" for gpu in gpus or [f"none ({built})"])
     forced = os.environ.get("DGMN_BACKEND")
     if forced:
-        yield f"DGMN_BACKEND={forced}"
+        wrong = "" if forced in BACKENDS else f", which is wrong: it must be one of {', '.join(BACKENDS)}"
+        yield f"DGMN_BACKEND={forced}{wrong}"
 
 
 def _gpu(index: int) -> str:
-    about = torch.cuda.get_device_properties(index)
+    try:
+        about = torch.cuda.get_device_properties(index)
+    except Exception as error:  # a driver that does not fit may raise anything
+        return f"does not start: {first_line(error)}"
     return f"{about.name}, compute capability {about.major}.{about.minor}, {about.total_memory / 1e9:.0f} GB"
+
+
+def _starts(index: int) -> bool:
+    try:
+        torch.empty(1, device=torch.device("cuda", index))
+    except Exception:  # its line above says why
+        return False
+    return True
 
 
 def _bfloat16() -> str:
@@ -85,7 +98,8 @@ def _cpu_name() -> str:
 
 
 def _backends() -> tuple[list[tuple[str, ...]], list[str]]:
-    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count()) if _starts(i)]
+    devices = [torch.device("cpu"), *gpus]
     rows: list[tuple[str, ...]] = [("reference", "any", "any", "-", "plain PyTorch; the others are compared with it")]
     failed = []
     for backend in BACKENDS[2:]:
@@ -129,14 +143,21 @@ def _images_per_second(network: Any, image: Tensor) -> float:
 
 
 def _extras() -> Iterator[str]:
-    missing: dict[str, list[str]] = {extra: [] for extra in _PURPOSES}
-    for text in requires("dgmn") or []:
+    lacking: dict[str, list[str]] = {extra: [] for extra in _PURPOSES}
+    try:
+        texts = requires("dgmn") or []
+    except PackageNotFoundError:
+        yield "  dgmn is not installed, so its extras are unknown"
+        return
+    for text in texts:
         requirement = Requirement(text)
         for extra in _PURPOSES:
             of_extra = requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
             always = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            if of_extra and not always and version_of(requirement.name) == "missing":
-                missing[extra].append(requirement.name)
+            found = version_of(requirement.name)
+            fits = found != "missing" and requirement.specifier.contains(found, prereleases=True)
+            if of_extra and not always and not fits:
+                lacking[extra].append(f"{requirement.name} {requirement.specifier} ({found})")
     for extra, purpose in _PURPOSES.items():
-        lacks = f"missing: {', '.join(missing[extra])}; pip install 'dgmn[{extra}]'" if missing[extra] else "installed"
+        lacks = f"needs {', '.join(lacking[extra])}; pip install -U 'dgmn[{extra}]'" if lacking[extra] else "installed"
         yield f"  {extra:<8}{purpose}: {lacks}"

@@ -225,6 +225,21 @@ def test_a_sum_with_a_linear_layer():
         assert is_inference_on_cpu((residual, x))
 
 
+@pytest.mark.parametrize(
+    "spread", [lambda bias: torch.stack([bias, bias + 9], 1)[:, 0], lambda bias: bias[:1].expand(12)]
+)
+def test_biases_whose_numbers_do_not_lie_side_by_side(spread):
+    x, weight1, bias1, weight2, _ = (each.detach() for each in numbers(hidden=12, out=12, dtype=torch.float32))
+    bias, other = spread(bias1), spread(bias1 + 1)
+    for learns in (False, True):
+        given = x.clone().requires_grad_(learns)
+        hidden = F.linear(given, weight1, bias)
+        torch.testing.assert_close(linear.linear(given, weight1, bias), hidden)
+        torch.testing.assert_close(add_linear(hidden, given, weight1, bias), 2 * hidden)
+        out = plain(given, weight1, bias, weight2, other)
+        torch.testing.assert_close(perceptron(given, weight1, bias, weight2, other), out)
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inputs_that_depend_on_each_other(again, dtype, parts):

@@ -165,6 +165,43 @@ def test_what_is_not_finite_stays_where_it_is_read(target):
     assert got.isnan().any()
 
 
+@pytest.mark.parametrize("walk", [math.nan, 100.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_lost_outside_of_the_map(target, walk, bad):
+    """Nodes read 0 there, and 0 times it is NaN: a network that has diverged must not look healthy."""
+    query, key, value, offset, weight = (x.clone() for x in make_inputs())
+    offset[0] = walk
+    query[0, 0, 0, 0, 0] = weight[0, 0, 0, 0, 0] = bad
+    results = {}
+    for backend in ("native", "reference"):
+        inputs = [x.clone().requires_grad_() for x in (query, key, value, offset, weight)]
+        outs = [
+            sampled_attention(*inputs[:4], torch.zeros_like(weight), backend=backend),
+            sampled_aggregate(*inputs[2:], backend=backend),
+        ]
+        grads = torch.autograd.grad(outs, inputs[2:3], [torch.ones_like(out) for out in outs])
+        results[backend] = [x.detach().isnan() for x in (*outs, *grads)]
+    for got, want in zip(*results.values(), strict=True):
+        assert torch.equal(got, want)
+    assert all(x.any() for x in results["native"][:2])
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradients_and_inputs_without_memory(target, backend):
+    """Some derivatives of PyTorch are zeros that have no memory, for instance that of `torch.sgn`."""
+    query, key, value, offset, weight = (x.detach().requires_grad_() for x in make_inputs())
+    rows = torch.randn(5 + 8, 16)
+    for out, inputs in (
+        (sampled_attention(query, key, value, offset, weight, backend=backend), (query, key, value, offset, weight)),
+        (sampled_aggregate(value, offset, weight, backend=backend), (value, offset, weight)),
+        (position_scores(query, rows, backend=backend), (query,)),
+    ):
+        for grad in torch.autograd.grad(torch.sgn(out).sum(), inputs):
+            assert torch.equal(grad, torch.zeros_like(grad))
+    nothing = torch._efficientzerotensor(value.shape)
+    assert not sampled_aggregate(nothing, offset, weight, backend=backend).any()
+
+
 def test_empty_batch(target):
     assert sampled_attention(*make_inputs(batch=0), backend="native").shape == (0, 5, 7, 2, 16)
     inputs = [x.requires_grad_() for x in make_inputs(batch=0)[2:]]

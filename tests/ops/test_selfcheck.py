@@ -40,6 +40,33 @@ def test_the_check_computes_where_tensors_are_fake():
         assert selfcheck.is_trusted("native", CPU, torch.float32)
 
 
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiler")
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.device("meta"), "deterministic"])
+def test_what_the_user_has_set_does_not_disturb_it(default, monkeypatch):
+    def strict(*arguments):
+        assert not torch.are_deterministic_algorithms_enabled()
+        return right(*arguments)
+
+    right = native.attention_backward
+    monkeypatch.setattr(native, "attention_backward", strict)
+    before = selfcheck.check("native", CPU, torch.float32)
+    try:
+        if isinstance(default, torch.dtype):
+            torch.set_default_dtype(default)
+        elif isinstance(default, torch.device):
+            torch.set_default_device(default)
+        else:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        assert selfcheck.check("native", CPU, torch.float32) == before
+        assert torch.are_deterministic_algorithms_enabled() == (default == "deterministic")
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == (default == "deterministic")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.use_deterministic_algorithms(False)
+    assert before[1] is None
+
+
 def no_compiler():
     raise OSError("ptxas: not found\nand more")
 

@@ -15,8 +15,9 @@ from dgmn.ops.tracing import is_batched, is_watched
 
 
 def is_direct(*tensors: Tensor | None) -> bool:
-    """Whether nothing looks at the operators that run."""
-    return not is_in_torch_dispatch_mode() and not is_watched(tuple(x for x in tensors if x is not None))
+    """Whether nothing looks at the operators that run, and memory holds the numbers of these tensors."""
+    given = tuple(x for x in tensors if x is not None)
+    return not (is_in_torch_dispatch_mode() or is_watched(given) or any(map(_is_lazy, given)))
 
 
 def learns(*tensors: Tensor | None) -> bool:
@@ -24,12 +25,17 @@ def learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def _is_lazy(x: Tensor) -> bool:
+    """Whether memory does not hold its numbers: a negated view, or zeros without memory. The dispatcher writes them."""
+    return x.is_neg() or x._is_zerotensor()
+
+
 def _needs_operator(grad: Tensor) -> bool:
     """Whether a backward pass is for PyTorch to see.
 
     The operators tell those who differentiate again that it cannot be done, and take many gradients at once one by one.
     """
-    return torch.is_grad_enabled() or is_batched(grad)
+    return torch.is_grad_enabled() or is_batched(grad) or _is_lazy(grad)
 
 
 class _NoContext:

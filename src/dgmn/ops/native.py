@@ -215,13 +215,12 @@ def _problem(value: Tensor, offset: Tensor | None = None, kernel_size: int = 0, 
 
 def _rows(x: Tensor) -> Tensor:
     """The map with evenly spaced positions and adjacent channels: `x` itself if it has them, otherwise a copy."""
-    x = x.resolve_neg()  # the numbers in memory are read
     even = x.shape[1] == 1 or x.stride(1) == x.shape[2] * x.stride(2)
     return x if even and (x.stride(4) == 1 or x.shape[4] == 1) else x.contiguous()
 
 
 def _floats(x: Tensor) -> Tensor:
-    return x.resolve_neg().to(torch.float32).contiguous()
+    return x.to(torch.float32).contiguous()
 
 
 def _map(x: Tensor) -> Any:

@@ -24,14 +24,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     Returns:
         (..., D), a new tensor. It has no gradients.
     """
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, _contiguous(bias), activation, [], "none")
     return out
 
 
 def added_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`residual + linear(x)`; otherwise as `linear`."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual.contiguous(), weight, bias, "add")
+    given = (x, residual.contiguous(), weight, _contiguous(bias))
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(*given, "add")
     return out
+
+
+def _contiguous(bias: Tensor | None) -> Tensor | None:
+    """oneDNN reads memory as if the numbers of a bias lay side by side."""
+    return None if bias is None else bias.contiguous()
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -51,7 +57,7 @@ def convolution(
 ) -> Tensor:
     """`F.conv2d` of an input (B, C, H, W) with channels last, with weights of `pack_convolution`."""
     geometry = (padding, stride, dilation, groups)
-    out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *geometry, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, packed, _contiguous(bias), *geometry, "none", [], "")
     return out
 
 

@@ -94,6 +94,8 @@ def _position_table_kernel(
     counts those on a line, of all images and heads.
     """
     line = tl.program_id(0)
+    if WIDE:
+        line = line.to(tl.int64)
     node = tl.arange(0, BLOCK_NODES)
     channel = tl.arange(0, BLOCK_D)
     sums = tl.zeros((BLOCK_NODES, BLOCK_D), tl.float32)
