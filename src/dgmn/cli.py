@@ -33,7 +33,7 @@ from typing_extensions import override
 from dgmn.report import say
 from dgmn.run_summary import facts_of, write_summary
 from dgmn.training.callbacks import BestTables, EpochSeed, LastEvaluation, ProgressLines
-from dgmn.training.checkpoint import AtomicCheckpointIO
+from dgmn.training.checkpoint import AtomicCheckpointIO, BestCheckpoint
 from dgmn.training.class_paths import causes, explained, only_classes
 from dgmn.training.task import Task, describe_run
 from dgmn_base.options import trusted_packages
@@ -152,12 +152,13 @@ class DgmnCLI(LightningCLI):
         # With validations inside of epochs, the last of an epoch need not be its best.
         inside = given.get("val_check_interval") not in (None, 1.0)
         best = {**every_epoch, "save_on_train_epoch_end": not inside}
+        self._best = BestCheckpoint(self.checkpoints, "best", monitor=monitor, mode=mode, **best)
         callbacks = [
             *(given.get("callbacks") or []),
             EpochSeed(int(self._get(self.config, "seed_everything"))),
             LastEvaluation(),
             self._best_tables,
-            ModelCheckpoint(self.checkpoints, "best", monitor=monitor, mode=mode, **best),
+            self._best,
             # A separate callback: with save_last, Lightning keeps the last epoch only if it is also the best.
             ModelCheckpoint(self.checkpoints, "last", **every_epoch),
         ]
@@ -220,6 +221,8 @@ class DgmnCLI(LightningCLI):
         try:
             with alone_in(self.root) if rank_zero_only.rank == 0 else nullcontext():
                 checkpoint_of("fit", kwargs.get("ckpt_path"), self.root)  # again: another run may have just ended
+                for partial in self.checkpoints.glob(".*.partial"):  # of a run that was killed while it wrote
+                    partial.unlink(missing_ok=True)
                 with self._logging():
                     self.trainer.fit(**kwargs)
         except SystemExit:  # Lightning ends like this after Ctrl-C
@@ -233,14 +236,14 @@ class DgmnCLI(LightningCLI):
             say(f"Nothing to train: the run has done {counted(self.trainer.current_epoch, 'epoch')}; {limits}")
         elif self.trainer.is_global_zero:
             self._report(f"after {counted(self.trainer.current_epoch, 'epoch')}")
-            best = self.trainer.checkpoint_callback.best_model_score
+            best = self._best.best_model_score
             if best is not None:
                 print(f"best {self.model.monitor[0]}: {float(best):.4f}, in {self.checkpoints / 'best.ckpt'}")
             if self.trainer.fast_dev_run:  # it leaves no logs and no checkpoints
                 return
             try:
                 seconds = time.monotonic() - start
-                facts = facts_of(self.trainer, self._best_tables, self._told, told, seconds, self._logs)
+                facts = facts_of(self.trainer, best, self._best_tables, self._told, told, seconds, self._logs)
                 print(f"summary: {write_summary(self.root, facts)}")
             except Exception as error:  # the training is done, and no page about it may make it fail
                 print(f"no summary of the run: {error}")
@@ -402,6 +405,7 @@ def _quieten() -> None:
         r"Found \d+ module\(s\) in eval mode at the start of training.*",  # frozen batch norms
         r"LightningCLI's args parameter is intended.*",
         r"The dirpath has changed from .*",
+        r"You're resuming from a checkpoint that ended before the epoch ended.*",  # the next epoch begins
         r".*ModelCheckpoint\(monitor='val/.*could not find the monitored key.*",  # before the first validation
         r".*`isinstance\(treespec, LeafSpec\)`.*",
     ):

@@ -4,7 +4,7 @@ import os
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -100,13 +100,31 @@ def _described(
             "Python model=), or the recipe that it was trained with (-c, in Python recipe=)"
         )
     try:
+        make = predictor_of(description["task"]).from_description
+        # Once without memory, because buffers and what a network computes while it is built may be large, too.
+        with suppress(NotImplementedError, RuntimeError), _no_larger_than(checkpoint), torch.device("meta"):
+            _check_buffers(make(description, "meta").network, checkpoint)
         with _no_larger_than(checkpoint):
-            return predictor_of(description["task"]).from_description(description, device)
+            return make(description, device)
     except InputError as error:
         raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
     except Exception as error:  # arguments of the right form can still be wrong for a network, in any way
         reason = textwrap.shorten(str(error), 200) or type(error).__name__
         raise InputError(f"checkpoint {checkpoint.path}: its network cannot be built: {reason}") from error
+
+
+def _check_buffers(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """As `_no_larger_than`, for what is no parameter, for instance the masks of all windows of an image.
+
+    Raises:
+        InputError: they are far larger than the weights.
+    """
+    if sum(buffer.numel() for buffer in network.buffers()) > _numbers(checkpoint):
+        raise InputError("it describes a network that needs far more memory than its weights")
+
+
+def _numbers(checkpoint: Checkpoint) -> int:
+    return 2 * sum(tensor.numel() for tensor in checkpoint.state_dict.values()) + 2**24
 
 
 @contextmanager
@@ -118,7 +136,7 @@ def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
             many numbers, beside a few.
     """
     tensors = 2 * len(checkpoint.state_dict) + 1000
-    numbers = 2 * sum(tensor.numel() for tensor in checkpoint.state_dict.values()) + 2**24
+    numbers = _numbers(checkpoint)
     thread, count = threading.get_ident(), [0, 0]
 
     def check(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:

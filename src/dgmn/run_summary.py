@@ -47,12 +47,13 @@ class Facts:
 
 
 def facts_of(
-    trainer: Any, tables: Any, command: Sequence[str], network: str, seconds: float, logs: Path | None
+    trainer: Any, best: Any, tables: Any, command: Sequence[str], network: str, seconds: float, logs: Path | None
 ) -> Facts:
     """What is to be said about a training that has just ended.
 
     Args:
         trainer: Lightning's trainer, with the task and its data.
+        best: the best value of the task's metric; None if there was no evaluation.
         tables: the callback `BestTables` of this training.
         command: arguments of `dgmn`.
         network: the network in words.
@@ -73,7 +74,6 @@ def facts_of(
         ("Data", f"{images} of {classes}{f', in {root}' if root else ''}"),
         ("Training", f"{epochs}, {counted(trainer.global_step, 'step')}{part} took {duration(seconds)}"),
     ]
-    best = trainer.checkpoint_callback.best_model_score
     return Facts(
         f"{Path(trainer.default_root_dir).name}: {task.name}",
         command,

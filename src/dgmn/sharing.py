@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgmn.about import about
+from dgmn.classification.builders import check_image_size
 from dgmn.errors import InputError
 from dgmn.finite import check_weights
 from dgmn.loading import predictor_of
@@ -189,6 +190,8 @@ def description_of(model: Predictor | nn.Module, given: Mapping[str, Any] | None
                 raise InputError(f"{name}: got {value!r}; this is a network for {task}, which accepts no {name}")
             description[name] = value
     check_fields(description, "")
+    if task == "classification":
+        check_image_size(network, description["image_size"])
     if task == "segmentation" and "colors" not in known and (given or {}).get("colors") is None:
         description["colors"] = default_colors(description["classes"])  # now that the names are checked
     return description

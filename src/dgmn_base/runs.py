@@ -27,31 +27,37 @@ def checkpoint_of(command: str, ckpt_path: str | None, root: Path) -> Path | Non
         The file; None if the command starts without a checkpoint.
 
     Raises:
-        InputError: there is no such file, or a new run would overwrite an existing one.
+        InputError: there is no such file, or a training would overwrite the checkpoints of another.
     """
-    last = root / "checkpoints" / "last.ckpt"
+    path = _named_checkpoint(command, ckpt_path, root)
+    place = root / "checkpoints"
+    held = next((file for name in ("last", "best") if (file := place / f"{name}.ckpt").exists()), None)
+    if command == "fit" and held is not None and (path is None or path.parent.resolve() != place.resolve()):
+        raise InputError(
+            f"{root} already holds a run: continue it with --ckpt_path {held.stem}, "
+            "or write the new one elsewhere with --trainer.default_root_dir FOLDER"
+        )
+    return path
+
+
+def _named_checkpoint(command: str, ckpt_path: str | None, root: Path) -> Path | None:
+    if ckpt_path is None:
+        return None
     if ckpt_path in ("last", "best"):
-        path = last.with_name(f"{ckpt_path}.ckpt")
+        path = root / "checkpoints" / f"{ckpt_path}.ckpt"
         if path.is_file():
             return path
         if command == "fit" and ckpt_path == "last":
             return None
         raise InputError(f"--ckpt_path {ckpt_path}: there is no {path}")
-    if ckpt_path is not None:
-        if Path(ckpt_path).is_dir():
-            found = checkpoint_in(Path(ckpt_path), ("last", "best") if command == "fit" else ("best", "last"))
-            if found is None:
-                raise InputError(f"--ckpt_path {ckpt_path}: not a run's folder: it has no checkpoints/last.ckpt")
-            return found
-        if not Path(ckpt_path).is_file():
-            raise InputError(f"--ckpt_path {ckpt_path}: no such file")
-        return Path(ckpt_path)
-    if command == "fit" and last.exists():
-        raise InputError(
-            f"{root} already holds a run: continue it with --ckpt_path last, "
-            "or write the new one elsewhere with --trainer.default_root_dir FOLDER"
-        )
-    return None
+    if Path(ckpt_path).is_dir():
+        found = checkpoint_in(Path(ckpt_path), ("last", "best") if command == "fit" else ("best", "last"))
+        if found is None:
+            raise InputError(f"--ckpt_path {ckpt_path}: not a run's folder: it has no checkpoints/last.ckpt")
+        return found
+    if not Path(ckpt_path).is_file():
+        raise InputError(f"--ckpt_path {ckpt_path}: no such file")
+    return Path(ckpt_path)
 
 
 @contextmanager

@@ -108,9 +108,9 @@ def test_the_cosine_of_the_imagenet_recipe_is_timms():
     original = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)
     got = factors(1500, **options)
     for epoch in range(300):
-        original.step(epoch)
         rate = optimizer.param_groups[0]["lr"]
         assert [1e-3 * factor for factor in got[5 * epoch : 5 * epoch + 5]] == pytest.approx([rate] * 5, rel=1e-6)
+        original.step(epoch)  # as the original's main.py does it, with the number of the epoch that is over
 
 
 def test_the_cosine_after_and_inside_of_its_warmup():

@@ -13,6 +13,21 @@ from dgmn.models.features import check_name
 from dgmn.models.insert import insert_all
 
 
+def check_image_size(network: nn.Module, size: int) -> None:
+    """Compares the side of the images with the only one that a network takes, if it takes only one.
+
+    Raises:
+        InputError (a ValueError): they differ.
+    """
+    embed = getattr(network, "patch_embed", None)
+    only = getattr(embed, "img_size", None)
+    if only is not None and getattr(embed, "strict_img_size", False) and (size, size) != tuple(only):
+        raise InputError(
+            f"image_size {size}: the network takes {only[0]} x {only[1]} only; give that as image_size, or build it "
+            f"for this size with img_size {size} in model_args"
+        )
+
+
 def classifier(
     model: str,
     num_classes: int,

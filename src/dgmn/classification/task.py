@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from typing_extensions import override
 
-from dgmn.classification.builders import classifier
+from dgmn.classification.builders import check_image_size, classifier
 from dgmn.classification.confusion import confusion_tables
 from dgmn.errors import InputError
 from dgmn.pictures import prediction_grid
@@ -109,6 +109,7 @@ class ClassificationTask(Task):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         batch_size = self.trainer.datamodule.batch_size
+        check_image_size(self.model, self.trainer.datamodule.image_size)
         if stage == "fit" and self.mixup is not None and batch_size % 2:
             raise InputError(f"data.batch_size must be even for mixup and cutmix, got {batch_size}")
 

@@ -1,12 +1,15 @@
 """Checkpoint files that stay complete when a run is killed."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 from typing_extensions import override
 
 from dgmn.errors import InputError
@@ -14,6 +17,38 @@ from dgmn.finite import check_weights
 from dgmn.weights.description import check_description
 from dgmn.weights.load import check_tensors, read_file
 from dgmn_base.files import writing
+
+
+def end_epoch(loops: dict[str, Any], batches: float) -> None:
+    """Marks an epoch that was cut off as done in the loops' state of a checkpoint.
+
+    A continued run would otherwise begin within that epoch, with images that the first part has seen.
+
+    Args:
+        loops: what the checkpoint holds of Lightning's loops.
+        batches: the number of batches of an epoch, infinite if it is unknown.
+    """
+    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+    if math.isfinite(batches):
+        progress["current"] = dict.fromkeys(progress["current"], int(batches))
+        progress["is_last_batch"] = True
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best evaluation of a run, also if the run's folder was moved or copied before it is continued.
+
+    Lightning would begin anew then. What a file says of other paths is not followed: Lightning deletes what lies there.
+    """
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        file = Path(self.dirpath or ".") / f"{self.filename}{self.FILE_EXTENSION}"
+        score = state_dict.get("best_model_score")
+        if not file.is_file() or not isinstance(score, Tensor):
+            return
+        self.best_model_path = self.kth_best_model_path = str(file)
+        self.best_model_score = self.kth_value = score
+        self.best_k_models = {str(file): score}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

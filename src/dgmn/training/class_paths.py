@@ -64,6 +64,8 @@ def _refuse_functions(content: Any, packages: Sequence[str], place: str = "") ->
         for name, value in content.items() if isinstance(content, dict) else enumerate(content):
             _refuse_functions(value, packages, f"{place}.{name}".removeprefix("."))
     elif isinstance(content, str) and content.partition(".")[0] in packages:
+        if any(part.startswith("_") for part in content.split(".")):  # importing such a module may run a program
+            raise InputError(f"{place}: {content} {_FUNCTION}".removeprefix(": "))
         try:
             found = pkgutil.resolve_name(content)
         except (AttributeError, ImportError, ValueError):  # not the path of anything

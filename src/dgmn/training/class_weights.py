@@ -32,12 +32,15 @@ def check_class_weights(weights: Any, num_classes: int) -> None:
         raise InputError("model.class_weights: all are 0, so there is nothing to learn")
 
 
-def class_weight_tensor(weights: list[float] | dict[str, float] | Literal["balanced"], data: Any) -> Tensor:
+def class_weight_tensor(
+    weights: list[float] | dict[str, float] | Literal["balanced"], data: Any, num_classes: int
+) -> Tensor:
     """The weights of all classes, in the order of the network's outputs.
 
     Args:
         weights: see [`Task`][dgmn.training.Task].
         data: the data module, which is set up for a training.
+        num_classes: outputs of the network; the data may know of fewer.
 
     Raises:
         InputError (a ValueError): a name is of no class.
@@ -45,7 +48,8 @@ def class_weight_tensor(weights: list[float] | dict[str, float] | Literal["balan
     if isinstance(weights, list):
         return torch.tensor(weights, dtype=torch.float32)
     if weights == "balanced":
-        found = _balanced(data.class_counts())
+        counts = list(data.class_counts())
+        found = _balanced(counts + [0] * (num_classes - len(counts)))
         names = data.names or range(len(found))
         shown = sorted(zip(found, names, strict=True), key=lambda pair: -pair[0])
         most = [*shown[:3], *shown[max(3, len(shown) - 2) :]]

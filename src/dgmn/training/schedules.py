@@ -44,11 +44,13 @@ class WarmupCosine(LambdaLR):
         total_steps: steps of the whole training.
         warmup: share of the steps that warm up.
         start: factor at the first step.
-        end: factor at the last step.
+        end: factor that the cosine ends at, after the last step.
         updates: how often the learning rate changes during the training, for instance the number of epochs; None: at
             every step.
         warmup_prefix: whether the cosine begins after the warm-up. Otherwise it begins with the training, and the
             warm-up takes the place of its first part, as in timm.
+        delay: how many changes late the schedule is; the rate of the start lasts that much longer. DGMN2's original is
+            one epoch late.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class WarmupCosine(LambdaLR):
         end: float = 0.01,
         updates: int | None = None,
         warmup_prefix: bool = True,
+        delay: int = 0,
     ) -> None:
         if not 0 <= warmup < 1:
             raise InputError(f"warmup is the share of steps that warm up, at least 0 and below 1, got {warmup}")
@@ -68,12 +71,14 @@ class WarmupCosine(LambdaLR):
                 raise InputError(f"{name} is a share of the learning rate, in 0..1, got {value}")
         if updates is not None and updates < 1:
             raise InputError(f"updates must be at least 1, got {updates}")
+        if delay < 0:
+            raise InputError(f"delay must be at least 0, got {delay}")
         changes = total_steps if updates is None else updates
         warm = round(warmup * changes)
         before = warm if warmup_prefix else 0
 
         def factor(step: int) -> float:
-            change = step if updates is None else step * updates // max(total_steps, 1)
+            change = max(0, (step if updates is None else step * updates // max(total_steps, 1)) - delay)
             if change < warm:
                 return start + (1 - start) * change / warm
             progress = min(1.0, (change - before) / max(1, changes - before))

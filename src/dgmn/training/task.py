@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from typing_extensions import override
 
 from dgmn.about import about
@@ -22,12 +22,13 @@ from dgmn.images import stacked
 from dgmn.report import say
 from dgmn.training.averaging import AveragedWeights
 from dgmn.training.callbacks import FiniteTraining, StopEarly, WalkLengths, time_limit
+from dgmn.training.checkpoint import end_epoch
 from dgmn.training.class_weights import ClassWeights, check_class_weights, class_weight_tensor
 from dgmn.training.parameters import decay_groups, freeze_parts, layer_scales, multiplied
 from dgmn.training.pictures import keep
 from dgmn.training.schedules import advance, fingerprint
 from dgmn.training.start import start_from
-from dgmn.weights.description import check_names, without_sources
+from dgmn.weights.description import check_description, check_names, without_sources
 from dgmn.weights.shared import read_weights
 from dgmn_base.terminal import counted
 
@@ -152,7 +153,7 @@ class Task(L.LightningModule):
             probe = self.optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
             raise InputError(f"model.optimizer: {error}") from error
-        settings: dict[str, Any] = {name: list(x) if isinstance(x, tuple) else x for name, x in probe.defaults.items()}
+        settings = dict(probe.defaults)
         for name in ("lr", "weight_decay", "momentum"):
             value = settings.get(name, 0.0)
             if not isinstance(value, int | float | Tensor) or not 0 <= value < math.inf:
@@ -161,7 +162,8 @@ class Task(L.LightningModule):
             schedule = fingerprint(self.schedule, probe)
         except (TypeError, ValueError) as error:
             raise error if isinstance(error, InputError) else InputError(f"model.schedule: {error}") from error
-        return {"optimizer": type(probe).__name__, **settings, "schedule": schedule, "lr_batch": self.lr_batch}
+        plain = {name: _plain(value) for name, value in settings.items()}
+        return {"optimizer": type(probe).__name__, **plain, "schedule": schedule, "lr_batch": self.lr_batch}
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:
@@ -186,8 +188,10 @@ class Task(L.LightningModule):
             raise InputError(f"a {type(self).__name__} needs the data of its task: trainer.fit(task, data)")
         if data.names is not None:
             self.check_classes(data.names)
+        if stage == "fit" and self.patience is not None and not self.trainer.limit_val_batches:
+            raise InputError("model.patience: counts validations, and trainer.limit_val_batches is 0")
         if stage == "fit" and self.class_weights is not None:
-            self._weights = class_weight_tensor(self.class_weights, data)
+            self._weights = class_weight_tensor(self.class_weights, data, self.network_args["num_classes"])
 
     @override
     def configure_optimizers(self) -> Any:
@@ -203,6 +207,8 @@ class Task(L.LightningModule):
     @override
     def on_fit_start(self) -> None:
         self._facts = self._training()
+        # No run should train towards checkpoints that cannot be read.
+        check_description(self._description(), Path(self.trainer.default_root_dir))
         if self.frozen and self.start is None:
             say(
                 f"model.freeze: {', '.join(self.frozen)} will keep random weights: to start from trained ones, give "
@@ -210,6 +216,15 @@ class Task(L.LightningModule):
             )
         if self._weights is not None:
             self._weights = self._weights.to(self.device)
+
+    @override
+    def on_train_start(self) -> None:
+        # The optimiser of a continued run has the rate of its last step, which may be the end of a shorter schedule.
+        schedule: Any = self.lr_schedulers()
+        if isinstance(schedule, LambdaLR):
+            factors = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, rate, factor in factors:
+                group["lr"] = rate * factor(schedule.last_epoch)
 
     def _groups(self) -> list[dict[str, Any]]:
         """The trained parameters, in groups of one learning rate and one weight decay."""
@@ -337,9 +352,14 @@ class Task(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What prediction and resuming need, as plain values.
+        checkpoint["dgmn"] = self._description()
+        if self.trainer.should_stop:
+            end_epoch(checkpoint["loops"], self.trainer.num_training_batches)
+
+    def _description(self) -> dict[str, Any]:
+        """What prediction and resuming need, as plain values."""
         facts = {"total_batch": self._total_batch(), "training": {**self._facts, "start": self.start}}
-        checkpoint["dgmn"] = {**facts, **describe_run(self, self.trainer.datamodule)}
+        return {**facts, **describe_run(self, self.trainer.datamodule)}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -382,7 +402,7 @@ class Task(L.LightningModule):
             "class_weights": self.class_weights,
         }
         size = {"steps": self.total_steps(), "images": data.training_images, "num_workers": data.num_workers}
-        return {"kept": {**self._settings, **chosen}, **size, "root": str(getattr(data, "root", None))}
+        return {"kept": {**self._settings, **chosen}, **size, "root": str(getattr(data, "root", None))[:1000]}
 
     def _compare_trainings(self, before: Mapping[str, Any]) -> None:
         """Refuses what a continued run would not do, and says what it does otherwise.
@@ -410,6 +430,13 @@ class Task(L.LightningModule):
         for name, effect in effects.items():
             if before.get(name, now[name]) != now[name]:
                 say(f"continued with {now[name]} instead of {before[name]} {effect}")
+
+
+def _plain(value: Any) -> Any:
+    """What a checkpoint may hold of an optimiser's setting."""
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _parameter_groups(checkpoint: dict[str, Any]) -> list[Any]:

@@ -1,0 +1,168 @@
+"""Continuing runs in other circumstances than Ctrl-C: moved folders, other folders, epochs that were cut off."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+
+import dgmn
+from dgmn.classification.data import ClassificationData, _Transformed
+from dgmn.classification.task import ClassificationTask
+from dgmn.training.class_weights import class_weight_tensor
+from dgmn_cli import run
+
+from digits import RECIPE
+
+
+@pytest.fixture
+def fit(few_digits, tmp_path, capsys):
+    """Trains in a folder below `tmp_path`, expects the exit code, and returns all that was said."""
+
+    def train(folder: str, *more: str, code: int = 0) -> str:
+        few = ["--model.num_classes", "3", "--data.batch_size", "20", "--data.num_workers", "0"]
+        model = ["--model.model", "resnet10t", "--model.mixup", "0", "--model.cutmix", "0"]
+        place = ["--data.root", str(few_digits), "--trainer.default_root_dir", str(tmp_path / folder)]
+        assert run(["fit", "-c", RECIPE, *place, *few, *model, *more]) == code
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    return train
+
+
+def best_of(folder: Path) -> float:
+    states = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    return float(next(state["best_model_score"] for name, state in states.items() if "'val/top1'" in name))
+
+
+def test_a_moved_run_keeps_its_best(fit, tmp_path):
+    """The first score is made so high that what comes after the move is worse."""
+    fit("run", "--trainer.max_epochs", "1")
+    file = tmp_path / "run/checkpoints/last.ckpt"
+    state = torch.load(file, weights_only=True)
+    kept = next(state for name, state in state["callbacks"].items() if "'val/top1'" in name)
+    kept["best_model_score"] = torch.tensor(0.999)
+    # Lightning deletes what the file calls the best one before.
+    mine = tmp_path / "mine.txt"
+    mine.touch()
+    kept["best_k_models"], kept["kth_best_model_path"] = {str(mine): torch.tensor(-1.0)}, str(mine)
+    torch.save(state, file)
+    best = (tmp_path / "run/checkpoints/best.ckpt").read_bytes()
+
+    (tmp_path / "run").rename(tmp_path / "moved")
+    said = fit("moved", "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    assert "best val/top1: 0.9990" in said
+    assert (tmp_path / "moved/checkpoints/best.ckpt").read_bytes() == best
+    assert best_of(tmp_path / "moved") == pytest.approx(0.999)
+    assert mine.exists()
+
+
+def test_no_training_overwrites_the_checkpoints_of_another(fit, tmp_path):
+    for name in ("a", "b"):
+        fit(name, "--trainer.max_steps", "1")
+    files = [tmp_path / "b/checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    before = [file.read_bytes() for file in files]
+    elsewhere = str(tmp_path / "a/checkpoints/last.ckpt")
+    for path in (elsewhere, str(tmp_path / "a")):
+        said = fit("b", "--trainer.max_steps", "2", "--ckpt_path", path, code=2)
+        assert "b already holds a run: continue it with --ckpt_path last, or write" in said
+    assert [file.read_bytes() for file in files] == before
+
+    files[1].unlink()  # the larger one, that nobody needs who does not go on
+    for more in ([], ["--ckpt_path", "last"]):
+        assert "continue it with --ckpt_path best, or write" in fit("b", "--trainer.max_steps", "2", *more, code=2)
+    assert files[0].read_bytes() == before[0]
+
+    (tmp_path / "b/checkpoints/.last.ckpt.partial").touch()  # of a run that was killed
+    fit("b", "--trainer.max_steps", "2", "--ckpt_path", "best")
+    assert sorted(file.name for file in (tmp_path / "b/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    fit("new", "--trainer.max_steps", "2", "--ckpt_path", elsewhere)
+
+
+def test_after_an_epoch_that_was_cut_off_the_next_one_begins(fit, tmp_path, monkeypatch):
+    read: list[int] = []
+    get = _Transformed.__getitem__
+
+    def counted(images, index):
+        if len(images) == 100:
+            read.append(int(index))
+        return get(images, index)
+
+    rates: list[float] = []
+    step = ClassificationTask.training_step
+
+    def watched(task, *arguments):
+        rates.append(task.optimizers().param_groups[0]["lr"])
+        return step(task, *arguments)
+
+    monkeypatch.setattr(_Transformed, "__getitem__", counted)
+    monkeypatch.setattr(ClassificationTask, "training_step", watched)
+    fit("run", "--trainer.max_steps", "7")  # an epoch has 5
+    read.clear()
+    said = fit("run", "--trainer.max_steps", "14", "--ckpt_path", "last")
+    assert sorted(read[:100]) == list(range(100))
+    assert len(read) == 140
+    assert "resumable" not in said
+    # The rate of the last step belonged to the schedule of 7 steps.
+    continued = [rates.pop(0) for _ in range(14)][7:]
+    fit("whole", "--trainer.max_steps", "14")
+    assert continued == pytest.approx(rates[7:])
+
+
+def test_a_checkpoint_callback_of_the_user_does_not_decide_what_is_best(fit, tmp_path):
+    mine = f"{{class_path: lightning.pytorch.callbacks.{ModelCheckpoint.__name__}, init_args: {{monitor: val/loss, "
+    mine += f"dirpath: {tmp_path / 'mine'}}}}}"
+    said = fit("run", "--trainer.max_epochs", "1", "--trainer.callbacks", f"[{mine}]")
+    top1 = next(line.split()[1] for line in said.splitlines() if line.startswith("val/top1"))
+    assert f"best val/top1: {top1}, in" in said
+    assert list((tmp_path / "mine").iterdir())
+
+
+def test_settings_that_a_checkpoint_cannot_hold_as_they_are(fit, tmp_path):
+    optimizer = ("--model.optimizer", "timm.optim.AdafactorBigVision", "--model.optimizer.lr", "1e-3")
+    fit("run", "--trainer.max_steps", "1", *optimizer)  # one of its settings is a type of numbers
+    assert dgmn.load(tmp_path / "run").describe()["classes"] == ["0", "1", "2"]
+    fit("run", "--trainer.max_steps", "2", *optimizer, "--ckpt_path", "last")
+
+
+def test_a_network_for_one_size_of_images(fit, tmp_path):
+    said = fit("run", "--model.model", "vit_tiny_patch16_224", "--model.model_args", "{depth: 1}", code=2)
+    assert "image_size 32: the network takes 224 x 224 only; give that as image_size, or build it for this size" in said
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
+    with pytest.raises(ValueError, match="image_size 96: the network takes 224 x 224 only"):
+        dgmn.save(model, tmp_path / "shared", classes=["a", "b"], image_size=96)
+    assert not (tmp_path / "shared").exists()
+
+
+def test_patience_needs_validations(fit):
+    said = fit("run", "--model.patience", "2", "--trainer.limit_val_batches", "0", code=2)
+    assert "model.patience" in said
+    assert "limit_val_batches" in said
+
+
+def test_weights_of_classes_that_the_data_does_not_know():
+    class Pairs(torch.utils.data.Dataset[tuple[Image.Image, int]]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return Image.new("RGB", (32, 32)), int(index > 0)
+
+    data = ClassificationData(train=Pairs(), val=Pairs(), image_size=32, batch_size=2)
+    data.setup("fit")
+    assert class_weight_tensor("balanced", data, 3).tolist() == pytest.approx([2.0, 2 / 3, 0.0])
+
+
+def test_a_shared_network_that_would_fill_the_memory(tmp_path):
+    small = {"depths": (2, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 1, 1)}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=2, **small)
+    dgmn.save(model, tmp_path, classes=["a", "b"])
+    dgmn.load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for more in ({"img_size": 28672}, {"img_size": 4000, "window_size": 1000}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {**config["model_args"], **more}}))
+        with pytest.raises(ValueError, match="needs far more memory than its weights"):
+            dgmn.load(tmp_path)
