@@ -39,7 +39,7 @@ def trained(form: str, folder: Path) -> dict[str, str]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"dgmn quickstart {form}: {done.stdout[-1000:]}{done.stderr[-3000:]}")
-    told = done.stdout[done.stdout.rindex("\nquickstart ") :]
+    told = done.stdout.rpartition("\nquickstart")[2]  # the title of its last table
     scores = re.findall(r"^(top-1|mIoU|box AP|mask AP) +([\d.]+)%", told, re.MULTILINE)
     images = re.search(r"never trained on +(\d+)", told)
     if not scores or images is None:

@@ -356,6 +356,9 @@ def test_published_weights(official_weights, cache_dir, tmp_path, photo):
         dgmn.load(tmp_path / "official.pth")
     model = dgmn.load(tmp_path / "official.pth", model="dgmn2_tiny", device="cpu")
     assert (len(model.names), model.names[0]) == (1000, "tench")
+    own = dgmn.save(timm.create_model("dgmn2_nano", num_classes=2), tmp_path / "own", classes=["a", "b"])
+    with pytest.raises(InputError, match=r"model dgmn2_tiny: .* is of dgmn2_nano, and says so itself: leave model out"):
+        dgmn.load(own, model="dgmn2_tiny")
     dgmn.weights.download("dgmn2_tiny", tmp_path / "official.pth")
     assert content(dgmn.load("dgmn2_tiny", device="cpu").predict(photo)) == content(model.predict(photo))
 

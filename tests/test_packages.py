@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -69,8 +70,16 @@ def test_the_sdist_holds_all_that_a_build_needs(unpacked):
     assert found - {"PKG-INFO", "setup.cfg"} == needed
 
 
-def test_without_a_compiler_the_wheel_is_for_every_platform(unpacked, tmp_path):
-    wheel = built("wheel", unpacked, tmp_path, CC="false", CXX="false")
+@pytest.mark.parametrize("before", [False, True])
+def test_without_a_compiler_the_wheel_is_for_every_platform(before, unpacked, tmp_path):
+    source = shutil.copytree(unpacked, tmp_path / "source")
+    if before:  # a build of older sources, with a compiler
+        folder = source / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/dgmn"
+        folder.mkdir(parents=True)
+        for name in ("_native.so", "_onnxruntime.so"):
+            (folder / name).write_bytes(b"old")
+            os.utime(folder / name, (1e9, 1e9))
+    wheel = built("wheel", source, tmp_path, CC="false", CXX="false")
     assert wheel.name == f"dgmn-{PROJECT['version']}-py3-none-any.whl"
     files, about = read(wheel)
     assert files == sources()

@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 
+from dgmn import reproduce
 from dgmn.detection import mask_rcnn
 from dgmn.segmentation import semantic_fpn
 from dgmn_base.options import checked_arguments
@@ -97,6 +98,7 @@ def test_csv(tmp_path, capsys):
     assert run(["reproduce", "--csv", str(tmp_path / "rows.csv")]) == 0
     rows = {row["row"]: row for row in csv.DictReader((tmp_path / "rows.csv").read_text().splitlines())}
     assert rows.keys() == ENTRIES.keys()
+    assert f"rows.csv: {len(ENTRIES)} rows" in capsys.readouterr().out
     row = rows["mask_rcnn_dgmn2_tiny"]
     assert (row["box_ap"], row["mask_ap"], row["miou"], row["paper_params_m"]) == ("40.2", "37.2", "", "31.8")
     assert "test_proposals_detections_and_masks" in row["verified"]
@@ -124,6 +126,7 @@ def test_a_classifier(right, wrong, code, file, few_digits, tmp_path, monkeypatc
     torch.save(model.state_dict(), "weights.pth")
     arguments = ["dgmn2_tiny", "--data", "data", "--ckpt_path", "weights.pth", "--csv", file, *QUIET]
     more = ["--model.num_classes", "2", "--data.image_size", "32", "--data.batch_size", "50"]
+    monkeypatch.setitem(reproduce.IMAGES, "ImageNet-1k val", right + wrong)
     assert run(["reproduce", *arguments, *more]) == code
     measured = 100 * right / (right + wrong)
     out, err = capfd.readouterr()
@@ -132,6 +135,15 @@ def test_a_classifier(right, wrong, code, file, few_digits, tmp_path, monkeypatc
     assert line == ["top-1", f"{measured:.2f}", "78.7", f"{measured - 78.7:+.2f}", "0.1"]
     (row,) = csv.DictReader((Path(file).read_text() if in_file else out).splitlines())
     assert (row["row"], row["measured"], row["tolerance"]) == ("dgmn2_tiny", f"top-1 {measured:.2f}", "0.1")
+    assert row["images"] == str(right + wrong)
+    assert f"{'within' if code == 0 else 'outside'} the tolerance, in points, for the published weights" in out + err
+
+    # Of some of the images, a score says nothing, however near it is.
+    cut = ["--data.batch_size", "10", "--trainer.limit_val_batches", "2"]
+    assert run(["reproduce", *arguments[: -len(QUIET)], *more, *cut, *QUIET]) == 1
+    said = "".join(capfd.readouterr())
+    assert f"no verdict: this score is of 20 images, the published score of the {right + wrong} of ImageNet" in said
+    assert "tolerance, in points" not in said
 
 
 def test_a_detector(few_coco_scenes, tmp_path, monkeypatch, capsys):
@@ -156,8 +168,13 @@ def test_a_detector(few_coco_scenes, tmp_path, monkeypatch, capsys):
         ("retinanet_dgmn2_tiny", ["--multi_scale"], "--multi_scale: retinanet_dgmn2_tiny has no score at several"),
         ("dgmn2_tiny", ["--csv", "data"], "--csv data: this is a folder, give a file"),
         ("dgmn2_tiny", ["--csv", "weights.pth/a.csv"], "--csv weights.pth/a.csv: weights.pth is a file, give a folder"),
-        ("dgmn2_tiny", ["--ckpt_path", "data"], "--ckpt_path data: this is a folder"),
-        ("table1", [], "no row 'table1'"),
+        ("dgmn2_tiny", ["--ckpt_path", "data"], "--ckpt_path data: not a run's folder"),
+        (
+            "table1",
+            [],
+            "tables 2 to 17 have rows; Table 1 is the architecture: dgmn complexity --table 1",
+        ),
+        ("table99", [], "no row 'table99': tables 2 to 17 have rows"),
     ],
 )
 def test_mistakes_are_found_before_the_evaluation(row, more, message, tmp_path, monkeypatch, capsys):
@@ -165,6 +182,21 @@ def test_mistakes_are_found_before_the_evaluation(row, more, message, tmp_path, 
     Path("data").mkdir()
     torch.save({}, "weights.pth")
     assert run(["reproduce", row, "--data", "data", "--ckpt_path", "weights.pth", *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["table2_aspp", "table2_non_local"],
+            "table2_non_local: give one row, the beginning of rows' names,",
+        ),
+        (["--table", "7"], "--table: write it as one word, for instance dgmn reproduce table7"),
+    ],
+)
+def test_mistakes_in_what_is_listed(more, message, capsys):
+    assert run(["reproduce", *more]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -184,7 +216,7 @@ def test_a_segmenter(multi_scale, few_scenes, tmp_path, monkeypatch, capsys):
     masks = [np.asarray(Image.open(path)) for path in sorted((few_scenes / "gtFine/val").rglob("*labelTrainIds.png"))]
     labels = np.concatenate([mask[mask != 255] for mask in masks])
     expected = 100 * np.mean(labels == 0) / len(np.unique(labels))
-    assert "for the published weights" in out
+    assert "no verdict: this score is of" in out
     name, published = ("mIoU ms+flip", "79.40") if multi_scale else ("mIoU", "78.09")
     assert re.search(rf"^{re.escape(name)} +{expected:.2f} +{published} ", out, re.MULTILINE), out
 
@@ -192,8 +224,10 @@ def test_a_segmenter(multi_scale, few_scenes, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_training_of_ones_own_may_differ_by_more(small_run, few_scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    checkpoint = small_run("semantic_fpn") / "checkpoints/last.ckpt"
-    arguments = ["semantic_fpn_dgmn2_tiny", "--data", str(few_scenes), "--ckpt_path", str(checkpoint), *QUIET]
+    folder = small_run("semantic_fpn")  # as other commands, it takes the folder, too
+    images = len(list((few_scenes / "leftImg8bit/val").rglob("*.png")))
+    monkeypatch.setitem(reproduce.IMAGES, "Cityscapes val", images)
+    arguments = ["semantic_fpn_dgmn2_tiny", "--data", str(few_scenes), "--ckpt_path", str(folder), *QUIET]
     small = ["--model.backbone", "dgmn2_nano", "--model.model_args", "{pyramid_channels: 16, channels: 16}"]
     small += ["--model.num_classes", "11", "--model.inference.mode", "whole", "--model.inference.fit", "[64, 96]"]
     assert run(["reproduce", *arguments, *small]) == 1

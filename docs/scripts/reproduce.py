@@ -33,12 +33,13 @@ dgmn reproduce table3_dgmn_c5 --data coco --ckpt_path runs/table3_dgmn_c5/checkp
 dgmn complexity --table 7                 # counts parameters and GMACs of the rows, beside the paper's
 ```
 
-With `--data`, `dgmn validate` evaluates the row's network, with the published weights (fetched at the first use) or
-those of `--ckpt_path`, published or your own. `--multi_scale` takes the score at several scales and mirrored. More
-options, for instance `--trainer.devices 1`, go to `dgmn validate`. The exit code is 1 if a score differs by more than
-the tolerance: 0.1 points with published weights, for the last printed digit and for decoders of images; 0.5 points with
-a training of your own, for its seed. Both are our judgement; neither was measured. AP50, AP75 and the APs of sizes are
-not listed.
+With `--data`, `dgmn validate` evaluates the row's network in float32, with the published weights (fetched at the first
+use) or those of `--ckpt_path`, published or your own. `--multi_scale` takes the score at several scales and mirrored.
+More options, for instance `--trainer.devices 1`, go to `dgmn validate`; its logs go to `runs/reproduce/ROW`. The exit
+code is 1 if a score differs by more than the tolerance: 0.1 points with published weights, for the last printed digit
+and for decoders of images; 0.5 points with a training of your own, for its seed. Both are our judgement; neither was
+measured. If other images were evaluated than the published score is of, there is no verdict, and the exit code is 1,
+too. AP50, AP75 and the APs of sizes are not listed.
 
 In the commands, FILE is what `dgmn zoo download ROW` prints. What was verified names the test that shows it. Equal
 outputs mean: the same weights, which are not the published ones, and the same images give the numbers of the original

@@ -289,10 +289,17 @@ def run_training(command: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def evaluate(arguments: Sequence[str]) -> dict[str, float]:
-    """Runs `dgmn validate` with these arguments. Returns its metrics; in all processes but the first, nothing."""
-    trainer = _run("validate", arguments).trainer
-    return {name: float(value) for name, value in trainer.logged_metrics.items()} if trainer.is_global_zero else {}
+def evaluate(arguments: Sequence[str]) -> tuple[dict[str, float], int]:
+    """Runs `dgmn validate` with these arguments.
+
+    Returns:
+        Its metrics, in all processes but the first none; and how many images they are of.
+    """
+    cli = _run("validate", arguments)
+    trainer, data = cli.trainer, cli.datamodule
+    found = {name: float(value) for name, value in trainer.logged_metrics.items()} if trainer.is_global_zero else {}
+    most = int(sum(trainer.num_val_batches)) * (data.eval_batch_size or data.batch_size) * trainer.world_size
+    return found, min(most, data.validation_images)
 
 
 def _run(command: str, arguments: Sequence[str]) -> DgmnCLI:

@@ -32,7 +32,7 @@ class Complexity:
         macs: multiply-adds of convolutions and matrix products, that is, half of torch's flop count. Attention and
             position logits are included; bilinear sampling, norms and activations are not.
         original_macs: the same, but the position logits are computed as in the original code, with H + W + 16 dot
-            products for every node instead of our 18. The paper's figures count this form.
+            products for every position instead of our 18. The paper's figures count this form.
     """
 
     params: int
@@ -137,7 +137,7 @@ def complexity(options: argparse.Namespace) -> int:
     print(
         "GMACs are billions of multiply-adds (the papers call them FLOPs) of convolutions and matrix products.\n"
         "They include attention, but not bilinear sampling and norms. The original code computes the position term\n"
-        "with H + W + 16 dot products for every node instead of 18; the paper's figures count that form."
+        "with H + W + 16 dot products for every position instead of 18; the paper's figures count that form."
     )
     return 0
 

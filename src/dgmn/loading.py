@@ -76,8 +76,13 @@ def load(
         return predictor_of(description["task"]).from_description(description, "cpu", network)
     if model is not None or path is None:
         row = find(os.fspath(source) if model is None else model)
+        given = None if path is None else read_weights(path)
+        own = None if given is None else given.description
+        if own is not None and row.backbone not in (own["model"], own.get("backbone")):
+            on = f" on {own['backbone']}" if own.get("backbone") else ""
+            raise InputError(f"model {row.name}: {path} is of {own['model']}{on}, and says so itself: leave model out")
         predictor = predictor_of(row.task).published(row.builder, row.backbone, chosen)
-        checkpoint = read_weights(path or fetch(row.name, predictor.network))
+        checkpoint = given or read_weights(fetch(row.name, predictor.network))
     else:
         checkpoint = read_weights(path)
         predictor = _described(checkpoint, recipe, trust_code, chosen)

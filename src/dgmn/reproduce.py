@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dgmn.report import say
-from dgmn.weights import fetch, read_checkpoint
+from dgmn.weights import fetch
+from dgmn.weights.shared import read_weights
 from dgmn_base.paper import Entry
 from dgmn_base.paper.commands import AT_SCALES, scores
 from dgmn_base.paper.listing import write_csv
-from dgmn_base.terminal import format_table
+from dgmn_base.terminal import counted, format_table
+
+IMAGES = {"ImageNet-1k val": 50_000, "COCO val2017": 5_000, "Cityscapes val": 500}
+"""How many images the scores of a dataset are for."""
 
 PUBLISHED_TOLERANCE = 0.1
 """Points that published weights may differ by: the last printed digit, and decoders of images."""
@@ -35,7 +39,7 @@ def reproduce(entry: Entry, options: argparse.Namespace, arguments: Sequence[str
         arguments: those of `dgmn validate`, from [`check_evaluation`][dgmn_base.paper.commands.check_evaluation].
 
     Returns:
-        1 if a score differs by more than the tolerance, else 0.
+        1 if a score differs by more than the tolerance, or is of other images than the published one; else 0.
 
     Raises:
         InputError (a ValueError): the weights do not fill the network, or the data is wrong.
@@ -43,13 +47,14 @@ def reproduce(entry: Entry, options: argparse.Namespace, arguments: Sequence[str
     """
     from dgmn.cli import evaluate
 
-    weights = Path(options.ckpt_path or fetch(entry.row.published))
-    # Only runs of ours describe their network.
-    trained = read_checkpoint(weights).description is not None
-    tolerance = TRAINED_TOLERANCE if trained else PUBLISHED_TOLERANCE
     arguments = list(arguments)
-    arguments[arguments.index("--model.checkpoint") + 1] = str(weights)
-    logged = evaluate(arguments)
+    place = arguments.index("--model.checkpoint") + 1
+    weights = Path(arguments[place] or fetch(entry.row.published))
+    # Only networks that were trained or saved here describe themselves.
+    trained = read_weights(weights).description is not None
+    tolerance = TRAINED_TOLERANCE if trained else PUBLISHED_TOLERANCE
+    arguments[place] = str(weights)
+    logged, images = evaluate(arguments)
     if not logged:  # another process reports
         return 0
     rows, near = [], True
@@ -59,10 +64,17 @@ def reproduce(entry: Entry, options: argparse.Namespace, arguments: Sequence[str
         near &= abs(difference) <= tolerance
         rows.append((metric, f"{measured:.2f}", score, f"{difference:+.2f}", f"{tolerance:g}"))
     print(f"\n{format_table((entry.name, 'measured', 'published', 'difference', 'tolerance'), rows)}")
-    whose = "a training of your own; seeds differ, too" if trained else "the published weights"
-    say(f"{'within' if near else 'outside'} the tolerance, in points, for {whose}")
+    dataset = entry.table.dataset
+    if images == IMAGES[dataset]:
+        whose = "a training of your own; seeds differ, too" if trained else "the published weights"
+        say(f"{'within' if near else 'outside'} the tolerance, in points, for {whose}")
+    else:
+        published = f"the published score of the {IMAGES[dataset]:,} of {dataset}"
+        say(f"no verdict: this score is of {counted(images, 'image')}, {published}")
+        near = False
     if options.csv:
         measured_scores = ", ".join(f"{metric} {value}" for metric, value, *_ in rows)
         columns = {"measured": measured_scores, "tolerance": f"{tolerance:g}", "weights": str(weights)}
+        columns["images"] = str(images)
         write_csv(Path(options.csv), [entry], columns)
     return 0 if near else 1

@@ -225,7 +225,7 @@ def app_command(arguments: list[str]) -> int:
         "sources",
         nargs="*",
         metavar="CKPT|NAME",
-        help="checkpoints, runs' folders, ONNX files, or names of published models (default: the quickstarts in runs/)",
+        help="checkpoints, runs' folders, ONNX files, or names of published models (default: those in runs/)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"

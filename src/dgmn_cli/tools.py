@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dgmn_base.arguments import STDOUT, Parser, add_trust, insertion, names, place, positive, shapes, sizes
 from dgmn_base.errors import InputError
+from dgmn_base.terminal import counted
 
 
 def validate_data_command(arguments: list[str]) -> int:
@@ -130,6 +131,8 @@ def complexity_command(arguments: list[str]) -> int:
         metavar="N",
         help="count all rows of the paper's Table N, 1 to 17, and show the options that train each",
     )
+    if sum(argument.partition("=")[0] == "--table" for argument in arguments) > 1:
+        parser.error("--table takes one number: count one table at a time")
     options = parser.parse_args(arguments)
     if len(options.size or ()) > 2:
         parser.error("--size takes one number or two")
@@ -164,12 +167,14 @@ def reproduce_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--ckpt_path",
         metavar="FILE",
-        help="weights, published or of your run (default: the published ones are fetched)",
+        help="weights, published or of your run, or its folder (default: the published ones are fetched)",
     )
     parser.add_argument(
         "--multi_scale", action="store_true", help="segmentation: at several scales and mirrored, for that score"
     )
     options, overrides = parser.parse_known_args(arguments)
+    if any(name.partition("=")[0] == "--table" for name in overrides):
+        raise InputError("--table: write it as one word, for instance dgmn reproduce table7")
     from dgmn_base.paper import ENTRIES, find_rows
     from dgmn_base.paper.listing import show, write_csv
 
@@ -178,11 +183,15 @@ def reproduce_command(arguments: list[str]) -> int:
         others = [*overrides, *(name for name in ("--ckpt_path", "--multi_scale") if getattr(options, name[2:]))]
         if others:
             given = others[0].partition("=")[0]
+            if not given.startswith("-"):
+                raise InputError(f"{given}: give one row, the beginning of rows' names, or a table")
             raise InputError(f"{given}: only for an evaluation: dgmn reproduce ROW --data FOLDER")
         if options.csv != STDOUT:
             show(entries)
         if options.csv:
             write_csv(Path(options.csv), entries)
+        if options.csv and options.csv != STDOUT:
+            print(f"\n{options.csv}: {counted(len(entries), 'row')}")
         return 0
     if options.row is None or len(entries) > 1:
         some = ", ".join(entry.name for entry in entries[:3])

@@ -92,14 +92,33 @@ def test_finetune_recipe_starts_from_weights(
     assert checkpoint["dgmn"]["classes"] == ["0", "1", "2"]
 
 
-def test_other_classes_keep_the_backbone(trained: Path, few_digits: Path, tmp_path: Path) -> None:
+def test_an_evaluation_says_what_it_is_of(
+    trained: Path, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        shutil.copytree(few_digits / split, data / split)
+    best = ["--ckpt_path", str(trained / "checkpoints/best.ckpt")]
+    assert fit(data, tmp_path / "run", *best, "--data.image_size", "40", command="test") == 0
+    out = capsys.readouterr().out
+    assert "trained at 32 x 32 pixels, evaluated at 40 x 40: give --data.image_size 32" in out
+    assert "there are no images for the test alone: it takes those of the validation" in out
+    assert fit(few_digits, tmp_path / "run", *best, command="test") == 0
+    out = capsys.readouterr().out
+    assert "evaluated at" not in out
+    assert "the test alone" not in out
+
+
+def test_other_classes_keep_the_backbone(
+    trained: Path, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     two = tmp_path / "two"
     for split in ("train", "val"):
         for digit in ("0", "1"):
             shutil.copytree(few_digits / split / digit, two / split / digit)
     more = ["--model.checkpoint", str(trained / "checkpoints/last.ckpt"), "--model.num_classes", "2"]
-    with pytest.warns(UserWarning, match="other classes"):
-        assert fit(two, tmp_path / "run", *more, "--trainer.max_epochs", "1") == 0
+    assert fit(two, tmp_path / "run", *more, "--trainer.max_epochs", "1") == 0
+    assert "the checkpoint has other classes" in capsys.readouterr().out
 
 
 def test_any_torchvision_dataset_and_any_timm_model(tmp_path: Path) -> None:

@@ -291,6 +291,22 @@ def test_large_tensors_take_wide_indices(kernels, monkeypatch):
     check_aggregate(kernels, *inputs[2:])
 
 
+def test_positions_in_a_map_that_spans_two_billion_numbers():
+    """Its lines lie 2**29 numbers apart. On a CPU, memory that is not touched takes no space."""
+    height, width, dim, apart = 5, 2, 4, 2**29
+    memory = torch.empty(apart * (height - 1) + width * dim, dtype=torch.bfloat16, device=DEVICE)
+    query = memory.as_strided((1, height, width, 1, dim), (len(memory), apart, dim, dim, 1))
+    query.copy_(torch.randn(query.shape))
+    rows, columns = (torch.randn(n + 8, dim, device=DEVICE) for n in (height, width))
+    cotangent = torch.randn(1, height, width, 1, 9, device=DEVICE)
+    results = []
+    for x in (query, query.contiguous()):
+        scores = triton_position.position_forward(x, rows, columns, False, 9)
+        results.append([scores, *triton_position.position_backward(cotangent, x, rows, columns, False)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_empty_batch(kernels):
     inputs = make_inputs(batch=0)
     out, lse = kernels.attention_forward(*inputs, 0.3, 2, 1)

@@ -29,7 +29,7 @@ _Call = Callable[[Any], Awaitable[None]]
 
 
 def run_app(options: argparse.Namespace) -> int:
-    sources = options.sources or [str(path) for path in quickstarts()]
+    sources = options.sources or [str(path) for path in trained_here()]
     # Gradio reads these when it is imported. What is uploaded lies in the folder until it is read, at once.
     with tempfile.TemporaryDirectory(prefix="dgmn_app_") as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
@@ -77,9 +77,9 @@ def run_app(options: argparse.Namespace) -> int:
     return 0
 
 
-def quickstarts() -> list[Path]:
-    """The best checkpoints of the quickstarts in runs/."""
-    return sorted(Path("runs").glob("quickstart*/run/checkpoints/best.ckpt"))
+def trained_here() -> list[Path]:
+    """The best checkpoints of the runs in runs/; those of the quickstarts lie deeper."""
+    return sorted(path for place in ("*", "*/run") for path in Path("runs").glob(f"{place}/checkpoints/best.ckpt"))
 
 
 def _is_number(name: str) -> bool:

@@ -217,8 +217,13 @@ class ClassificationData(ImageData):
         known = folders_in(root / "train") if split == "test" and (root / "train").is_dir() else ()
         return ClassFolders(part_folder(root, split), known, loader=load_image)
 
-    def _has_test(self) -> bool:
-        """Whether there are images for the test alone."""
+    @property
+    @override
+    def has_test(self) -> bool:
+        if self.reader is not None:
+            return False
+        if self.root is None:
+            return self._given["test"] is not self._given["val"]
         if self.listed is not None:
             return any(part == "test" for _, _, part in self.listed.rows)
         return (Path(self.root or "") / "test").is_dir()
@@ -264,7 +269,7 @@ class ClassificationData(ImageData):
         except InputError as error:
             report.problems.append(str(error))
             return report
-        splits = ("train", "val", "test") if self._has_test() else ("train", "val")
+        splits = ("train", "val", "test") if self.has_test else ("train", "val")
         report.header = ("class", *(f"{split} images" for split in splits))
         counts: dict[str, dict[str, int]] = {}
         for split in splits:

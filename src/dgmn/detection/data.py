@@ -246,6 +246,11 @@ class DetectionData(ImageData):
             )
         return found + _other_categories(train, val, "val")
 
+    @property
+    @override
+    def has_test(self) -> bool:
+        return self.splits["test"] != self.splits["val"]
+
     @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
         splits = ["train", "val"]

@@ -183,6 +183,11 @@ class SegmentationData(ImageData):
             f"{checked if checked < len(samples) else 'all'} of them read without an error"
         )
 
+    @property
+    @override
+    def has_test(self) -> bool:
+        return self.splits.name("test") != self.splits.val
+
     @override
     def validate(self, progress: Callable[[str, int, int], None]) -> DataReport:
         names, colors = self.names, painted_colors(self.names, self.layout.classes.colors)

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
-from dgmn.report import DataReport
+from dgmn.report import DataReport, say
 from dgmn.training.callbacks import epoch_seed, run_seed
 from dgmn.training.sampling import GroupedBatches, StepSampler
 from dgmn_base.terminal import counted
@@ -54,6 +54,11 @@ class ImageData(L.LightningDataModule):
     @property
     def names(self) -> Sequence[str] | None:
         """The class names, in the order of the network's outputs; None if the data does not name them."""
+        raise NotImplementedError
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are images for the test alone; otherwise it takes those of the validation."""
         raise NotImplementedError
 
     def dataset(self, split: str) -> Dataset[Any]:
@@ -115,6 +120,8 @@ class ImageData(L.LightningDataModule):
             self._sets[split] = self.dataset(split)
         if stage == "fit":
             self.check()
+        elif stage == "test" and not self.has_test:
+            say("there are no images for the test alone: it takes those of the validation")
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:

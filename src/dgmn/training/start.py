@@ -1,7 +1,5 @@
 """Loads the weights that a training starts from."""
 
-import warnings
-
 from torch import nn
 
 from dgmn.about import about
@@ -22,6 +20,17 @@ def start_from(network: nn.Module, checkpoint: Checkpoint) -> bool:
     Raises:
         InputError: the weights fit neither the network nor its backbone; the message names what differs.
     """
+    try:
+        return _filled(network, checkpoint)
+    except InputError as error:
+        own = checkpoint.description
+        if own is None:
+            raise
+        on = f" on {own['backbone']}" if own.get("backbone") else ""
+        raise InputError(f"{checkpoint.path} is of {own['model']}{on}: {error}") from error
+
+
+def _filled(network: nn.Module, checkpoint: Checkpoint) -> bool:
     try:
         report = _whole(network, checkpoint)
     except InputError:
@@ -50,5 +59,5 @@ def _whole(network: nn.Module, checkpoint: Checkpoint) -> LoadReport:
         return load_checkpoint(network, checkpoint)
     except OtherClassesError:
         report = load_checkpoint(network, checkpoint, reset_head=True)
-    warnings.warn("the checkpoint has other classes: its classifier is left out and trained anew", stacklevel=4)
+    say("the checkpoint has other classes: its classifier is left out, and the network's own has random weights")
     return report

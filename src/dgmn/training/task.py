@@ -378,6 +378,10 @@ class Task(L.LightningModule):
                     f"the checkpoint has {len(groups)} groups of parameters, but here there are {len(here)}: "
                     "decay_norms_and_biases, lr_multipliers, freeze or layer_decay are not those of its training"
                 )
+        else:
+            then, here = stored.get("image_size"), self.trainer.datamodule.describe().get("image_size")
+            if then is not None and here is not None and then != here:
+                say(f"trained at {then} x {then} pixels, evaluated at {here} x {here}: give --data.image_size {then}")
         normalisation = about(self.model).preprocessing.to_values()
         was = stored.get("preprocessing") or {}
         pairs = [(key, stored.get(key), here) for key, here in expected.items()]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -201,7 +202,9 @@ def _fetched(model: ZooModel, target: Path) -> Path:
 
 def _reason(error: Exception) -> str:
     """The message of an error as one line; gdown's have several, and advice about its own command."""
-    text = " ".join(str(error).partition("You may still be able")[0].split())
+    # Of a machine that cannot be reached, requests wraps the reason into its own objects.
+    text = re.sub(r"^\w+\(host='([^']+)'.*\b(\w+Error)\(.*?: (.*?)['\"]?\)+$", r"\1: \3", str(error))
+    text = " ".join(text.partition("You may still be able")[0].split())
     return text[:300] or type(error).__name__
 
 

@@ -87,6 +87,10 @@ def find_rows(name: str) -> list[Entry]:
     else:
         found = [e for e in ENTRIES.values() if asked and e.name.startswith(asked)]
     if not found:
+        if table:
+            numbers = sorted({entry.number for entry in ENTRIES.values()})
+            more = "; Table 1 is the architecture: dgmn complexity --table 1" if table[1] == "1" else ""
+            raise InputError(f"no row {name!r}: tables {numbers[0]} to {numbers[-1]} have rows{more}")
         near = difflib.get_close_matches(asked, ENTRIES, n=3, cutoff=0.5) if asked else []
         hint = f", did you mean {' or '.join(near)}?" if near else ""
         raise InputError(f"no row {name!r}{hint or ' in the tables'}; dgmn reproduce lists all")

@@ -10,6 +10,7 @@ from dgmn_base.errors import InputError
 from dgmn_base.files import check_output
 from dgmn_base.options import checked_arguments
 from dgmn_base.paper import Entry
+from dgmn_base.runs import checkpoint_in
 
 FOLDERS = {"classification": "imagenet", "detection": "coco", "segmentation": "cityscapes"}
 """The folder of a task's dataset in commands for readers."""
@@ -84,8 +85,8 @@ def check_evaluation(entry: Entry, options: Namespace, overrides: Sequence[str])
 
     Args:
         entry: the row.
-        options: those of `dgmn reproduce`: `data`, `ckpt_path` (None: the published weights; their file is not known
-            yet, and --model.checkpoint is empty), `multi_scale` and `csv`.
+        options: those of `dgmn reproduce`: `data`, `ckpt_path` (a file or a run's folder; None: the published weights,
+            whose file is not known yet, and --model.checkpoint is empty), `multi_scale` and `csv`.
         overrides: more options of `dgmn validate`.
 
     Raises:
@@ -103,14 +104,20 @@ def check_evaluation(entry: Entry, options: Namespace, overrides: Sequence[str])
         )
     if options.ckpt_path is None and not entry.row.published:
         raise InputError(f"{entry.name} has no published weights: give --ckpt_path FILE, of your own training")
-    if options.ckpt_path is not None and not Path(options.ckpt_path).is_file():
-        what = "this is a folder, give a file" if Path(options.ckpt_path).is_dir() else "no such file"
-        raise InputError(f"--ckpt_path {options.ckpt_path}: {what}")
+    weights = None
+    if options.ckpt_path is not None:
+        given = Path(options.ckpt_path)
+        weights = checkpoint_in(given) if given.is_dir() else given
+        if weights is None:
+            raise InputError(f"--ckpt_path {given}: not a run's folder: it has no checkpoints/best.ckpt")
+        if not weights.is_file():
+            raise InputError(f"--ckpt_path {given}: no such file")
     if options.csv:
         check_output(Path(options.csv), f"--csv {options.csv}")
-    arguments = evaluation(entry, options.data, options.ckpt_path or "", options.multi_scale)
-    folder = ["--trainer.default_root_dir", f"runs/reproduce/{entry.name}"]
-    return checked_arguments("validate", [*arguments, *folder, *overrides])
+    arguments = evaluation(entry, options.data, str(weights or ""), options.multi_scale)
+    # In float32, whatever the training had: half precision differs from machine to machine.
+    fixed = ["--trainer.default_root_dir", f"runs/reproduce/{entry.name}", "--trainer.precision", "32-true"]
+    return checked_arguments("validate", [*arguments, *fixed, *overrides])
 
 
 def _options(entry: Entry, pretrained: bool) -> Sequence[str]:
