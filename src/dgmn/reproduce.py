@@ -75,6 +75,5 @@ def reproduce(entry: Entry, options: argparse.Namespace, arguments: Sequence[str
     if options.csv:
         measured_scores = ", ".join(f"{metric} {value}" for metric, value, *_ in rows)
         columns = {"measured": measured_scores, "tolerance": f"{tolerance:g}", "weights": str(weights)}
-        columns["images"] = str(images)
-        write_csv(Path(options.csv), [entry], columns)
+        write_csv(Path(options.csv), [entry], {**columns, "images": str(images)})
     return 0 if near else 1

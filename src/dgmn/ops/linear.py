@@ -21,8 +21,8 @@ from dgmn.ops.tracing import is_batched, is_watched
 _HIDDEN = 2**19
 # The same for all threads of oneDNN: 8 MiB.
 _HIDDEN_OF_ONEDNN = 2**21
-# Up to so many input channels, the backward pass computes the hidden layer again: that takes little longer than to write
-# it to memory and to read it back, and on the finest maps it is the largest tensor by far.
+# Up to so many input channels, the backward pass computes the hidden layer again: that takes little longer than to
+# write it to memory and to read it back, and on the finest maps it is the largest tensor by far.
 _CHEAP = 64
 
 _gelu = torch.ops.aten.gelu.out

@@ -59,7 +59,7 @@ class ImageData(L.LightningDataModule):
     @property
     def has_test(self) -> bool:
         """Whether there are images for the test alone; otherwise it takes those of the validation."""
-        raise NotImplementedError
+        return True
 
     def dataset(self, split: str) -> Dataset[Any]:
         """The dataset of "train", "val" or "test", with images as the network gets them.
