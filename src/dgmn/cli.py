@@ -412,7 +412,6 @@ def _quieten() -> None:
         r"Found \d+ module\(s\) in eval mode at the start of training.*",  # frozen batch norms
         r"LightningCLI's args parameter is intended.*",
         r"The dirpath has changed from .*",
-        r"You're resuming from a checkpoint that ended before the epoch ended.*",  # the next epoch begins
         r".*ModelCheckpoint\(monitor='val/.*could not find the monitored key.*",  # before the first validation
         r".*`isinstance\(treespec, LeafSpec\)`.*",
     ):

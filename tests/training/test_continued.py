@@ -1,8 +1,9 @@
-"""Continuing runs in other circumstances than Ctrl-C: moved folders, other folders, epochs that were cut off."""
+"""Continuing runs otherwise than after Ctrl-C: in moved folders, in those of other runs, with other lengths."""
 
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import timm
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 import dgmn
-from dgmn.classification.data import ClassificationData, _Transformed
+from dgmn.classification.data import ClassificationData
 from dgmn.classification.task import ClassificationTask
 from dgmn.training.class_weights import class_weight_tensor
 from dgmn_cli import run
@@ -43,7 +44,9 @@ def test_a_moved_run_keeps_its_best(fit, tmp_path):
     fit("run", "--trainer.max_epochs", "1")
     file = tmp_path / "run/checkpoints/last.ckpt"
     state = torch.load(file, weights_only=True)
-    kept = next(state for name, state in state["callbacks"].items() if "'val/top1'" in name)
+    kept = next(
+        state for name, state in state["callbacks"].items() if name.startswith("ModelCheckpoint{'monitor': 'val/top1'")
+    )
     kept["best_model_score"] = torch.tensor(0.999)
     # Lightning deletes what the file calls the best one before.
     mine = tmp_path / "mine.txt"
@@ -82,15 +85,8 @@ def test_no_training_overwrites_the_checkpoints_of_another(fit, tmp_path):
     fit("new", "--trainer.max_steps", "2", "--ckpt_path", elsewhere)
 
 
-def test_after_an_epoch_that_was_cut_off_the_next_one_begins(fit, tmp_path, monkeypatch):
-    read: list[int] = []
-    get = _Transformed.__getitem__
-
-    def counted(images, index):
-        if len(images) == 100:
-            read.append(int(index))
-        return get(images, index)
-
+def test_the_first_step_of_a_continued_run_has_the_rate_of_its_own_schedule(fit, monkeypatch):
+    """The optimiser's state has the rate of the last step, which was the end of a shorter schedule."""
     rates: list[float] = []
     step = ClassificationTask.training_step
 
@@ -98,18 +94,12 @@ def test_after_an_epoch_that_was_cut_off_the_next_one_begins(fit, tmp_path, monk
         rates.append(task.optimizers().param_groups[0]["lr"])
         return step(task, *arguments)
 
-    monkeypatch.setattr(_Transformed, "__getitem__", counted)
     monkeypatch.setattr(ClassificationTask, "training_step", watched)
-    fit("run", "--trainer.max_steps", "7")  # an epoch has 5
-    read.clear()
-    said = fit("run", "--trainer.max_steps", "14", "--ckpt_path", "last")
-    assert sorted(read[:100]) == list(range(100))
-    assert len(read) == 140
-    assert "resumable" not in said
-    # The rate of the last step belonged to the schedule of 7 steps.
-    continued = [rates.pop(0) for _ in range(14)][7:]
-    fit("whole", "--trainer.max_steps", "14")
-    assert continued == pytest.approx(rates[7:])
+    fit("run", "--trainer.max_epochs", "1")
+    fit("run", "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    continued = [rates.pop(0) for _ in range(10)][5:]
+    fit("whole", "--trainer.max_epochs", "2")
+    assert continued == pytest.approx(rates[5:])
 
 
 def test_a_checkpoint_callback_of_the_user_does_not_decide_what_is_best(fit, tmp_path):
@@ -162,7 +152,28 @@ def test_a_shared_network_that_would_fill_the_memory(tmp_path):
     dgmn.save(model, tmp_path, classes=["a", "b"])
     dgmn.load(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for more in ({"img_size": 28672}, {"img_size": 4000, "window_size": 1000}):
+    for more in ({"img_size": 28672}, {"img_size": 8000, "window_size": 1000}):
         (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {**config["model_args"], **more}}))
         with pytest.raises(ValueError, match="needs far more memory than its weights"):
             dgmn.load(tmp_path)
+
+
+def test_a_data_module_of_ones_own_need_not_know_a_size(few_digits, tmp_path):
+    class Mine(ClassificationData):
+        def __init__(self) -> None:
+            super().__init__(few_digits, image_size=32, batch_size=20, num_workers=0)
+            self.size = vars(self).pop("image_size")
+
+        def describe(self):
+            return {"classes": self.names, "image_size": 32}
+
+        def dataset(self, split):
+            self.image_size = self.size
+            found = super().dataset(split)
+            del self.image_size
+            return found
+
+    task = ClassificationTask("resnet10t", 3, mixup=0, cutmix=0)
+    trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer.fit(task, Mine())
+    assert trainer.global_step == 1

@@ -109,7 +109,9 @@ class ClassificationTask(Task):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         batch_size = self.trainer.datamodule.batch_size
-        check_image_size(self.model, self.trainer.datamodule.image_size)
+        size = self.trainer.datamodule.describe().get("image_size")
+        if isinstance(size, int):
+            check_image_size(self.model, size)
         if stage == "fit" and self.mixup is not None and batch_size % 2:
             raise InputError(f"data.batch_size must be even for mixup and cutmix, got {batch_size}")
 

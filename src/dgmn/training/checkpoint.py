@@ -1,7 +1,6 @@
 """Checkpoint files that stay complete when a run is killed."""
 
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,17 @@ from dgmn.weights.load import check_tensors, read_file
 from dgmn_base.files import writing
 
 
-def end_epoch(loops: dict[str, Any], batches: float) -> None:
-    """Marks an epoch that was cut off as done in the loops' state of a checkpoint.
-
-    A continued run would otherwise begin within that epoch, with images that the first part has seen.
-
-    Args:
-        loops: what the checkpoint holds of Lightning's loops.
-        batches: the number of batches of an epoch, infinite if it is unknown.
-    """
-    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
-    if math.isfinite(batches):
-        progress["current"] = dict.fromkeys(progress["current"], int(batches))
-        progress["is_last_batch"] = True
-
-
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the best evaluation of a run, also if the run's folder was moved or copied before it is continued.
 
     Lightning would begin anew then. What a file says of other paths is not followed: Lightning deletes what lies there.
     """
+
+    @property
+    @override
+    def state_key(self) -> str:
+        # As Lightning's own class, so that runs which began before this one existed find their state.
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ from dgmn.images import stacked
 from dgmn.report import say
 from dgmn.training.averaging import AveragedWeights
 from dgmn.training.callbacks import FiniteTraining, StopEarly, WalkLengths, time_limit
-from dgmn.training.checkpoint import end_epoch
 from dgmn.training.class_weights import ClassWeights, check_class_weights, class_weight_tensor
 from dgmn.training.parameters import decay_groups, freeze_parts, layer_scales, multiplied
 from dgmn.training.pictures import keep
@@ -353,8 +352,6 @@ class Task(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dgmn"] = self._description()
-        if self.trainer.should_stop:
-            end_epoch(checkpoint["loops"], self.trainer.num_training_batches)
 
     def _description(self) -> dict[str, Any]:
         """What prediction and resuming need, as plain values."""
