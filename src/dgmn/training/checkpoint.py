@@ -28,7 +28,8 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def state_key(self) -> str:
         # As Lightning's own class, so that runs which began before this one existed find their state.
-        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+        key: str = super().state_key
+        return key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
