@@ -7,13 +7,10 @@ import lightning as L
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from PIL import Image
 
 import dgmn
 from dgmn.classification.data import ClassificationData
 from dgmn.classification.task import ClassificationTask
-from dgmn.training.class_weights import class_weight_tensor
 from dgmn_cli import run
 
 from digits import RECIPE
@@ -103,7 +100,7 @@ def test_the_first_step_of_a_continued_run_has_the_rate_of_its_own_schedule(fit,
 
 
 def test_a_checkpoint_callback_of_the_user_does_not_decide_what_is_best(fit, tmp_path):
-    mine = f"{{class_path: lightning.pytorch.callbacks.{ModelCheckpoint.__name__}, init_args: {{monitor: val/loss, "
+    mine = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {monitor: val/loss, "
     mine += f"dirpath: {tmp_path / 'mine'}}}}}"
     said = fit("run", "--trainer.max_epochs", "1", "--trainer.callbacks", f"[{mine}]")
     top1 = next(line.split()[1] for line in said.splitlines() if line.startswith("val/top1"))
@@ -131,19 +128,6 @@ def test_patience_needs_validations(fit):
     said = fit("run", "--model.patience", "2", "--trainer.limit_val_batches", "0", code=2)
     assert "model.patience" in said
     assert "limit_val_batches" in said
-
-
-def test_weights_of_classes_that_the_data_does_not_know():
-    class Pairs(torch.utils.data.Dataset[tuple[Image.Image, int]]):
-        def __len__(self) -> int:
-            return 4
-
-        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-            return Image.new("RGB", (32, 32)), int(index > 0)
-
-    data = ClassificationData(train=Pairs(), val=Pairs(), image_size=32, batch_size=2)
-    data.setup("fit")
-    assert class_weight_tensor("balanced", data, 3).tolist() == pytest.approx([2.0, 2 / 3, 0.0])
 
 
 def test_a_shared_network_that_would_fill_the_memory(tmp_path):

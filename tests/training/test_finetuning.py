@@ -17,6 +17,7 @@ from dgmn.classification import Augmentation, ClassificationData, Classification
 from dgmn.detection import DetectionTask
 from dgmn.segmentation import PixelLoss, SegmentationData, SegmentationTask
 from dgmn.training import WarmupCosine
+from dgmn.training.class_weights import class_weight_tensor
 from dgmn_cli import run
 
 from digits import RECIPE
@@ -336,3 +337,5 @@ def test_balanced_weights_of_a_dataset_that_lists_no_labels() -> None:
     data = ClassificationData(train=Pairs(), val=Pairs(), image_size=8, batch_size=2)
     data.setup("fit")
     assert data.class_counts() == [1, 3]
+    # A network may have classes that the data does not know of.
+    assert class_weight_tensor("balanced", data, 3).tolist() == pytest.approx([2.0, 2 / 3, 0.0])
