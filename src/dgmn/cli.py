@@ -413,6 +413,7 @@ def _quieten() -> None:
         r"LightningCLI's args parameter is intended.*",
         r"The dirpath has changed from .*",
         r".*ModelCheckpoint\(monitor='val/.*could not find the monitored key.*",  # before the first validation
+        r"You're resuming from a checkpoint that ended before the epoch ended.*",  # see RestOfEpoch
         r".*`isinstance\(treespec, LeafSpec\)`.*",
     ):
         warnings.filterwarnings("ignore", message)

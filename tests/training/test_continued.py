@@ -7,10 +7,12 @@ import lightning as L
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from timm.layers import DropPath
 
 import dgmn
-from dgmn.classification.data import ClassificationData
-from dgmn.classification.task import ClassificationTask
+from dgmn.classification import Augmentation, ClassificationData, ClassificationTask
+from dgmn.training.callbacks import DropPathSchedule
 from dgmn_cli import run
 
 from digits import RECIPE
@@ -97,6 +99,49 @@ def test_the_first_step_of_a_continued_run_has_the_rate_of_its_own_schedule(fit,
     continued = [rates.pop(0) for _ in range(10)][5:]
     fit("whole", "--trainer.max_epochs", "2")
     assert continued == pytest.approx(rates[5:])
+
+
+class Watched(ClassificationData):
+    """Notes the images that a training reads."""
+
+    def dataset(self, split):
+        found = super().dataset(split)
+        if split == "train":
+            read = found.__getitem__
+            noted = type("Noted", (type(found),), {"__getitem__": lambda _, i: self.seen.append(i) or read(i)})
+            found.__class__ = noted
+        return found
+
+
+@pytest.mark.parametrize("cut", [3, 8])
+@pytest.mark.parametrize("steps", [-1, 15])
+def test_a_run_that_was_cut_off_within_an_epoch_sees_its_other_images(few_digits, tmp_path, cut, steps):
+    """Three epochs of five steps; the run is ended in the first or the second, then continued."""
+    rates: list[float] = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            rates.append(max(part.drop_prob for part in task.modules() if isinstance(part, DropPath)))
+
+    def fit(steps: int, **path: str) -> tuple[list[int], L.Trainer]:
+        once = Augmentation(repeats=1)
+        data = Watched(few_digits, image_size=32, batch_size=20, num_workers=0, augmentation=once)
+        data.seen = []
+        options = {"logger": False, "default_root_dir": tmp_path, "use_distributed_sampler": False}
+        kept = ModelCheckpoint(tmp_path, filename="last")
+        trainer = L.Trainer(max_epochs=3, max_steps=steps, callbacks=[kept, DropPathSchedule(2), Rates()], **options)
+        task = ClassificationTask("resnet10t", 3, mixup=0, cutmix=0, model_args={"drop_path_rate": 0.1})
+        trainer.fit(task, data, weights_only=True, **path)
+        return data.seen, trainer
+
+    first, _ = fit(cut)
+    rest, trainer = fit(steps, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert [len(first), len(rest)] == [20 * cut, 300 - 20 * cut]
+    whole = first + rest
+    assert all(sorted(whole[i : i + 100]) == list(range(100)) for i in (0, 100, 200))
+    assert (trainer.global_step, trainer.current_epoch) == (15, 3)
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 15
+    assert rates == pytest.approx(10 * [0.0] + 5 * [0.1])
 
 
 def test_a_checkpoint_callback_of_the_user_does_not_decide_what_is_best(fit, tmp_path):

@@ -92,7 +92,7 @@ def test_repeated_augmentation_repeats(all_digits: Path) -> None:
     data.trainer = L.Trainer(logger=False, max_epochs=1)
     data.setup("fit")
     loader = data.train_dataloader()
-    indices = list(loader.sampler)
+    indices = list(loader.batch_sampler.sampler)
     assert len(indices) == 1079 // 256 * 256
     for i in range(0, 30, 3):
         assert indices[i] == indices[i + 1] == indices[i + 2]

@@ -39,6 +39,10 @@ class DropPathSchedule(L.Callback):
             say("DropPathSchedule: this network has no stochastic depth; give it a drop_path_rate")
 
     @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # Lightning does not, for the rest of an epoch
+
+    @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         on = trainer.current_epoch >= self.start_epoch
         for name, module in _drop_paths(pl_module):
@@ -359,6 +363,10 @@ class EpochSeed(L.Callback):
         if state_dict["seed"] != self.seed:
             say(f"continued with the seed of its start, {state_dict['seed']}, instead of {self.seed}")
         self.seed = state_dict["seed"]
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # Lightning does not, for the rest of an epoch
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -42,6 +42,20 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_k_models = {str(file): score}
 
 
+def reopen_epoch(checkpoint: dict[str, Any]) -> None:
+    """Lets a run go on within the epoch in which `max_steps` or `max_time` ended it.
+
+    Lightning counts that epoch as processed, and would leave out the rest of its steps or make them with the images of
+    the next epoch.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    cut = batches["current"]["ready"] > 0 and not batches["is_last_batch"]
+    if cut and epochs["current"]["processed"] == epochs["current"]["ready"]:
+        epochs["current"]["processed"] -= 1
+        epochs["total"]["processed"] -= 1
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its target and renames it, so that the target is always complete.
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, cast
 import lightning as L
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, Subset
 from typing_extensions import override
 
 from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
 from dgmn.report import DataReport, say
 from dgmn.training.callbacks import epoch_seed, run_seed
-from dgmn.training.sampling import GroupedBatches, StepSampler
+from dgmn.training.sampling import GroupedBatches, RestOfEpoch, StepSampler
 from dgmn_base.terminal import counted
 
 
@@ -169,10 +169,13 @@ class ImageData(L.LightningDataModule):
             images = counted(some, "image")
             raise InputError(f"data.batch_size {self.batch_size}: an epoch has only {images} per device{advice}")
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch, trainer.global_rank))
-        options: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": True}
+        batches: Any = BatchSampler(sampler, self.batch_size, drop_last=True)
         if groups is not None:
-            options = {"batch_sampler": GroupedBatches(sampler, groups, self.batch_size)}
-        return self._loader(dataset, generator=generator, **options)
+            batches = GroupedBatches(sampler, groups, self.batch_size)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if progress.current.ready and not progress.is_last_batch:  # of a run that was cut off within this epoch
+            batches = RestOfEpoch(batches, progress.current.ready)
+        return self._loader(dataset, generator=generator, batch_sampler=batches)
 
     def eval_loader(self, dataset: Dataset[Any], split: str) -> DataLoader[Any]:
         """A loader that gives every image of a split once, divided among the processes."""

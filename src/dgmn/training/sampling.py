@@ -1,7 +1,8 @@
 """Samplers that choose the images of an epoch and group them into batches."""
 
 from collections.abc import Hashable, Iterator, Sequence, Sized
-from typing import cast
+from itertools import islice
+from typing import Any, cast
 
 import torch
 from torch.utils.data import Sampler
@@ -39,6 +40,28 @@ class GroupedBatches(Sampler[list[int]]):
         rest = [index for batch in waiting.values() for index in batch]
         for start in range(0, len(rest) - self.batch_size + 1, self.batch_size):
             yield rest[start : start + self.batch_size]
+
+
+class RestOfEpoch(Sampler[list[int]]):
+    """Leaves out the batches of one epoch that a run has seen, where it was cut off; all other epochs are whole.
+
+    Args:
+        batches: makes the batches of an epoch; has a `sampler` that knows its epoch.
+        seen: the number of batches that were seen in the epoch in which the sampler is now.
+    """
+
+    def __init__(self, batches: Any, seen: int) -> None:
+        self.batches = batches
+        self.sampler = batches.sampler  # Lightning looks here for set_epoch
+        self.seen = seen
+        self.epoch = self.sampler.epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)  # Lightning counts the batches of a whole epoch
+
+    @override
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from islice(self.batches, self.seen if self.sampler.epoch == self.epoch else 0, None)
 
 
 class StepSampler(Sampler[int]):

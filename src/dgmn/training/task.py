@@ -22,6 +22,7 @@ from dgmn.images import stacked
 from dgmn.report import say
 from dgmn.training.averaging import AveragedWeights
 from dgmn.training.callbacks import FiniteTraining, StopEarly, WalkLengths, time_limit
+from dgmn.training.checkpoint import reopen_epoch
 from dgmn.training.class_weights import ClassWeights, check_class_weights, class_weight_tensor
 from dgmn.training.parameters import decay_groups, freeze_parts, layer_scales, multiplied
 from dgmn.training.pictures import keep
@@ -368,6 +369,7 @@ class Task(L.LightningModule):
             before = stored.get("training") or {}
             self.start = before.get("start", "weights that its checkpoint does not name")
             self._compare_trainings(before)
+            reopen_epoch(checkpoint)
             groups = _parameter_groups(checkpoint)
             here = self._groups()
             if groups and len(groups) != len(here):
