@@ -162,9 +162,12 @@ def test_settings_that_a_checkpoint_cannot_hold_as_they_are(fit, tmp_path):
 
 def test_a_network_for_one_size_of_images(fit, tmp_path):
     said = fit("run", "--model.model", "vit_tiny_patch16_224", "--model.model_args", "{depth: 1}", code=2)
-    assert "image_size 32: the network takes 224 x 224 only; give that as image_size, or build it for this size" in said
+    assert "image_size 32: the network does not take it (Input height (32) doesn't match model (224)" in said
+    assert "give its own size, as a rule 224, or build it for this size with img_size 32 in model_args" in said
+    said = fit("run", "--model.model", "mixer_s32_224", code=2)
+    assert "image_size 32: the network does not take it" in said
     model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
-    with pytest.raises(ValueError, match="image_size 96: the network takes 224 x 224 only"):
+    with pytest.raises(ValueError, match="image_size 96: the network does not take it"):
         dgmn.save(model, tmp_path / "shared", classes=["a", "b"], image_size=96)
     assert not (tmp_path / "shared").exists()
 

@@ -4,28 +4,39 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import timm
+import torch
 from torch import nn
 
 from dgmn.about import Preprocessing
-from dgmn.errors import InputError
+from dgmn.errors import InputError, first_line
 from dgmn.models.build import with_preprocessing
 from dgmn.models.features import check_name
 from dgmn.models.insert import insert_all
 
 
 def check_image_size(network: nn.Module, size: int) -> None:
-    """Compares the side of the images with the only one that a network takes, if it takes only one.
+    """Shows an image to a network that timm says is made for one size, since some take others and some do not.
 
     Raises:
-        InputError (a ValueError): they differ.
+        InputError (a ValueError): the network refuses the image.
     """
-    embed = getattr(network, "patch_embed", None)
-    only = getattr(embed, "img_size", None)
-    if only is not None and getattr(embed, "strict_img_size", False) and (size, size) != tuple(only):
+    config: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
+    if not config.get("fixed_input_size"):
+        return
+    first, modes = next(network.parameters()), [(part, part.training) for part in network.modules()]
+    channels, *own = config.get("input_size", (3, 224, 224))
+    image = torch.zeros((1, channels, size, size), dtype=first.dtype, device=first.device)
+    try:
+        with torch.no_grad():
+            network.eval()(image)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:  # every network has its own way to refuse
         raise InputError(
-            f"image_size {size}: the network takes {only[0]} x {only[1]} only; give that as image_size, or build it "
-            f"for this size with img_size {size} in model_args"
-        )
+            f"image_size {size}: the network does not take it ({first_line(error)}); give its own size, as a rule "
+            f"{own[0]}, or build it for this size with img_size {size} in model_args, where it has that"
+        ) from error
+    finally:
+        for part, training in modes:  # a frozen norm stays in eval mode, whatever the network's is
+            part.training = training
 
 
 def classifier(
