@@ -35,6 +35,7 @@ from dgmn.run_summary import facts_of, write_summary
 from dgmn.training.callbacks import BestTables, EpochSeed, LastEvaluation, ProgressLines
 from dgmn.training.checkpoint import AtomicCheckpointIO, BestCheckpoint
 from dgmn.training.class_paths import causes, explained, only_classes
+from dgmn.training.options import RunOptions
 from dgmn.training.task import Task, describe_run
 from dgmn_base.options import trusted_packages
 from dgmn_base.recipes import find_recipe, package_folder, read_recipe, with_recipes
@@ -156,6 +157,7 @@ class DgmnCLI(LightningCLI):
         callbacks = [
             *(given.get("callbacks") or []),
             EpochSeed(int(self._get(self.config, "seed_everything"))),
+            RunOptions({name: self._get(self.config, name).as_dict() for name in ("model", "data")}),
             LastEvaluation(),
             self._best_tables,
             self._best,

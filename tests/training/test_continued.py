@@ -172,6 +172,16 @@ def test_a_network_for_one_size_of_images(fit, tmp_path):
     assert not (tmp_path / "shared").exists()
 
 
+def test_a_continued_run_says_which_options_are_others(fit):
+    fit("run", "--trainer.max_epochs", "1", "--model.label_smoothing", "0.2")
+    said = fit("run", "--trainer.max_epochs", "2", "--ckpt_path", "last", "--data.crop_pct", "0.9")
+    assert "continued with model.label_smoothing 0.1 instead of 0.2\n" in said
+    assert "continued with data.crop_pct 0.9 instead of 1.0\n" in said
+    changes = [line for line in said.splitlines() if line.startswith("continued with ")]
+    assert len(changes) == 3, changes
+    assert "training steps" in "".join(changes)
+
+
 def test_patience_needs_validations(fit):
     said = fit("run", "--model.patience", "2", "--trainer.limit_val_batches", "0", code=2)
     assert "model.patience" in said
