@@ -122,10 +122,12 @@ CONTENDERS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "DGMN: DA+DW": (of_dgmn(sampling=False), 1),
     "DGMN: DA+DW+DS": (of_dgmn(), 1),
     "DGMN: DA+DW+DS, rate x 10": (of_dgmn(), 10),
+    "DGMN: DA+DW+DS, rate / 18": (of_dgmn(), 1 / 18),
     "DGMN2, nodes on the grid": (lambda: Blocks(walks=False), 1),
     "DGMN2, walks from zero": (lambda: Blocks(zero=True), 1),
     "DGMN2": (Blocks, 1),
     "DGMN2, walks from zero, rate x 10": (lambda: Blocks(zero=True), 10),
+    "DGMN2, rate x 18": (Blocks, 18),
     "DGMN2, rate x 10": (Blocks, 10),
 }
 

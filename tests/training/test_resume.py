@@ -20,12 +20,13 @@ EPOCHS = 4
 
 
 class KillInEpoch(L.Callback):
-    def __init__(self, epoch: int, number: int) -> None:
+    def __init__(self, epoch: int, number: int, rank: int = 0) -> None:
         self.epoch = epoch
         self.number = number
+        self.rank = rank
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
-        if trainer.current_epoch == self.epoch and trainer.fit_loop.batch_idx == 1 and trainer.is_global_zero:
+        if (trainer.current_epoch, trainer.fit_loop.batch_idx, trainer.global_rank) == (self.epoch, 1, self.rank):
             os.kill(os.getpid(), self.number)
 
 
