@@ -103,7 +103,8 @@ _NUCLEI = {"model.model": "mask_rcnn", "data.masks": "true", "model.num_classes"
 _NUCLEI |= {"data.batch_size": "4", "model.lr_batch": "4"}
 STUDIES = {
     "pretraining": Study(
-        *("CIFAR-10, 20,000 images, 20 epochs: the weights for fine-tuning", "classification/cifar10", "cifar10_25k", "val/top1"),
+        "CIFAR-10, 20,000 images, 20 epochs: the weights for fine-tuning",
+        *("classification/cifar10", "cifar10_25k", "val/top1"),
         *(1, (64, 64), {}, networks("model.model", OURS)),
     ),
     "cifar10": Study(
