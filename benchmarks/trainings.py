@@ -4,7 +4,7 @@ FOLDER holds `cifar10` (a folder per class), `cifar10_25k.npz`, `camvid` (in Cit
 (in COCO's). All networks of a study have the recipe of `dgmn fit` and the same numbers of epochs; what counts is the
 metric of the last epoch, so that no epoch is chosen on the images that are counted. Every training adds a row to the
 CSV; a stopped run goes on with what is missing. `--tables` writes the tables of docs/proof.md from the CSV, with the
-times of `training_steps.py`; `--picture` draws that of docs/detection.md.
+times of `training_steps.py`; `--pictures` draws those of docs/detection.md and docs/resnets.md.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import numpy as np
 import timm
 import torch
 import yaml
+from PIL import Image
 
 import dgmn
 from dgmn.complexity import count
@@ -31,13 +32,14 @@ from dgmn.detection.builders import BUILDERS as DETECTORS
 from dgmn.images import save_image, stacked
 from dgmn.layers import DGMN2Attention
 from dgmn.models.build import build_named
-from dgmn.pictures import side_by_side
+from dgmn.pictures import legend, side_by_side
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 
 from pages import RESULTS, ROOT, append_row, markdown, read_csv, row_facts, rows_of, write_table
 
 CSV, STEPS, PAGE = RESULTS / "trainings.csv", RESULTS / "training_steps_cpu.csv", ROOT / "docs/proof.md"
-PICTURE = ROOT / "docs/images/bccd_predictions.jpg"
+CELLS = ROOT / "docs/images/bccd_predictions.jpg"
+STREETS = ROOT / "docs/images/camvid_modules.png"
 OURS = "dgmn2_nano"
 # Of about its size: MobileNetV3 (convolutions) and MobileViTv2 (attention). Of about its compute: ConvNeXt and PVTv2.
 PEERS = ("mobilenetv3_small_100", "mobilevitv2_050", "convnext_zepto_rms", "pvt_v2_b0")
@@ -290,12 +292,25 @@ def tables(path: Path) -> str:
     return "\n".join([text for of in STUDIES if (text := table(of, rows))] + [about + "\n"])
 
 
-def picture(data: Path, work: Path) -> None:
+def draw_cells(data: Path, work: Path) -> None:
     """What two detectors, trained with seed 1, find in three validation images of blood cells."""
     images, names = sorted((data / "bccd/val2017").glob("*.jpg"))[:3], (OURS, "pvt_v2_b0")
     found = [dgmn.load(work / "runs" / f"bccd-{name}-1").predict(images, score=0.4) for name in names]
     rows = [dict(zip(names, (result.draw() for result in row), strict=True)) for row in zip(*found, strict=True)]
-    save_image(stacked([side_by_side(row, 480) for row in rows]), PICTURE)
+    save_image(stacked([side_by_side(row, 480) for row in rows]), CELLS)
+
+
+def draw_streets(data: Path, work: Path) -> None:
+    """The classes that the modules of the first paper, trained with seed 1, give to the pixels of three frames."""
+    frames = sorted((data / "camvid/leftImg8bit/val").glob("*/*"))
+    names = [name for name in STUDIES["modules"].contenders if "rate" not in name]
+    predictors = [dgmn.load(work / "runs" / f"modules-{name.replace(' ', '_')}-1") for name in names]
+    rows = []
+    for image in (frames[0], frames[len(frames) // 2], frames[-1]):
+        labels = [predictor.predict(image).labels for predictor in predictors]
+        painted = [Image.fromarray(np.array(predictors[0].painted_colors, np.uint8)[each]) for each in labels]
+        rows.append(side_by_side(dict(zip(names, painted, strict=True)), 300))
+    save_image(stacked([*rows, legend(predictors[0].names, predictors[0].painted_colors, rows[0].width)]), STREETS)
 
 
 def main() -> None:
@@ -310,7 +325,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/trainings"), help="where the runs lie")
     parser.add_argument("--out", type=Path, default=CSV)
     parser.add_argument("--tables", action="store_true", help="only write the tables")
-    parser.add_argument("--picture", action="store_true", help="only draw the picture, from the runs of --work")
+    parser.add_argument("--pictures", action="store_true", help="only draw the pictures, from the runs of --work")
     given = parser.parse_args()
     if given.tables:
         write_table(PAGE, Path(__file__).name, tables(given.out))
@@ -321,8 +336,9 @@ def main() -> None:
     if unknown := set(given.contenders or ()) - known:
         parser.error(f"--contenders: {', '.join(unknown)}: must be of {', '.join(known)}")
     work = given.work.resolve()
-    if given.picture:
-        picture(given.data, work)
+    if given.pictures:
+        draw_cells(given.data, work)
+        draw_streets(given.data, work)
         return
     work.mkdir(parents=True, exist_ok=True)
     done = {(row["study"], row["contender"], int(row["seed"])) for row in rows_of(given.out)}
