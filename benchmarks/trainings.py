@@ -310,7 +310,8 @@ def draw_streets(data: Path, work: Path) -> None:
         labels = [predictor.predict(image).labels for predictor in predictors]
         painted = [Image.fromarray(np.array(predictors[0].painted_colors, np.uint8)[each]) for each in labels]
         rows.append(side_by_side(dict(zip(names, painted, strict=True)), 300))
-    save_image(stacked([*rows, legend(predictors[0].names, predictors[0].painted_colors, rows[0].width)]), STREETS)
+    key = legend(predictors[0].names, predictors[0].painted_colors, rows[0].width)
+    save_image(stacked([*rows, key]).quantize(64), STREETS)  # few colours: a small file
 
 
 def main() -> None:
