@@ -311,7 +311,7 @@ def draw_streets(data: Path, work: Path) -> None:
         painted = [Image.fromarray(np.array(predictors[0].painted_colors, np.uint8)[each]) for each in labels]
         rows.append(side_by_side(dict(zip(names, painted, strict=True)), 300))
     key = legend(predictors[0].names, predictors[0].painted_colors, rows[0].width)
-    save_image(stacked([*rows, key]).quantize(64), STREETS)  # few colours: a small file
+    save_image(stacked([*rows, key]).quantize(256), STREETS)  # few colours: a small file
 
 
 def main() -> None:
