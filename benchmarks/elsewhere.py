@@ -12,7 +12,7 @@ import argparse
 import multiprocessing
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,10 @@ def convolutions(kind: type[nn.Conv2d] | type[DeformableConv2d], number: int) ->
     return nn.Sequential(*layers)
 
 
-def of_dgmn(affinity: bool = True, weights: bool = True, sampling: bool = True) -> Callable[[], nn.Module]:
-    return lambda: DGMN(CHANNELS, (1, 4, 8), 4 * weights, affinity, sampling)
+def of_dgmn(
+    affinity: bool = True, weights: bool = True, sampling: bool = True, rates: Sequence[int] = (1, 4, 8)
+) -> Callable[[], nn.Module]:
+    return lambda: DGMN(CHANNELS, rates, 4 * weights, affinity, sampling)
 
 
 # Name: the module, and the factor of the learning rate for the layers that predict walks or offsets.
@@ -123,6 +125,7 @@ CONTENDERS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "DGMN: DA+DW+DS": (of_dgmn(), 1),
     "DGMN: DA+DW+DS, rate x 10": (of_dgmn(), 10),
     "DGMN: DA+DW+DS, rate / 18": (of_dgmn(), 1 / 18),
+    "DGMN: DA+DW+DS, sampling rates 1, 1, 1": (of_dgmn(rates=(1, 1, 1)), 1),
     "DGMN2, nodes on the grid": (lambda: Blocks(walks=False), 1),
     "DGMN2, walks from zero": (lambda: Blocks(zero=True), 1),
     "DGMN2": (Blocks, 1),
@@ -235,18 +238,20 @@ def table(path: Path) -> str:
         *(f"{distance} ± {distance // 4} px away" for distance in distances),
         "mean walk",
     ]
-    cells = []
+    seeds = Counter((row["contender"], row["distance"]) for row in rows).values()
+    most, cells = max(seeds), []
     for name in CONTENDERS:
         own = [row for row in rows if row["contender"] == name]
         if not own:
             continue
         cells.append([name, f"{int(own[0]['parameters']):,}", own[0]["mmacs"]])
         for distance in distances:
-            cells[-1].append(spread([float(row["accuracy"]) for row in own if int(row["distance"]) == distance]))
+            scores = [float(row["accuracy"]) for row in own if int(row["distance"]) == distance]
+            few = f" ({len(scores)} of {most})" if 0 < len(scores) < most else ""
+            cells[-1].append(spread(scores) + few)
         lengths = [float(row["walk_after"]) for row in own if row["walk_after"]]
         cells[-1].append(f"{statistics.mean(lengths):.1f} px" if lengths else "")
-    seeds = Counter((row["contender"], row["distance"]) for row in rows).values()
-    counted = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+    counted = f"{most}" if min(seeds) == most else f"{min(seeds)} to {most}"
     made = {
         key: ", ".join(sorted({row[key] for row in rows})) for key in ("steps", "device", "torch", "commit", "date")
     }
