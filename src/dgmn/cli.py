@@ -234,8 +234,11 @@ class DgmnCLI(LightningCLI):
                 say(f"The last finished epoch is kept in {self.checkpoints}. Continue with --ckpt_path last")
             raise KeyboardInterrupt from None
         if not self.trainer.logged_metrics:
+            done = counted(self.trainer.current_epoch, "epoch")
             limits = "raise --trainer.max_epochs, or --trainer.max_time or --model.patience if they ended it"
-            say(f"Nothing to train: the run has done {counted(self.trainer.current_epoch, 'epoch')}; {limits}")
+            if 0 <= self.trainer.max_steps <= self.trainer.global_step:
+                done, limits = counted(self.trainer.global_step, "step"), "raise --trainer.max_steps, or leave it out"
+            say(f"Nothing to train: the run has done {done}; {limits}")
         elif self.trainer.is_global_zero:
             self._report(f"after {counted(self.trainer.current_epoch, 'epoch')}")
             best = self._best.best_model_score
@@ -415,6 +418,7 @@ def _quieten() -> None:
         r"LightningCLI's args parameter is intended.*",
         r"The dirpath has changed from .*",
         r".*ModelCheckpoint\(monitor='val/.*could not find the monitored key.*",  # before the first validation
+        r"Your `IterableDataset` has `__len__` defined.*",  # shards, of which every worker reads its own
         r"You're resuming from a checkpoint that ended before the epoch ended.*",  # see RestOfEpoch
         r".*`isinstance\(treespec, LeafSpec\)`.*",
     ):

@@ -66,7 +66,8 @@ def facts_of(
     root = getattr(data, "root", None)
     done, most = trainer.current_epoch, trainer.max_epochs or -1
     epochs = counted(done, "epoch") if most < 0 else f"{done} of {counted(most, 'epoch')}"
-    part = f"; continued after epoch {tables.first} from {trainer.ckpt_path}, this part" if tables.first else "; it"
+    where = f"within epoch {tables.first + 1}" if tables.seen else f"after epoch {tables.first}"
+    part = f"; continued {where} from {trainer.ckpt_path}, this part" if tables.first or tables.seen else "; it"
     facts = [
         ("Network", f"{task.network_args['model']}, a {network}"),
         ("Weights at the start", task.start or "random"),
@@ -162,9 +163,8 @@ def _chart(root: Path, curves: Mapping[str, list[Point]], metric: str, best: Poi
         return None
     from dgmn.pictures.curves import training_chart  # matplotlib takes a second
 
-    # An evaluation comes at the end of an epoch; the last epoch may be cut off.
-    step, epoch, _ = (curves.get(metric) or max(curves.values(), key=len))[0]
-    per_epoch = (step + 1) / (epoch + 1)
+    # Numbers within an epoch, and of one that was cut off, come before its last step.
+    per_epoch = max((step + 1) / (epoch + 1) for points in curves.values() for step, epoch, _ in points)
     over_epochs = {n: [((step + 1) / per_epoch, value) for step, _, value in points] for n, points in curves.items()}
     # Of a training with few steps an epoch, few or none are logged.
     trained = max(("train/loss", _EPOCH_LOSS), key=lambda name: len(curves.get(name, ())))

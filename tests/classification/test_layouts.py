@@ -8,13 +8,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from timm.data import ImageDataset
 
-from dgmn.classification import ClassificationData
+from dgmn.classification import ClassificationData, ClassificationTask
 from dgmn.errors import InputError
 from dgmn_cli import run
 
@@ -271,6 +273,27 @@ def test_readers_that_cannot_run(few_digits: Path, tmp_path: Path) -> None:
     write_shards(few_digits, tmp_path / "shards", 1)
     with pytest.raises(InputError, match=r"1 shard for .* 2 workers each: .*give --data.num_workers 1"):
         ClassificationData(tmp_path / "shards", reader="wds/", num_workers=3).setup("fit")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_evaluation_of_shards_has_every_image_once(few_digits: Path, tmp_path: Path, workers: int) -> None:
+    """41 images in one shard, which two workers cannot share; and in three, of which one worker gets two."""
+    pytest.importorskip("webdataset")
+    for shards in (1, 3):
+        folder = tmp_path / str(shards)
+        write_shards(few_digits, folder, shards)
+        data = ClassificationData(folder, reader="wds/", image_size=32, batch_size=4, num_workers=workers)
+        labels: list[int] = []
+
+        class Seen(ClassificationTask):
+            def validation_step(self, batch, batch_idx):
+                labels.extend(batch[1].tolist())  # noqa: B023 - called within this round
+                return super().validation_step(batch, batch_idx)
+
+        trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+        trainer.validate(Seen("resnet10t", num_classes=3), data, verbose=False)
+        assert Counter(labels) == {0: 14, 1: 14, 2: 13}
+        assert data.validation_images == 41
 
 
 @pytest.mark.slow

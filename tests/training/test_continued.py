@@ -12,6 +12,7 @@ from timm.layers import DropPath
 
 import dgmn
 from dgmn.classification import Augmentation, ClassificationData, ClassificationTask
+from dgmn.pictures import curves
 from dgmn.training.callbacks import DropPathSchedule
 from dgmn_cli import run
 
@@ -170,6 +171,26 @@ def test_a_network_for_one_size_of_images(fit, tmp_path):
     with pytest.raises(ValueError, match="image_size 96: the network does not take it"):
         dgmn.save(model, tmp_path / "shared", classes=["a", "b"], image_size=96)
     assert not (tmp_path / "shared").exists()
+
+
+def test_what_a_run_says_that_was_cut_off_within_an_epoch(fit, tmp_path, monkeypatch):
+    """Five steps an epoch; the chart's axis has the epochs that were trained."""
+    charts = []
+    draw = curves.training_chart
+    monkeypatch.setattr(curves, "training_chart", lambda *lines: charts.append(lines) or draw(*lines))
+    fit("run", "--trainer.max_steps", "3")
+    said = fit("run", "--trainer.max_steps", "3", "--ckpt_path", "last")
+    assert "Nothing to train: the run has done 3 steps; raise --trainer.max_steps, or leave it out" in said
+    halves = ("--data.batch_size", "10", "--trainer.accumulate_grad_batches", "2", "--ckpt_path", "last")
+    said = fit("run", "--trainer.max_epochs", "2", *halves, code=2)
+    assert "ended within epoch 1: it goes on with batch_size 20, not 10" in said
+    said = fit("run", "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    assert "goes on within epoch 1, after 3 batches of it\n" in said
+    assert "continued within epoch 1 from" in (tmp_path / "run/summary.md").read_text()
+    said = fit("run", "--trainer.max_epochs", "1", "--ckpt_path", "last", code=2)
+    assert "trainer.max_epochs is 1, but the run has done 2: give more to go on" in said
+    _, metrics, _ = charts[-1]
+    assert [epoch for epoch, _ in metrics["val/top1"]] == pytest.approx([0.6, 1.0, 2.0])
 
 
 def test_a_continued_run_says_which_options_are_others(fit):

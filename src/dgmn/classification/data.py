@@ -29,6 +29,7 @@ from dgmn.errors import InputError
 from dgmn.images import check_images, load_image
 from dgmn.pictures import captioned
 from dgmn.report import DataReport, alike, read_all, say
+from dgmn.training.checkpoint import seen_batches
 from dgmn.training.data import ImageData
 from dgmn_base.files import folders_in
 from dgmn_base.terminal import counted
@@ -326,6 +327,8 @@ class ClassificationData(ImageData):
         trainer = self._trainer()
         dataset, sampler = self._sets["train"], None
         if isinstance(dataset, Streamed):
+            if seen_batches(trainer):
+                say("a stream begins the epoch again: images that were seen come again, and others not")
             return self._stream(dataset, drop_last=True)
         if self.augmentation.repeats > 1:
             ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}

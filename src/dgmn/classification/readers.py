@@ -158,7 +158,7 @@ class Streamed(IterableDataset[Any]):
         images.set_loader_cfg(num_workers=workers)
         self.files = list(getattr(getattr(images.reader, "split_info", None), "filenames", ()) or ())
         shards = len(self.files)
-        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self._processes = processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         readers = processes * max(workers, 1)
         if 0 < shards < readers and (images.reader.is_training or processes > 1):
             each = f"{counted(processes, 'process')} with {counted(max(workers, 1), 'worker')} each"
@@ -167,8 +167,14 @@ class Streamed(IterableDataset[Any]):
                 f"give --data.num_workers {shards // processes}, or write more shards"
             )
 
+    @property
+    def exact(self) -> bool:
+        """Whether every image comes once: timm gives all processes, and the steps of a training, equally many."""
+        return not self.images.reader.is_training and self._processes == 1
+
     def __len__(self) -> int:
-        return len(self.images)
+        # timm's own number leaves out the rest that workers cannot share evenly.
+        return int(self.images.reader.num_samples) if self.exact else len(self.images)
 
     def __iter__(self) -> Any:
         return iter(self.images)
@@ -178,6 +184,10 @@ class StreamLoader(DataLoader[Any]):
     """Tells a streamed dataset its epoch, which Lightning tells samplers only."""
 
     epoch: Any = staticmethod(lambda: 0)
+
+    def __len__(self) -> int:
+        # Every worker may end with a batch that is not full; Lightning stops at this number, or where images end.
+        return super().__len__() + (max(self.num_workers - 1, 0) if cast(Streamed, self.dataset).exact else 0)
 
     @override
     def __iter__(self) -> Any:

@@ -18,6 +18,7 @@ from dgmn.errors import InputError
 from dgmn.layers import DGMN2Attention
 from dgmn.layers.dgmn import DGMNMessage
 from dgmn.report import say
+from dgmn.training.checkpoint import seen_batches
 from dgmn_base.terminal import LINE_EVERY, counted, duration
 
 
@@ -210,17 +211,18 @@ class BestTables(L.Callback):
         tables: the tables, see `Task.tables`.
         epoch: the epoch of that evaluation, counted from 0.
         first: the number of epochs that were done before; above 0 in a continued run.
+        seen: the batches of the next epoch that were seen before.
     """
 
     def __init__(self) -> None:
         self.tables: list[Any] = []
         self.epoch = 0
-        self.first = 0
+        self.first = self.seen = 0
         self._best: float | None = None
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.first = trainer.current_epoch
+        self.first, self.seen = trainer.current_epoch, seen_batches(trainer)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

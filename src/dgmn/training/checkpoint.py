@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -42,11 +43,14 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_k_models = {str(file): score}
 
 
-def reopen_epoch(checkpoint: dict[str, Any]) -> None:
+def reopen_epoch(checkpoint: dict[str, Any]) -> tuple[int, int]:
     """Lets a run go on within the epoch in which `max_steps` or `max_time` ended it.
 
     Lightning counts that epoch as processed, and would leave out the rest of its steps or make them with the images of
     the next epoch.
+
+    Returns:
+        The number of complete epochs, and how many batches of the next were seen.
     """
     loop = checkpoint["loops"]["fit_loop"]
     epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
@@ -54,6 +58,13 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     if cut and epochs["current"]["processed"] == epochs["current"]["ready"]:
         epochs["current"]["processed"] -= 1
         epochs["total"]["processed"] -= 1
+    return epochs["current"]["processed"], batches["current"]["ready"] if cut else 0
+
+
+def seen_batches(trainer: L.Trainer) -> int:
+    """The batches of this epoch that a run has seen before it was cut off."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return 0 if progress.is_last_batch else int(progress.current.ready)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -15,6 +15,7 @@ from dgmn.about import Preprocessing, about
 from dgmn.errors import InputError
 from dgmn.report import DataReport, say
 from dgmn.training.callbacks import epoch_seed, run_seed
+from dgmn.training.checkpoint import seen_batches
 from dgmn.training.sampling import GroupedBatches, RestOfEpoch, StepSampler
 from dgmn_base.terminal import counted
 
@@ -172,9 +173,8 @@ class ImageData(L.LightningDataModule):
         batches: Any = BatchSampler(sampler, self.batch_size, drop_last=True)
         if groups is not None:
             batches = GroupedBatches(sampler, groups, self.batch_size)
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        if progress.current.ready and not progress.is_last_batch:  # of a run that was cut off within this epoch
-            batches = RestOfEpoch(batches, progress.current.ready)
+        if seen := seen_batches(trainer):
+            batches = RestOfEpoch(batches, seen)
         return self._loader(dataset, generator=generator, batch_sampler=batches)
 
     def eval_loader(self, dataset: Dataset[Any], split: str) -> DataLoader[Any]:

@@ -368,8 +368,8 @@ class Task(L.LightningModule):
             expected["total_batch"] = self._total_batch()
             before = stored.get("training") or {}
             self.start = before.get("start", "weights that its checkpoint does not name")
+            self._go_on(before, *reopen_epoch(checkpoint))
             self._compare_trainings(before)
-            reopen_epoch(checkpoint)
             groups = _parameter_groups(checkpoint)
             here = self._groups()
             if groups and len(groups) != len(here):
@@ -405,7 +405,28 @@ class Task(L.LightningModule):
             "class_weights": self.class_weights,
         }
         size = {"steps": self.total_steps(), "images": data.training_images, "num_workers": data.num_workers}
+        size |= {"batch_size": data.batch_size, "devices": self.trainer.world_size}
         return {"kept": {**self._settings, **chosen}, **size, "root": str(getattr(data, "root", None))[:1000]}
+
+    def _go_on(self, before: Mapping[str, Any], epochs: int, batches: int) -> None:
+        """Says that a run goes on within an epoch.
+
+        Raises:
+            InputError: no epochs are left, or the batches have other sizes than those of the epoch that were seen.
+        """
+        most = self.trainer.max_epochs
+        if most is not None and 0 <= most < epochs:
+            raise InputError(f"trainer.max_epochs is {most}, but the run has done {epochs}: give more to go on")
+        if not batches:
+            return
+        now = self._training()
+        for name in ("batch_size", "devices"):
+            if before.get(name, now[name]) != now[name]:
+                raise InputError(
+                    f"the run was ended within epoch {epochs + 1}: it goes on with {name} {before[name]}, not "
+                    f"{now[name]}, or from a checkpoint of an epoch's end"
+                )
+        say(f"goes on within epoch {epochs + 1}, after {counted(batches, 'batch')} of it")
 
     def _compare_trainings(self, before: Mapping[str, Any]) -> None:
         """Refuses what a continued run would not do, and says what it does otherwise.
