@@ -89,7 +89,7 @@ def test_answers(arguments, expected, folder):
         (["validate-data", "-c", SCENES, "--data.rot=x"], "did you mean --data.root?"),
         (["predict", "none.jpg", "--ckpt_path", "x"], "none.jpg: no such file, folder or glob"),
         (["predict", "photo.jpg", "--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt: no such file"),
-        (["predict", "photo.jpg"], "give --ckpt_path FILE, a checkpoint of a run, or --model NAME"),
+        (["predict", "photo.jpg"], "give --ckpt_path FILE, a run's folder or checkpoint, or --model NAME"),
         (["predict", "photo.jpg", "--model", "dgmn2_tny"], "did you mean dgmn2_tiny?"),
         (["predict", "photo.jpg", "--model", "dgmn2_tiny", "--score", "0"], "--score is for detection"),
         (["predict", "photo.jpg", "--model", "dgmn2_tiny", "--pictrues", "x"], "did you mean --pictures?"),

@@ -18,7 +18,9 @@ def predict_command(arguments: list[str]) -> int:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs; - is standard input")
     parser.add_argument(
-        "--ckpt_path", metavar="FILE", help="checkpoint of a run, hf-hub:OWNER/NAME, or official weights with --model"
+        "--ckpt_path",
+        metavar="FILE",
+        help="a run's folder or checkpoint, an ONNX file, hf-hub:OWNER/NAME, or official weights with --model",
     )
     parser.add_argument(
         "--model",
@@ -107,10 +109,10 @@ def _check_predict(options: argparse.Namespace) -> None:
     for_images = next((f"--{name} is for images" for name in ("nodes", "labels", "submission") if name in folders), "")
     options.inputs = find_inputs(options.images, options.root, list(folders.values()), _left_out, for_images)
     if not (options.ckpt_path or options.model):
-        raise InputError("give --ckpt_path FILE, a checkpoint of a run, or --model NAME, a published model")
+        raise InputError("give --ckpt_path FILE, a run's folder or checkpoint, or --model NAME, a published model")
     checkpoint = None if (options.ckpt_path or "").startswith("hf-hub:") else options.ckpt_path
     if checkpoint and not Path(checkpoint).exists():
-        raise InputError(f"--ckpt_path {checkpoint}: no such file")
+        raise InputError(f"--ckpt_path {checkpoint}: no such file or folder")
     if options.model:
         check_task(options, find(options.model).task)
     if options.config:
