@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 image, 2 images, 1,000 classes, 3 categories."""
     if number != 1:
-        hissing = noun.endswith(("s", "x", "ch"))
+        hissing = noun.endswith(("s", "x", "tch"))
         noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if hissing else f"{noun}s"
     return f"{number:,} {noun}"
 
