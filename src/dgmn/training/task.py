@@ -368,8 +368,9 @@ class Task(L.LightningModule):
             expected["total_batch"] = self._total_batch()
             before = stored.get("training") or {}
             self.start = before.get("start", "weights that its checkpoint does not name")
-            self._go_on(before, *reopen_epoch(checkpoint))
-            self._compare_trainings(before)
+            now = self._training()
+            self._go_on(before, now, *reopen_epoch(checkpoint))
+            self._compare_trainings(before, now)
             groups = _parameter_groups(checkpoint)
             here = self._groups()
             if groups and len(groups) != len(here):
@@ -408,7 +409,7 @@ class Task(L.LightningModule):
         size |= {"batch_size": data.batch_size, "devices": self.trainer.world_size}
         return {"kept": {**self._settings, **chosen}, **size, "root": str(getattr(data, "root", None))[:1000]}
 
-    def _go_on(self, before: Mapping[str, Any], epochs: int, batches: int) -> None:
+    def _go_on(self, before: Mapping[str, Any], now: Mapping[str, Any], epochs: int, batches: int) -> None:
         """Says that a run goes on within an epoch.
 
         Raises:
@@ -419,7 +420,6 @@ class Task(L.LightningModule):
             raise InputError(f"trainer.max_epochs is {most}, but the run has done {epochs}: give more to go on")
         if not batches:
             return
-        now = self._training()
         for name in ("batch_size", "devices"):
             if before.get(name, now[name]) != now[name]:
                 raise InputError(
@@ -428,13 +428,13 @@ class Task(L.LightningModule):
                 )
         say(f"goes on within epoch {epochs + 1}, after {counted(batches, 'batch')} of it")
 
-    def _compare_trainings(self, before: Mapping[str, Any]) -> None:
+    @staticmethod
+    def _compare_trainings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Refuses what a continued run would not do, and says what it does otherwise.
 
         Raises:
             InputError: the optimiser or the schedule is another one; its state is that of the checkpoint.
         """
-        now = self._training()
         for name, value in now["kept"].items():
             then = (before.get("kept") or {}).get(name, value)
             if then != value:
