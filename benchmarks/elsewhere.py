@@ -26,7 +26,7 @@ from dgmn.complexity import count
 from dgmn.layers import DGMN, DGMN2Attention
 from dgmn.layers.context import DeformableConv2d, context_module
 
-from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of, write_table
+from pages import RESULTS, ROOT, append_row, markdown, row_facts, rows_of, spread, write_table
 
 SIDE = 32  # of an image, in pixels
 CHANNELS = 32
@@ -221,14 +221,8 @@ def row_of(name: str, distance: int, seed: int, steps: int, device: str) -> dict
     return trained(name, distance, seed, steps, device)[1]
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}" if values else ""
-
-
 def table(path: Path) -> str:
-    """Mean and standard deviation over the seeds, in Markdown."""
+    """Mean, and the lowest and the highest of the seeds, in Markdown."""
     rows = rows_of(path)
     distances = sorted({int(row["distance"]) for row in rows})
     titles = [
@@ -256,7 +250,7 @@ def table(path: Path) -> str:
         key: ", ".join(sorted({row[key] for row in rows})) for key in ("steps", "device", "torch", "commit", "date")
     }
     about = (
-        f"Accuracy in %, mean ± standard deviation of {counted} seeds; chance is 25 %. {made['steps']} steps; "
+        f"Accuracy in %, mean (lowest to highest) of {counted} trainings; chance is 25 %. {made['steps']} steps; "
         f"{made['device']}; {made['torch']}; commit {made['commit']}; {made['date']}."
     )
     return markdown(titles, cells) + "\n" + about + "\n"
@@ -281,7 +275,7 @@ def draw(path: Path, distance: int, steps: int) -> None:
             center[0, int(ys), int(xs)] = 0
             for layer, walks in enumerate(walks_of(model, image, center)):
                 nodes = (grid + walks).flatten(0, 1) + torch.tensor([ys, xs])
-                axis.scatter(nodes[:, 1], nodes[:, 0], s=9, c=("white", "magenta")[layer], label=f"block {layer + 1}")
+                axis.scatter(nodes[:, 1], nodes[:, 0], s=6, c=("cyan", "magenta")[layer], label=f"block {layer + 1}")
             axis.set(xlim=(-0.5, SIDE - 0.5), ylim=(SIDE - 0.5, -0.5), xticks=[], yticks=[])
             if column == 0:
                 axis.set_ylabel(when)

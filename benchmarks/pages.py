@@ -2,6 +2,7 @@
 
 import csv
 import os
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -74,6 +75,12 @@ def read_csv(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and the lowest and the highest."""
+    ends = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{ends}" if values else ""
 
 
 def publish(

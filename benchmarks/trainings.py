@@ -35,7 +35,7 @@ from dgmn.models.build import build_named
 from dgmn.pictures import legend, side_by_side
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 
-from pages import RESULTS, ROOT, append_row, markdown, read_csv, row_facts, rows_of, write_table
+from pages import RESULTS, ROOT, append_row, markdown, read_csv, row_facts, rows_of, spread, write_table
 
 CSV, STEPS, PAGE = RESULTS / "trainings.csv", RESULTS / "training_steps_cpu.csv", ROOT / "docs/proof.md"
 CELLS = ROOT / "docs/images/bccd_predictions.jpg"
@@ -142,7 +142,7 @@ STUDIES = {
         {**_DETECTOR, "model.model_args": _SMALL, **at_the_end(16)},
         {
             **networks("model.backbone", OURS, *PEERS),
-            "walks at 10 times the rate": {"model.backbone": OURS, **WALKS},
+            **forms("model.backbone"),
         },
     ),
     "nuclei": Study(
@@ -151,6 +151,7 @@ STUDIES = {
         {**_DETECTOR, **_NUCLEI, "model.model_args": _LITTLE, **at_the_end(40)},
         {
             **networks("model.backbone", OURS, *PEERS),
+            **forms("model.backbone"),
             "from CIFAR-10": {"model.backbone": OURS, "model.checkpoint": PRETRAINED},
         },
     ),
@@ -264,11 +265,10 @@ def table(of: str, rows: list[dict[str, str]]) -> str:
         walks = [[float(x) for x in row["walks"].split()] for row in own if row["walks"]]
         shown = " ".join(f"{statistics.mean(stage):.1f}" for stage in zip(*walks, strict=True))
         params, macs = cost(study, name)
-        spread = f"{statistics.mean(scores):.1f}" + (f" ({min(scores):.1f} to {max(scores):.1f})" if own[1:] else "")
         losses = [float(row["loss"]) for row in own if row["loss"]]
         loss = [f"{statistics.mean(losses):.3f}" if losses else ""] if kept else []
         step = [steps.get(name, "")] if steps else []
-        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", *step, str(len(own)), spread, *loss, shown])
+        cells.append([name, f"{params:.2f} M", f"{macs:.2f}", *step, str(len(own)), spread(scores), *loss, shown])
     title = f"{study.metric.split('/')[1]}, % (lowest to highest)"
     time, loss = ["ms a step"] if steps else [], ["training loss"] if kept else []
     header = ["network", "parameters", "GMACs", *time, "trainings", title, *loss, "walks, pixels of the map"]
