@@ -41,6 +41,7 @@ def test_run_learns_and_writes_its_folder(trained: Path, few_digits: Path, capsy
     out = capsys.readouterr().out
     top1 = float(next(line for line in out.splitlines() if line.startswith("test/top1")).split()[1])
     assert top1 > 0.8, out
+    assert "top5" not in out  # of three classes
 
 
 def test_predict_tables_json_pictures(
@@ -121,11 +122,12 @@ def test_other_classes_keep_the_backbone(
     assert "the checkpoint has other classes" in capsys.readouterr().out
 
 
-def test_any_torchvision_dataset_and_any_timm_model(tmp_path: Path) -> None:
-    fake = ["torchvision.datasets.FakeData", "size=40", "image_size=[3,40,40]", "num_classes=3"]
+def test_any_torchvision_dataset_and_any_timm_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = ["torchvision.datasets.FakeData", "size=40", "image_size=[3,40,40]", "num_classes=6"]
     more = [item for name in ("train", "val") for item in _dataset(name, fake)]
     more += ["--model.model", "resnet10t", "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
-    assert run(["fit", "-c", RECIPE, *SMALL, *more]) == 0
+    assert run(["fit", "-c", RECIPE, *SMALL, "--model.num_classes", "6", *more]) == 0
+    assert "val/top5" in capsys.readouterr().out
 
 
 def _dataset(name: str, fake: list[str]) -> list[str]:

@@ -88,12 +88,9 @@ class ClassificationTask(Task):
         self.mixup = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
         )
-        top5 = min(5, num_classes)
+        shares = {1, 5} if num_classes > 5 else {1}  # the best five of five classes are always right
         metrics = MetricCollection(
-            {
-                "top1": MulticlassAccuracy(num_classes, average="micro"),
-                "top5": MulticlassAccuracy(num_classes, top_k=top5, average="micro"),
-            }
+            {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in sorted(shares)}
         )
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
