@@ -99,7 +99,22 @@ def test_images_in_two_parts_are_noted(tmp_path):
     write(tmp_path / "train.txt", "0\n1\n2\n3\n")
     write(tmp_path / "val.txt", "2\n3\n")
     data = SegmentationData(tmp_path, images="images", masks="masks/{name}.png")
-    assert "2 images in train and in val: the metrics tell little then" in checked(data).notes
+    told = f"2 of the 2 images in val are also in train, such as {tmp_path / 'images/2.jpg'}; "
+    assert told + "the metrics are too good then" in checked(data).notes
+
+
+def test_copies_in_two_parts_are_noted(tmp_path):
+    """Also under other names; an image of another size or of the same size with other bytes is none."""
+    for part, numbers in {"train": (1, 2, 3), "val": (3, 4)}.items():
+        for i in numbers:
+            for name in ("a", "b"):
+                path = tmp_path / part / name / f"{part}_{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 20), (i, 0, ord(name))).save(path)
+    copy = tmp_path / "val/b/val_3.png"
+    copy.unlink()
+    told = f"1 of the 3 images in val is also in train: {tmp_path / 'val/a/val_3.png'}; the metrics are too good then"
+    assert checked(ClassificationData(tmp_path)).notes == [told]
 
 
 # ----------------------------------------------------------------------------------------------------- names of files
@@ -410,7 +425,7 @@ def test_the_part_for_the_test(tmp_path):
     report = checked(data)
     assert report.rows == [("cat", 1, 1, 0), ("dog", 1, 1, 1)]
     assert ["2.jpg: not an image" in problem for problem in report.problems] == [True]
-    assert report.notes == ["test: no image of the class cat"]
+    assert report.notes[3:] == ["test: no image of the class cat"]  # after those about equal images
     for part in ("train", "val", "test"):
         image(tmp_path / f"yolo/images/{part}/1.jpg")
         write(tmp_path / f"yolo/labels/{part}/1.txt", "nonsense\n" if part == "test" else "0 .5 .5 .5 .5\n")

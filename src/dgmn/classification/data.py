@@ -28,7 +28,7 @@ from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
 from dgmn.images import check_images, load_image
 from dgmn.pictures import captioned
-from dgmn.report import DataReport, alike, read_all, say
+from dgmn.report import DataReport, alike, in_several, read_all, say
 from dgmn.training.checkpoint import seen_batches
 from dgmn.training.data import ImageData
 from dgmn_base.files import folders_in
@@ -273,12 +273,14 @@ class ClassificationData(ImageData):
         splits = ("train", "val", "test") if self.has_test else ("train", "val")
         report.header = ("class", *(f"{split} images" for split in splits))
         counts: dict[str, dict[str, int]] = {}
+        paths: dict[str, set[Path]] = {}
         for split in splits:
             try:
                 dataset = self._files(split)
             except InputError as error:
                 report.problems.append(str(error))
                 continue
+            paths[split] = {Path(path) for path, _ in dataset.samples}
             tell = partial(progress, split, len(dataset))
             shown = {path for path, _ in dataset.samples[:: max(1, len(dataset) // 8)]} if split == "train" else set()
             for (path, label), _ in read_all(dataset.samples, _read, report.problems, tell):
@@ -286,7 +288,7 @@ class ClassificationData(ImageData):
                 counts.setdefault(name, dict.fromkeys(splits, 0))[split] += 1
                 if path in shown and len(report.samples) < 8:
                     report.samples.append(captioned(load_image(path), [name]))
-        report.notes += alike(counts)
+        report.notes += [*in_several(paths), *alike(counts)]
         for name, of in counts.items():
             report.rows.append((name, *of.values()))
             for split in (split for split, n in of.items() if n == 0):
