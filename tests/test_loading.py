@@ -189,6 +189,9 @@ def test_nodes(kind, load, photo):
     assert len(repr(nodes.maps[0])) < 400
     assert nodes.draw().size == nodes.draw(nodes.layers[-1]).size
     assert nodes.draw(nodes.layers[0]).tobytes() != nodes.draw().tobytes()
+    stages = nodes.select("stages")
+    for stage in range(4):  # as networks and as metrics name them
+        assert nodes.select(f"stage{stage + 1}")[-1] == nodes.select(stages[stage].partition(".blocks")[0])[-1]
     assert nodes._repr_png_().startswith(b"\x89PNG")
     middle = model.nodes(np.asarray(Image.open(photo).convert("RGB")))
     assert [n.receiver for n in middle] == [n.receiver for n in model.nodes(photo, at=(72, 48))]
@@ -378,7 +381,7 @@ def test_a_recipe_says_what_a_file_does_not(small_run, tmp_path, photo):
         ("nowhere.ckpt", r"nowhere\.ckpt: no such file"),
         ("runs/nowhere", r"runs/nowhere: no such file"),
         ("mask_rcnn_dgmn2_tny", r"no published model 'mask_rcnn_dgmn2_tny', did you mean mask_rcnn_dgmn2_tiny"),
-        ("", r"not a run's folder"),
+        ("", r"source must be a file, a folder or the name of a published model, got nothing"),
         ("{folder}", r"not a run's folder: it has neither checkpoints/best\.ckpt nor checkpoints/last\.ckpt"),
         ("{text}", r"text\.ckpt: damaged or not a PyTorch checkpoint"),
         ("{empty}", r"empty\.ckpt: no weights in it"),

@@ -85,7 +85,7 @@ def to_image(image: AnyImage) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
     raise InputError(
         "image must be a path, the bytes of a file, a PIL image, an array (H, W, 3) or a tensor (3, H, W), "
-        f"got {type(image).__name__}"
+        f"got {type(image).__name__}" + ("; give what its read() returns" if hasattr(image, "read") else "")
     )
 
 
@@ -100,7 +100,7 @@ def _from_tensor(image: Tensor) -> Image.Image:
     if image.is_floating_point():
         low, high = image.min().item(), image.max().item()
         if not (low >= 0 and high <= 1):
-            raise InputError(f"{wanted}, got numbers from {low:.3g} to {high:.3g}; give it without normalisation")
+            raise InputError(f"{wanted}, got numbers from {low:.6g} to {high:.6g}; give it without normalisation")
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise InputError(f"{wanted}, got {image.dtype}")
@@ -118,6 +118,8 @@ def load_image(path: str | os.PathLike[str], upright: bool = True) -> Image.Imag
         FileNotFoundError: there is no such file.
         InputError: the file is not an image, is truncated, or has more than `MAX_PIXELS` pixels; the message names it.
     """
+    if not os.fspath(path):
+        raise InputError("image: the path is empty")
     return _decoded(path, os.fspath(path), upright)
 
 

@@ -8,13 +8,14 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
+import timm
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dgmn.errors import InputError, first_line
 from dgmn.predictor import Predictor
-from dgmn.weights import Checkpoint, fetch, find, load_checkpoint
+from dgmn.weights import Checkpoint, ZooModel, fetch, find, load_checkpoint
 from dgmn.weights.shared import HUB, fetch_shared, in_folder, read_weights
 
 PREDICTORS = {
@@ -75,7 +76,7 @@ def load(
         network, description = read_onnx(path)
         return predictor_of(description["task"]).from_description(description, "cpu", network)
     if model is not None or path is None:
-        row = find(os.fspath(source) if model is None else model)
+        row = _published(os.fspath(source) if model is None else model)
         given = None if path is None else read_weights(path)
         own = None if given is None else given.description
         if own is not None and row.backbone not in (own["model"], own.get("backbone")):
@@ -88,6 +89,18 @@ def load(
         predictor = _described(checkpoint, recipe, trust_code, chosen)
     load_checkpoint(predictor.network, checkpoint)
     return predictor
+
+
+def _published(name: str) -> ZooModel:
+    try:
+        return find(name)
+    except InputError as error:
+        if isinstance(name, str) and timm.is_model(name):
+            raise InputError(
+                f"{name}: a network without published weights; give a file that describes itself, or the recipe that "
+                "it was trained with (-c, in Python recipe=)"
+            ) from error
+        raise
 
 
 def _described(
@@ -170,6 +183,9 @@ def _file(source: str | os.PathLike[str]) -> Path | None:
     """The file, or folder to share, that `source` means; None if it is the name of a published model."""
     if isinstance(source, str) and source.startswith(HUB):
         return fetch_shared(source)
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        got = "nothing" if source == "" else type(source).__name__
+        raise InputError(f"source must be a file, a folder or the name of a published model, got {got}")
     path = Path(source)
     if path.is_dir():
         return in_folder(path)

@@ -1,5 +1,6 @@
 """The nodes that a network samples for a position of an image (Fig. 5 of the paper)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,15 @@ from dgmn.ops.reference import counts, node_coordinates
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels of an image."""
+
+
+def stage_name(layer: str) -> str:
+    """The part of a network that a layer belongs to: "stage3" for "backbone.stages.2.blocks.1.attn"."""
+    stage = re.search(r"\bstages[._](\d+)", layer)
+    if stage:
+        return f"stage{int(stage[1]) + 1}"
+    part = re.search(r"\blayers?[._]?\d+", layer)
+    return part[0] if part else layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +92,11 @@ class SampledLayer:
         parts = self.layer.split(".")
         last = max((i for i, part in enumerate(parts) if part.isdigit()), default=0)
         return ".".join(parts[:last]).removesuffix(".blocks")
+
+    @property
+    def metric(self) -> str:
+        """The name of the stage in metrics: "stage3" of `walks/stage3`."""
+        return stage_name(self.layer)
 
     @property
     def covers(self) -> Box:

@@ -133,8 +133,8 @@ class Nodes(Drawable, Sequence[SampledNodes]):
         """The names of some layers.
 
         Args:
-            layers: the name of a layer or of a stage; None: the last layer; "all": all; "stages": the last layer of
-                every stage.
+            layers: the name of a layer, or of a stage, as in the network ("stages.2") or in metrics ("stage3"); None:
+                the last layer; "all": all; "stages": the last layer of every stage.
 
         Raises:
             InputError (a ValueError): there is no such layer.
@@ -146,10 +146,11 @@ class Nodes(Drawable, Sequence[SampledNodes]):
             return self.layers
         if layers == "stages":
             return tuple({stage: name for name, stage in stages.items()}.values())
-        chosen = tuple(name for name, stage in stages.items() if layers in (name, stage))
+        named = [each.layer for each in self.maps if layers in (each.layer, each.stage, each.metric)]
+        chosen = tuple(dict.fromkeys(named))
         if not chosen:
-            known = ", ".join(self.layers)
-            raise InputError(f"layer must be one that samples nodes, {known}, a stage, all or stages; got {layers!r}")
+            known = ", ".join(dict.fromkeys((*self.layers, *(each.metric for each in self.maps), "all", "stages")))
+            raise InputError(f"layer must be one of {known}; got {layers!r}")
         return chosen
 
     def draw(self, layer: str | None = None, arrows: bool = False, density: bool = False) -> Image.Image:
@@ -369,9 +370,12 @@ def _many(images: Any) -> Iterable[AnyImage] | None:
     """The given images; None if only one was given."""
     if isinstance(images, str | os.PathLike):
         path = Path(images)
+        if not os.fspath(images):
+            return None
         # Unlike Path's methods, these of os.path take what is no path, such as names that are too long.
         is_glob = not os.path.exists(path) and any(character in str(images) for character in "*?[")
         if path.suffix.lower() in VIDEOS and os.path.isfile(path):
             return frames(path)
         return find_images([images]) if os.path.isdir(path) or is_glob else None
-    return images if isinstance(images, list | tuple | Iterator) else None
+    # An open file is an iterator, too, of lines.
+    return images if isinstance(images, list | tuple | Iterator) and not hasattr(images, "read") else None

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from PIL import Image
@@ -66,20 +67,12 @@ def alike(names: Iterable[str]) -> list[str]:
 
 def in_several(parts: Mapping[str, Set[Path]]) -> list[str]:
     """A note for every two parts that share images: the same files, or copies."""
-    by_size: dict[int, list[tuple[str, Path]]] = {}
-    for part, paths in parts.items():
-        for path in paths:
-            if path.exists():
-                by_size.setdefault(path.stat().st_size, []).append((part, path))
-    # Only files of equal size are read.
-    maybe = [each for group in by_size.values() if len({part for part, _ in group}) > 1 for each in group]
-    contents: dict[str, dict[Path, bytes]] = {part: {} for part in parts}
-    for (part, path), digest in in_threads(_digest, maybe):
-        contents[part][path] = digest
+    groups = equal_files({path for paths in parts.values() for path in paths})
+    first = {path: group[0] for group in groups for path in group}
     notes = []
     for one, other in combinations(parts, 2):
-        known = {*contents[one].values()}
-        again = [path for path, digest in contents[other].items() if digest in known]
+        known = {first.get(path, path) for path in parts[one]}
+        again = [path for path in parts[other] if first.get(path, path) in known]
         if again:
             of = f"{len(again):,} of the {counted(len(parts[other]), 'image')} in {other}"
             shared = f"are also in {one}, such as {min(again)}" if len(again) > 1 else f"is also in {one}: {again[0]}"
@@ -87,8 +80,37 @@ def in_several(parts: Mapping[str, Set[Path]]) -> list[str]:
     return notes
 
 
-def _digest(item: tuple[str, Path]) -> bytes:
-    with item[1].open("rb") as file:
+def equal_files(paths: Iterable[Path]) -> list[list[Path]]:
+    """Groups of files that hold the same bytes. Only files of equal size and equal ends are read."""
+    groups = [sorted(paths)]
+    for key in (_size, _end, _digest):
+        flat = [(i, path) for i, group in enumerate(groups) for path in group]
+        alike: dict[tuple[int, Any], list[Path]] = {}
+        for (i, path), value in in_threads(partial(_key, key), flat):
+            alike.setdefault((i, value), []).append(path)
+        groups = [group for group in alike.values() if len(group) > 1]
+    return groups
+
+
+def _key(key: Callable[[Path], Any], item: tuple[int, Path]) -> Any:
+    try:
+        return key(item[1])
+    except OSError:
+        return item[1]  # what cannot be read equals nothing
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _end(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(_size(path) - 4096, 0))
+        return file.read()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

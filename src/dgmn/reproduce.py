@@ -7,6 +7,7 @@ from pathlib import Path
 from dgmn.report import say
 from dgmn.weights import fetch
 from dgmn.weights.shared import read_weights
+from dgmn_base.files import check_root
 from dgmn_base.paper import Entry
 from dgmn_base.paper.commands import AT_SCALES, scores
 from dgmn_base.paper.listing import write_csv
@@ -48,6 +49,7 @@ def reproduce(entry: Entry, options: argparse.Namespace, arguments: Sequence[str
     from dgmn.cli import evaluate
 
     arguments = list(arguments)
+    check_root(Path(arguments[arguments.index("--data.root") + 1]))  # before anything is fetched
     place = arguments.index("--model.checkpoint") + 1
     weights = Path(arguments[place] or fetch(entry.row.published))
     # Only networks that were trained or saved here describe themselves.

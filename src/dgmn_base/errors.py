@@ -1,6 +1,7 @@
 """The error that the command line shows as one line."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -29,6 +30,26 @@ def check_share(name: str, number: Any) -> None:
     """
     if not isinstance(number, Real) or not 0 <= float(number) <= 1:
         raise InputError(f"{name} must be in 0..1, got {number!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Checks that `value` is true or false: a text such as "false" would count as true.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, got {value!r}")
+
+
+def check_finite(name: str, number: Any) -> None:
+    """Checks that `number` is a finite number.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+        raise InputError(f"{name} must be a finite number, got {number!r}")
 
 
 def one_line(text: str) -> str:

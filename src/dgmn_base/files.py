@@ -63,6 +63,8 @@ def find_images(
     found: list[Path] = []
     for source in sources:
         path = Path(source)
+        if not os.fspath(source):  # `Path` takes it for the current folder
+            raise InputError("image: the path is empty")
         if path.is_dir():
             images = files_in(path, extensions, left_out)
             if not images:

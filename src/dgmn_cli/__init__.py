@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from itertools import pairwise
 
 from dgmn_base.errors import InputError, did_you_mean, one_line
 from dgmn_cli.networks import app_command, export_command, predict_command
@@ -154,6 +155,7 @@ def _message(error: Exception) -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    _check_empty(arguments)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -170,6 +172,19 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f", did you mean {_SYNONYMS[command]}?" if command in _SYNONYMS else ""
         raise InputError(f"no command {command!r}" + (hint or did_you_mean(command, known, f": {', '.join(known)}")))
     return _COMMANDS[command](arguments[1:])
+
+
+def _check_empty(arguments: Sequence[str]) -> None:
+    """Refuses empty values: as a path they would mean the current folder, and often a shell's variable is not set.
+
+    Raises:
+        InputError: there is one. Arguments of networks may be empty.
+    """
+    for before, argument in pairwise(arguments):
+        name, equals, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+        if equals and not value and "_args" not in name:
+            place = name if name.startswith("-") else f"after {name!r}"
+            raise InputError(f"{place}: an empty value; is a variable of the shell not set?")
 
 
 def _run_training(command: str, arguments: list[str]) -> int:

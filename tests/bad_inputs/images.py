@@ -295,8 +295,8 @@ NO_VIDEOS: dict[str, tuple[str, bytes]] = {
 
 def _in_a_dataset(name: str, content: Callable[[], bytes]) -> Callable[[World], list[str]]:
     def arguments(world: World) -> list[str]:
-        for place in ("train/a", "train/b", "val/a", "val/b"):
-            world.file(f"data/{place}/good.png", encoded("PNG"))
+        for i, place in enumerate(("train/a", "train/b", "val/a", "val/b")):
+            world.file(f"data/{place}/good.png", encoded("PNG", Image.new("RGB", (30, 40), (i, 0, 0))))
         world.file(f"data/train/b/{name}", content())
         return ["validate-data", "-c", "recipes/classification/digits.yaml", "--data.root", "data"]
 

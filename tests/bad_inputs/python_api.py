@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,13 @@ LAYERS: Calls = {
     "attention-map-number": (lambda world: DGMN2Attention(16, 2, 4), "map_size"),
     "attention-kernel-zero": (lambda world: DGMN2Attention(16, 2, (4, 4), kernel_size=0), "kernel_size"),
     "attention-position": (lambda world: DGMN2Attention(16, 2, (4, 4), rel_pos="x"), "rel_pos"),
-    "attention-drop-2": (lambda world: DGMN2Attention(16, 2, (4, 4), attn_drop=2.0), "attn_drop|dropout"),
+    "attention-drop-2": (lambda world: DGMN2Attention(16, 2, (4, 4), attn_drop=2.0), r"attn_drop must be in 0\.\.1"),
+    "attention-drop-all": (lambda world: DGMN2Attention(16, 2, (4, 4), attn_drop=1), "attn_drop must be below 1"),
+    "attention-proj-nan": (lambda world: DGMN2Attention(16, 2, (4, 4), proj_drop=NAN), r"proj_drop must be in 0\.\.1"),
+    "attention-x-array": (
+        lambda world: DGMN2Attention(16, 2, (4, 4))(np.zeros((1, 4, 4, 16))),
+        "x must be a tensor, got ndarray",
+    ),
     "attention-x-first": (lambda world: DGMN2Attention(16, 2, (4, 4))(torch.zeros(1, 16, 4, 4)), "x must|shape"),
     "block-heads-odd": (lambda world: DGMN2Block(16, 3, (4, 4)), "num_heads must divide dim = 16, got 3"),
     "block-ratio-zero": (lambda world: DGMN2Block(16, 2, (4, 4), mlp_ratio=0), "mlp_ratio"),
@@ -125,7 +132,17 @@ LAYERS: Calls = {
     "dgmn-channels-none": (lambda world: DGMN(None), "channels"),
     "dgmn-channels-text": (lambda world: DGMN("16"), "channels"),
     "dgmn-groups-odd": (lambda world: DGMN(16, groups=3), "groups must divide channels = 16, got 3"),
-    "dgmn-rates-empty": (lambda world: DGMN(16, sampling_rates=()), "sampling_rates must not be empty"),
+    "dgmn-rates-empty": (
+        lambda world: DGMN(16, sampling_rates=()),
+        "sampling_rates must be whole numbers, at least one",
+    ),
+    "dgmn-rates-number": (lambda world: DGMN(16, sampling_rates=3), "sampling_rates must be whole numbers"),
+    "dgmn-rates-huge": (lambda world: DGMN(16, sampling_rates=(10**9,)), "sampling_rates must be at most 1048576"),
+    "dgmn-sampling-text": (lambda world: DGMN(16, dynamic_sampling="false"), "dynamic_sampling must be True or False"),
+    "dgmn-affinity-none": (lambda world: DGMN(16, dynamic_affinity=None), "dynamic_affinity must be True or False"),
+    "dgmn-beta-nan": (lambda world: DGMN(16, initial_beta=NAN), "initial_beta must be a finite number, got nan"),
+    "dgmn-beta-text": (lambda world: DGMN(16, initial_beta="1"), "initial_beta must be a finite number, got '1'"),
+    "dgmn-x-array": (lambda world: DGMN(16)(np.zeros((1, 16, 4, 4))), "x must be a tensor, got ndarray"),
     "dgmn-rates-zero": (lambda world: DGMN(16, sampling_rates=(0,)), "sampling_rate"),
     "dgmn-rates-text": (lambda world: DGMN(16, sampling_rates="12"), "sampling_rate"),
     "dgmn-fusion": (lambda world: DGMN(16, fusion="x"), 'fusion must be "sum" or "concat"'),
@@ -193,7 +210,7 @@ NETWORKS: Calls = {
     "insert-gate-infinite": (insert("stages.3", gate=float("inf")), "gate must be a finite number"),
     "insert-size-text": (insert("stages.3", size="large"), "size must be the height and width"),
     "insert-size-float": (insert("stages.3", size=(64.0, 64.0)), "size must be a whole number"),
-    "insert-rates-none": (insert("stages.3", sampling_rates=()), "sampling_rates must not be empty"),
+    "insert-rates-none": (insert("stages.3", sampling_rates=()), "sampling_rates must be whole numbers, at least one"),
     "insert-channels": (insert("stages.3", channels=3), "channels"),
     "places-text": (lambda world: dgmn.places("dgmn2_nano"), "network must be a torch.nn.Module"),
     "places-size": (lambda world: dgmn.places(nano(), size=(1, 0)), "size must be a whole number"),
@@ -249,7 +266,9 @@ IMAGES: dict[str, tuple[Any, str]] = {
     "dict": ({"image": "x.png"}, "image must be a path"),
     "missing": ("x.png", r"x\.png"),
     "zero-byte": ("x\0.png", "image|null"),
-    "empty-path": ("", "no images|No such file"),
+    "empty-path": ("", "image: the path is empty"),
+    "open-file": (BytesIO(b"x"), r"got BytesIO; give what its read\(\) returns"),
+    "above-1": (torch.full((3, 8, 8), 1.0001), r"numbers from 1\.0001 to 1\.0001"),
     "address": ("https://example.org/x.png", r"example\.org/x\.png"),
     "empty-bytes": (b"", "not an image of a known format"),
     "channels-first": (np.zeros((3, 8, 8), np.uint8), r"an array must be \(H, W, 3\)"),
@@ -296,8 +315,21 @@ PREDICTION: Calls = {
     "point-number": (lambda world: predictor(world).nodes(NOISE, 3), "at must"),
     "point-three": (lambda world: predictor(world).nodes(NOISE, (1, 2, 3)), "at must"),
     "layer-unknown": (lambda world: predictor(world).nodes(NOISE).draw("nowhere"), "nowhere"),
-    "load-none": (lambda world: dgmn.load(None), "source|str, bytes or os.PathLike"),
-    "load-number": (lambda world: dgmn.load(3), "source|str, bytes or os.PathLike"),
+    "scales-list": (
+        lambda world: predictor(world, "segmenter").predict(NOISE, multi_scale=[0.5]),
+        "multi_scale must be",
+    ),
+    "probabilities-text": (
+        lambda world: predictor(world, "segmenter").predict(NOISE, probabilities="no"),
+        "probabilities must be True or False",
+    ),
+    "load-none": (lambda world: dgmn.load(None), "source must be a file, .* got NoneType"),
+    "load-number": (lambda world: dgmn.load(3), "source must be a file, .* got int"),
+    "load-empty": (lambda world: dgmn.load(""), "source must be a file, .* got nothing"),
+    "load-network-without-weights": (
+        lambda world: dgmn.load(world.checkpoint("classifier"), model="dgmn2_nano"),
+        "dgmn2_nano: a network without published weights",
+    ),
     "load-missing": (lambda world: dgmn.load("x.ckpt"), r"x\.ckpt: no such file"),
     "load-zero-byte": (lambda world: dgmn.load("x\0.ckpt"), "null byte|no such file"),
     "load-long-name": (lambda world: dgmn.load("x" * 5000), "File name too long|no published model"),
@@ -310,6 +342,7 @@ PREDICTION: Calls = {
     "load-recipe": (lambda world: dgmn.load(world.checkpoint("classifier"), recipe="x.yaml"), "no such recipe"),
     "checkpoint-none": (lambda world: read_checkpoint(None), "path|str, bytes or os.PathLike"),
     "checkpoint-missing": (lambda world: read_checkpoint("x.pth"), r"checkpoint x\.pth: no such file"),
+    "checkpoint-a-dict": (lambda world: dgmn.load_checkpoint(nano(), {}), "path must be a path or .* got dict"),
     "checkpoint-model-none": (
         lambda world: dgmn.load_checkpoint(None, world.checkpoint("classifier")),
         "model must be",

@@ -23,11 +23,11 @@ from digits import RECIPE
 def fit(few_digits, tmp_path, capsys):
     """Trains in a folder below `tmp_path`, expects the exit code, and returns all that was said."""
 
-    def train(folder: str, *more: str, code: int = 0) -> str:
+    def train(folder: str, *more: str, code: int = 0, command: str = "fit") -> str:
         few = ["--model.num_classes", "3", "--data.batch_size", "20", "--data.num_workers", "0"]
         model = ["--model.model", "resnet10t", "--model.mixup", "0", "--model.cutmix", "0"]
         place = ["--data.root", str(few_digits), "--trainer.default_root_dir", str(tmp_path / folder)]
-        assert run(["fit", "-c", RECIPE, *place, *few, *model, *more]) == code
+        assert run([command, "-c", RECIPE, *place, *few, *model, *more]) == code
         said = capsys.readouterr()
         return said.out + said.err
 
@@ -201,6 +201,10 @@ def test_a_continued_run_says_which_options_are_others(fit):
     changes = [line for line in said.splitlines() if line.startswith("continued with ")]
     assert len(changes) == 3, changes
     assert "training steps" in "".join(changes)
+    assert "continued" not in fit("run", "--ckpt_path", "last", "--data.crop_pct", "0.8", command="validate")
+    other = ["--model.model", "resnet18", "--model.optimizer.init_args.lr", "1"]
+    said = fit("run", "--trainer.max_epochs", "3", "--ckpt_path", "last", *other, code=2)
+    assert "the checkpoint was trained with model resnet10t, but here it is resnet18" in said
 
 
 def test_patience_needs_validations(fit):

@@ -88,6 +88,22 @@ def test_one_frozen_part_and_random_weights_are_told(
     assert "random weights" not in out
 
 
+def test_what_is_frozen_in_vain_is_told(few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A learning rate for frozen weights, and a module that was inserted with a gate of 0."""
+    inserted = "{insert: {places: stages.1, module: dgmn, gate: 0.0, sampling_rates: [1]}}"
+    small = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1", "--model.model_args", inserted]
+    rates = ["--model.lr_multipliers", "{walks: 10.0, head: 2.0}"]
+    assert run(["fit", *arguments(few_digits, tmp_path / "first", *small, *rates, "--model.freeze", "stages")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("model.lr_multipliers: walks has no effect, all such parameters are frozen") == 1
+    assert out.count("model.freeze: freezes stages.1.module with a gate of 0") == 1
+    assert "head has no effect" not in out
+    assert run(["fit", *arguments(few_digits, tmp_path / "second", *small, *rates, "--model.freeze", "stem")]) == 0
+    out = capsys.readouterr().out
+    assert "no effect" not in out
+    assert "gate" not in out
+
+
 # ------------------------------------------------------------------------------------------------ layer-wise rates
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dgmn.about import Preprocessing
-from dgmn.errors import InputError, first_line
+from dgmn.errors import InputError, check_number, first_line
 from dgmn.models.build import with_preprocessing
 from dgmn.models.features import check_name
 from dgmn.models.insert import insert_all
@@ -58,8 +58,7 @@ def classifier(
         InputError (a ValueError): the network or an argument does not exist, or there are fewer than two classes.
     """
     check_name(model, "model.model")
-    if not isinstance(num_classes, int) or num_classes < 2:
-        raise InputError(f"model.num_classes must be at least 2, got {num_classes}")
+    check_number("model.num_classes", num_classes, at_least=2)
     args = dict(model_args or {})
     inserted = args.pop("insert", None)
     if preprocessing is not None:

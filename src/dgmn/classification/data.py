@@ -1,7 +1,7 @@
 """Images in folders of classes or a CSV file, any torchvision dataset, or one of timm's readers."""
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from dgmn.classification.transforms import eval_transform
 from dgmn.errors import InputError
 from dgmn.images import check_images, load_image
 from dgmn.pictures import captioned
-from dgmn.report import DataReport, alike, in_several, read_all, say
+from dgmn.report import DataReport, alike, equal_files, in_several, read_all, say
 from dgmn.training.checkpoint import seen_batches
 from dgmn.training.data import ImageData
 from dgmn_base.files import folders_in
@@ -274,13 +274,16 @@ class ClassificationData(ImageData):
         report.header = ("class", *(f"{split} images" for split in splits))
         counts: dict[str, dict[str, int]] = {}
         paths: dict[str, set[Path]] = {}
+        classes: dict[Path, str] = {}
         for split in splits:
             try:
                 dataset = self._files(split)
             except InputError as error:
                 report.problems.append(str(error))
                 continue
-            paths[split] = {Path(path) for path, _ in dataset.samples}
+            own = {Path(path): dataset.classes[label] for path, label in dataset.samples}
+            classes |= own
+            paths[split] = {*own}
             tell = partial(progress, split, len(dataset))
             shown = {path for path, _ in dataset.samples[:: max(1, len(dataset) // 8)]} if split == "train" else set()
             for (path, label), _ in read_all(dataset.samples, _read, report.problems, tell):
@@ -288,6 +291,7 @@ class ClassificationData(ImageData):
                 counts.setdefault(name, dict.fromkeys(splits, 0))[split] += 1
                 if path in shown and len(report.samples) < 8:
                     report.samples.append(captioned(load_image(path), [name]))
+        report.problems += _in_two_classes(classes)
         report.notes += [*in_several(paths), *alike(counts)]
         for name, of in counts.items():
             report.rows.append((name, *of.values()))
@@ -362,6 +366,16 @@ class ClassificationData(ImageData):
         trainer = self._trainer()
         loader.epoch = lambda: trainer.fit_loop.epoch_progress.current.processed
         return loader
+
+
+def _in_two_classes(classes: Mapping[Path, str]) -> list[str]:
+    """A problem for every image that is in several classes, under several names."""
+    groups = [{classes[path]: path for path in group} for group in equal_files(classes)]
+    return [
+        f"{', '.join(map(str, group.values()))}: the same image, but of the classes {', '.join(group)}"
+        for group in groups
+        if len(group) > 1
+    ]
 
 
 def _read(sample: tuple[str, int]) -> None:

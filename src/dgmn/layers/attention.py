@@ -136,6 +136,9 @@ class DGMN2Attention(nn.Module):
         for name, number in {"dim": dim, "num_heads": num_heads, "kernel_size": kernel_size}.items():
             check_number(name, number)
         check_share("attn_drop", attn_drop)
+        if attn_drop == 1:
+            raise ValueError("attn_drop must be below 1: with 1, nothing would be left")
+        check_share("proj_drop", proj_drop)
         if dim % num_heads:
             raise ValueError(f"num_heads must divide dim = {dim}, got {num_heads}")
         dd = {"device": device, "dtype": dtype}
@@ -188,6 +191,8 @@ class DGMN2Attention(nn.Module):
         """The messages, added to `residual` if it is given."""
         if not is_symbolic(x):  # torch.fx knows no shapes
             channels = self.num_heads * self.head_dim
+            if not isinstance(x, Tensor):
+                raise TypeError(f"x must be a tensor, got {type(x).__name__}")
             if x.dim() != 4 or x.shape[-1] != channels:
                 raise ValueError(f"x must have the shape (B, H, W, {channels}), got {tuple(x.shape)}")
             if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):

@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dgmn.errors import check_number
+from dgmn.errors import check_finite, check_flag, check_number
 from dgmn.ops import sampled_aggregate
+from dgmn.ops.library import MAX_DILATION
 from dgmn.ops.linear import linear
 from dgmn.ops.precision import PreciseConv2d, compute_dtype, without_autocast
 from dgmn.ops.tracing import channels_last, opaque
@@ -254,14 +255,19 @@ class DGMN(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        sampling_rates = tuple(sampling_rates)
         check_number("channels", channels)
         check_number("steps", steps)
         check_number("groups", groups, at_least=0)
-        if not sampling_rates:
-            raise ValueError("sampling_rates must not be empty")
+        check_flag("dynamic_affinity", dynamic_affinity)
+        check_flag("dynamic_sampling", dynamic_sampling)
+        check_finite("initial_beta", initial_beta)
+        if not isinstance(sampling_rates, Sequence) or not sampling_rates:
+            raise ValueError(f"sampling_rates must be whole numbers, at least one, got {sampling_rates!r}")
+        sampling_rates = tuple(sampling_rates)
         for rate in sampling_rates:
             check_number("sampling_rates", rate)
+            if rate > MAX_DILATION:
+                raise ValueError(f"sampling_rates must be at most {MAX_DILATION}, got {rate}")
         if groups and channels % groups:
             raise ValueError(f"groups must divide channels = {channels}, got {groups}")
         if fusion not in ("sum", "concat"):
@@ -300,6 +306,8 @@ class DGMN(nn.Module):
             nn.init.constant_(beta, self.initial_beta)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dim() != 4 or x.shape[1] != self.channels or 0 in x.shape[2:]:
             wanted = f"(B, {self.channels}, H, W), neither H nor W zero"
             raise ValueError(f"x must have the shape {wanted}, got {tuple(x.shape)}")

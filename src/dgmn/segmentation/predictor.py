@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
 
 from dgmn.about import Preprocessing
+from dgmn.errors import check_flag
 from dgmn.images import AnyImage, stacked
 from dgmn.models.build import build_named
 from dgmn.nodes import Point, SampledLayer, node_maps
@@ -181,6 +182,8 @@ class SegmentationPredictor(Predictor):
             on_error: is told of an image that cannot be read, and why; None raises the error.
             progress: is told how many images are done.
         """
+        check_flag("probabilities", probabilities)
+        check_flag("multi_scale", multi_scale)
         inference = replace(self.inference, scales=PAPER_SCALES, flip=True) if multi_scale else self.inference
         predict = partial(self._predict, inference, probabilities)
         return run(predict, images, batch_size, self.batch_size, on_error, progress)

@@ -1,7 +1,6 @@
 """Callbacks of training runs: every run has some, and recipes can name others."""
 
 import random
-import re
 import time
 from functools import partial
 from typing import Any, cast
@@ -17,6 +16,7 @@ from typing_extensions import override
 from dgmn.errors import InputError
 from dgmn.layers import DGMN2Attention
 from dgmn.layers.dgmn import DGMNMessage
+from dgmn.nodes import stage_name
 from dgmn.report import say
 from dgmn.training.checkpoint import seen_batches
 from dgmn_base.terminal import LINE_EVERY, counted, duration
@@ -125,9 +125,10 @@ class FiniteTraining(L.Callback):
 def _diverged(trainer: L.Trainer, what: str) -> InputError:
     if trainer.state.fn != TrainerFn.FITTING:
         return InputError(f"{what}: take the weights of an earlier epoch, or another --trainer.precision")
-    rate = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    # That of the schedule's peak: the rate of the moment may be 0 at its end.
+    rate = max(g.get("initial_lr", g["lr"]) for optimizer in trainer.optimizers for g in optimizer.param_groups)
     return InputError(
-        f"{what} (epoch {trainer.current_epoch}, step {trainer.global_step}): try a lower learning rate (it is "
+        f"{what} (epoch {trainer.current_epoch + 1}, step {trainer.global_step}): try a lower learning rate (it is "
         f"{rate:g}), --trainer.gradient_clip_val 1.0, or --trainer.precision 32-true; checkpoints of earlier epochs "
         "stay as they are"
     )
@@ -159,7 +160,7 @@ class WalkLengths(L.Callback):
             return
         for name, module in pl_module.named_modules():
             if isinstance(module, DGMN2Attention | DGMNMessage):
-                watch = partial(self._see, _stage(name))
+                watch = partial(self._see, stage_name(name))
                 self._handles.append(module.register_forward_pre_hook(watch))
 
     def _see(self, stage: str, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -182,15 +183,6 @@ class WalkLengths(L.Callback):
         for stage, lengths in self._lengths.items():
             pl_module.log(f"walks/{stage}", torch.stack(lengths).mean(), batch_size=1, sync_dist=True)
         self._handles, self._lengths = [], {}
-
-
-def _stage(name: str) -> str:
-    """The part of a network that a layer belongs to: "stage3" for "backbone.stages.2.blocks.1.attn"."""
-    stage = re.search(r"\bstages[._](\d+)", name)
-    if stage:
-        return f"stage{int(stage[1]) + 1}"
-    part = re.search(r"\blayers?[._]?\d+", name)
-    return part[0] if part else name
 
 
 class LastEvaluation(L.Callback):

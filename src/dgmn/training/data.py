@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 from typing_extensions import override
 
 from dgmn.about import Preprocessing, about
-from dgmn.errors import InputError
+from dgmn.errors import InputError, check_number
 from dgmn.report import DataReport, say
 from dgmn.training.callbacks import epoch_seed, run_seed
 from dgmn.training.checkpoint import seen_batches
@@ -43,8 +43,7 @@ class ImageData(L.LightningDataModule):
         for name, (number, least) in numbers.items():
             if number is None and name == "epoch_steps":
                 continue
-            if number is None or number < least:
-                raise InputError(f"data.{name} must be at least {least}, got {number}")
+            check_number(f"data.{name}", number, least)
         self.batch_size = batch_size
         self.num_workers = min(num_workers, _cores())  # more would only wait, and PyTorch warns of them
         self.epoch_steps = epoch_steps

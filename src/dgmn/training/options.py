@@ -19,6 +19,11 @@ class RunOptions(L.Callback):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = dict(_flat(options))
+        self._continues = False
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._continues = stage == "fit"
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -27,7 +32,7 @@ class RunOptions(L.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before = state_dict.get("options")
-        if not isinstance(before, dict):  # a file may hold anything
+        if not self._continues or not isinstance(before, dict):  # a file may hold anything
             return
         for name, now in self.options.items():
             then = before.get(name, now)

@@ -61,6 +61,22 @@ def freeze_parts(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]
     return list(norms.values())
 
 
+def frozen_in_vain(network: nn.Module, multipliers: Mapping[str, float]) -> list[str]:
+    """A line for everything that has no effect because it is frozen: learning rates, and inserted modules at 0."""
+    parameters = dict(network.named_parameters())
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    lines = [
+        f"model.lr_multipliers: {key} has no effect, all such parameters are frozen"
+        for key in multipliers
+        if not any(key in name for name in trained)
+    ]
+    gates = {name: gate for name, gate in parameters.items() if name.endswith(".inserted_gate")}
+    closed = [name.rpartition(".")[0] for name, gate in gates.items() if not gate.requires_grad and not gate.any()]
+    if closed:
+        lines.append(f"model.freeze: freezes {closed[0]} with a gate of 0: it was inserted, but will never do anything")
+    return lines
+
+
 def _inside(parts: Sequence[str], name: str) -> bool:
     """Whether a part with this name is one that a pattern names, or is inside of one."""
     return _fitting(parts, name) == len(parts)

@@ -24,7 +24,7 @@ from dgmn.training.averaging import AveragedWeights
 from dgmn.training.callbacks import FiniteTraining, StopEarly, WalkLengths, time_limit
 from dgmn.training.checkpoint import reopen_epoch
 from dgmn.training.class_weights import ClassWeights, check_class_weights, class_weight_tensor
-from dgmn.training.parameters import decay_groups, freeze_parts, layer_scales, multiplied
+from dgmn.training.parameters import decay_groups, freeze_parts, frozen_in_vain, layer_scales, multiplied
 from dgmn.training.pictures import keep
 from dgmn.training.schedules import advance, fingerprint
 from dgmn.training.start import start_from
@@ -214,6 +214,8 @@ class Task(L.LightningModule):
                 f"model.freeze: {', '.join(self.frozen)} will keep random weights: to start from trained ones, give "
                 "--model.checkpoint FILE or --model.model_args.pretrained true"
             )
+        for line in frozen_in_vain(self.model, self.lr_multipliers):
+            say(line)
         if self._weights is not None:
             self._weights = self._weights.to(self.device)
 
@@ -363,9 +365,11 @@ class Task(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("dgmn", {})
         expected = {**self.network_args, "classes": self.trainer.datamodule.describe().get("classes")}
+        normalisation = about(self.model).preprocessing.to_values()
+        was = stored.get("preprocessing") or {}
+        expected |= {key: normalisation[key] for key in ("mean", "std")}
+        _check_equal({**stored, **{key: was.get(key) for key in ("mean", "std")}}, expected)
         if self.trainer.state.fn == TrainerFn.FITTING:
-            # The schedule, the number of steps and the learning rate depend on this batch.
-            expected["total_batch"] = self._total_batch()
             before = stored.get("training") or {}
             self.start = before.get("start", "weights that its checkpoint does not name")
             now = self._training()
@@ -378,21 +382,14 @@ class Task(L.LightningModule):
                     f"the checkpoint has {len(groups)} groups of parameters, but here there are {len(here)}: "
                     "decay_norms_and_biases, lr_multipliers, freeze or layer_decay are not those of its training"
                 )
+            # The schedule, the number of steps and the learning rate depend on this batch. On another number of
+            # devices, it is the product that must stay.
+            advice = ": change batch_size or accumulate_grad_batches, devices count, too"
+            _check_equal(stored, {"total_batch": self._total_batch()}, advice)
         else:
             then, here = stored.get("image_size"), self.trainer.datamodule.describe().get("image_size")
             if then is not None and here is not None and then != here:
                 say(f"trained at {then} x {then} pixels, evaluated at {here} x {here}: give --data.image_size {then}")
-        normalisation = about(self.model).preprocessing.to_values()
-        was = stored.get("preprocessing") or {}
-        pairs = [(key, stored.get(key), here) for key, here in expected.items()]
-        pairs += [(key, was.get(key), normalisation[key]) for key in ("mean", "std")]
-        for key, then, here in pairs:
-            if then is not None and here is not None and then != here:
-                # On another number of devices, it is the product that must stay.
-                advice = (
-                    ": change batch_size or accumulate_grad_batches, devices count, too" if key == "total_batch" else ""
-                )
-                raise InputError(f"the checkpoint was trained with {key} {then}, but here it is {here}{advice}")
 
     def _training(self) -> dict[str, Any]:
         """What a continued run needs to be the same, as plain values."""
@@ -454,6 +451,18 @@ class Task(L.LightningModule):
         for name, effect in effects.items():
             if before.get(name, now[name]) != now[name]:
                 say(f"continued with {now[name]} instead of {before[name]} {effect}")
+
+
+def _check_equal(stored: Mapping[str, Any], here: Mapping[str, Any], advice: str = "") -> None:
+    """Checks what a checkpoint says of its training; what it does not say may be anything.
+
+    Raises:
+        InputError: something is another one here.
+    """
+    for key, now in here.items():
+        then = stored.get(key)
+        if then is not None and now is not None and then != now:
+            raise InputError(f"the checkpoint was trained with {key} {then}, but here it is {now}{advice}")
 
 
 def _plain(value: Any) -> Any:

@@ -248,7 +248,8 @@ def load_checkpoint(
     Args:
         model: the network to fill: a classifier, or a backbone from `timm.create_model(..., features_only=True)`.
             Unchanged if an error is raised.
-        path: a `.safetensors` file or a PyTorch checkpoint (read with `weights_only=True`, never executed); or the
+        path: a `.safetensors` file or a PyTorch checkpoint (read with `weights_only=True`, never executed); a run's
+            folder, or one of [`dgmn.save`][dgmn.sharing.save]; or the
             result of [`read_checkpoint`][dgmn.weights.read_checkpoint].
         reset_head: leave the classifier as it is, to train it on other classes.
         allow_unknown: leave out the names that the network has no place for; the report lists them. The file must
@@ -258,14 +259,18 @@ def load_checkpoint(
         What was loaded and what was left out; it prints as one line.
 
     Raises:
-        TypeError: `model` is no network.
+        TypeError: `model` is no network, or `path` no path.
         FileNotFoundError: no such file.
         InputError (a ValueError): the file is no checkpoint, holds NaN, or is one of another model; the message lists
             the names or shapes. It is a `dgmn.weights.OtherClassesError` if only the number of classes differs.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
+    if not isinstance(path, str | PathLike | Checkpoint):
+        raise TypeError(f"path must be a path or the result of read_checkpoint, got {type(path).__name__}")
+    from dgmn.weights.shared import read_weights  # it builds on this module
+
+    checkpoint = path if isinstance(path, Checkpoint) else read_weights(Path(path))
     check_weights(checkpoint.state_dict, f"checkpoint {checkpoint.path}")
     try:
         match = match_keys(checkpoint.state_dict, model, reset_head=reset_head, allow_unknown=allow_unknown)
