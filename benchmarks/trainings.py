@@ -4,7 +4,8 @@ FOLDER holds `cifar10` (a folder per class), `cifar10_25k.npz`, `camvid` (in Cit
 (in COCO's). All networks of a study have the recipe of `dgmn fit` and the same numbers of epochs; what counts is the
 metric of the last epoch, so that no epoch is chosen on the images that are counted. Every training adds a row to the
 CSV; a stopped run goes on with what is missing. `--tables` writes the tables of docs/proof.md from the CSV, with the
-times of `training_steps.py`; `--pictures` draws those of docs/detection.md and docs/resnets.md.
+times of `training_steps.py`; `--pictures` draws those of docs/detection.md and docs/resnets.md. `--sizes` evaluates
+trainings on CamVid whose runs are kept at other sizes of the images, for another of those tables.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import yaml
 from PIL import Image
 
 import dgmn
+from dgmn.cli import evaluate
 from dgmn.complexity import count
 from dgmn.detection.builders import BUILDERS as DETECTORS
 from dgmn.images import save_image, stacked
@@ -35,15 +37,34 @@ from dgmn.models.build import build_named
 from dgmn.pictures import legend, side_by_side
 from dgmn.segmentation.builders import BUILDERS as SEGMENTERS
 
-from pages import RESULTS, ROOT, append_row, markdown, read_csv, row_facts, rows_of, spread, write_table
+from pages import (
+    RESULTS,
+    ROOT,
+    append_row,
+    facts,
+    markdown,
+    read_csv,
+    row_facts,
+    rows_of,
+    spread,
+    write_csv,
+    write_table,
+)
 
 CSV, STEPS, PAGE = RESULTS / "trainings.csv", RESULTS / "training_steps_cpu.csv", ROOT / "docs/proof.md"
+SIZES = RESULTS / "camvid_sizes_cpu.csv"
 CELLS = ROOT / "docs/images/bccd_predictions.jpg"
 STREETS = ROOT / "docs/images/camvid_modules.png"
 OURS = "dgmn2_nano"
 # Of about its size: MobileNetV3 (convolutions) and MobileViTv2 (attention). Of about its compute: ConvNeXt and PVTv2.
 PEERS = ("mobilenetv3_small_100", "mobilevitv2_050", "convnext_zepto_rms", "pvt_v2_b0")
 WALKS = {"model.lr_multipliers": "{attn.offset: 10.0}"}
+# How the images of CamVid, 360 x 480, are given to a network that was trained on crops of smaller ones.
+GIVEN = {
+    "whole, 360 x 480": [],
+    "whole, resized to 252 x 336": ["--model.inference.fit", "[252, 336]"],
+    "windows of 256 x 256": [f"--model.inference.{o}" for o in ("mode=slide", "crop=256", "stride=128")],
+}
 PRETRAINED = "pretrained"  # stands for the file of the study "pretraining"
 ZERO_WALKS = "zero"  # stands for a file of random weights whose walks are zero
 
@@ -281,6 +302,35 @@ def step_times(of: str) -> dict[str, str]:
     return {row["contender"]: row["ms"] for row in rows if row["study"] == of}
 
 
+def evaluate_sizes(data: Path, work: Path) -> None:
+    """Evaluates the kept trainings of our network, and of the one that is ahead of it, on CamVid at several sizes."""
+    study, rows = STUDIES["camvid"], []
+    for name in (OURS, "mobilevitv2_050"):
+        for seed in range(study.seeds):
+            last = work / "runs" / f"camvid-{name}-{seed}" / "checkpoints/last.ckpt"
+            command = ["-c", f"recipes/{study.recipe}.yaml", "--data.root", str(data / study.data)]
+            command += ["--model.backbone", name, "--ckpt_path", str(last), "--trainer.enable_progress_bar", "false"]
+            for given, options in GIVEN.items():
+                score, _ = evaluate([*command, *options])
+                row = {"contender": name, "seed": seed, "images": given, "miou": f"{score[study.metric]:.5f}"}
+                rows.append(row)
+                print(row, flush=True)
+    write_csv(SIZES, facts(), list(rows[0]), rows)
+
+
+def sizes_table() -> str:
+    """Mean, and the lowest and the highest of the seeds, of the networks at several sizes of the images."""
+    about, rows = read_csv(SIZES)
+    cells = []
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        own = [row for row in rows if row["contender"] == name]
+        scores = [[100 * float(row["miou"]) for row in own if row["images"] == given] for given in GIVEN]
+        cells.append([name, *map(spread, scores)])
+    made = f"{about['processor']}; {about['torch']}; commit {about['commit']}; {about['date']}."
+    title = "**CamVid, two of these networks, the images given to them in other ways: miou, % (lowest to highest)**"
+    return f"{title}\n\n{markdown(['network', *GIVEN], cells)}\n{made}\n"
+
+
 def tables(path: Path) -> str:
     """The tables of all studies that have begun."""
     rows = rows_of(path)
@@ -289,7 +339,9 @@ def tables(path: Path) -> str:
     if STEPS.exists():
         facts, _ = read_csv(STEPS)
         about += f" Steps: {facts['processor']}, {facts['threads']}; {facts['torch']}; {facts['date']}."
-    return "\n".join([text for of in STUDIES if (text := table(of, rows))] + [about + "\n"])
+    parts = {of: table(of, rows) for of in STUDIES}
+    parts["camvid"] += "\n" + sizes_table()
+    return "\n".join([*filter(None, parts.values()), about + "\n"])
 
 
 def draw_cells(data: Path, work: Path) -> None:
@@ -326,6 +378,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/trainings"), help="where the runs lie")
     parser.add_argument("--out", type=Path, default=CSV)
     parser.add_argument("--tables", action="store_true", help="only write the tables")
+    parser.add_argument("--sizes", action="store_true", help="only evaluate the runs of --work at other sizes")
     parser.add_argument("--pictures", action="store_true", help="only draw the pictures, from the runs of --work")
     given = parser.parse_args()
     if given.tables:
@@ -340,6 +393,9 @@ def main() -> None:
     if given.pictures:
         draw_cells(given.data, work)
         draw_streets(given.data, work)
+        return
+    if given.sizes:
+        evaluate_sizes(given.data.resolve(), work)
         return
     work.mkdir(parents=True, exist_ok=True)
     done = {(row["study"], row["contender"], int(row["seed"])) for row in rows_of(given.out)}

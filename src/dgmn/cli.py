@@ -361,6 +361,8 @@ def _explained(error: Exception) -> Exception:
     for cause in causes(error):  # the parser wraps what constructors raise
         if isinstance(cause, InputError | OSError):
             return cause
+        if "gpu backend found" in str(cause):
+            return InputError("trainer.accelerator gpu: this machine has no GPU that PyTorch can use; give cpu or auto")
         if isinstance(cause, MisconfigurationException | yaml.YAMLError):
             return InputError(" ".join(str(cause).split()))
         if "Expected more than 1 value per channel" in str(cause):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn.about import about
 from dgmn.detection.builders import BUILDERS as DETECTORS
-from dgmn.errors import InputError, first_line
+from dgmn.errors import InputError, did_you_mean, first_line
 from dgmn.layers import RelativePosition
 from dgmn.models.build import build_named
 from dgmn.models.insert import insert_all
@@ -172,10 +172,9 @@ def _network(name: str, row: ZooModel | None, insert: Any = None) -> nn.Module:
         classes = _PAPER[row.task][1]
         return cast(nn.Module, build_named(_BUILDERS[row.task], row.builder, row.backbone, classes, args))
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models("dgmn2_*"))
-        raise InputError(
-            f"timm knows no model {name!r}, nor does dgmn zoo; for instance {near}, semantic_fpn_dgmn2_tiny"
-        )
+        some = f"; for instance {', '.join(timm.list_models('dgmn2_*'))}, semantic_fpn_dgmn2_tiny"
+        near = did_you_mean(name, [*timm.list_models(), *(model.name for model in ZOO)], some)
+        raise InputError(f"timm knows no model {name!r}, nor does dgmn zoo{near}")
     network = cast(nn.Module, timm.create_model(name, num_classes=_PAPER["classification"][1]))
     if insert is not None:
         insert_all(network, insert)

@@ -18,7 +18,7 @@ from dgmn.layers import DGMN2Attention
 from dgmn.ops import BACKENDS, functional, native, onednn
 from dgmn.ops.precision import computes_in_bfloat16
 from dgmn.ops.selfcheck import TOLERANCES, check, version_of
-from dgmn_base.terminal import format_table
+from dgmn_base.terminal import counted, format_table
 
 _PACKAGES = ("dgmn", "torch", "torchvision", "timm", "triton", "lightning", "transformers")
 _PURPOSES = {
@@ -53,7 +53,8 @@ def _machine() -> Iterator[str]:
     yield f"packages   {packages}"
     yield f"system     Python {platform.python_version()}, {platform.platform()}"
     targets = ", ".join(native.targets()) or "none"
-    yield f"CPU        {_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    cores, threads = counted(os.cpu_count() or 1, "core"), counted(torch.get_num_threads(), "thread")
+    yield f"CPU        {_cpu_name()}, {cores}, {threads}"
     yield f"           PyTorch: {torch.backends.cpu.get_cpu_capability()}; dgmn's kernels: {targets}"
     packs = "yes" if onednn.is_available() else "no"
     yield f"           packed linear layers (dgmn.fuse): {packs}; bfloat16: {_bfloat16()}"

@@ -26,6 +26,7 @@ PLAIN: dict[str, tuple[str, str]] = {
     "fit-recipe-a-folder": ("fit -c .", r"-c \.: no such recipe"),
     "fit-recipe-empty-name": ("fit -c ''", "-c"),
     "fit-recipe-long-name": (f"fit -c {'x' * 5000}", "no such recipe|File name too long"),
+    "complexity-near": ("complexity dgmn2_nan", "did you mean dgmn2_nano"),
     "fit-no-such-option": (f"fit -c {DIGITS} --data.rot x", "--data.rot: no such option, did you mean --data.root"),
     "fit-no-such-section": (f"fit -c {DIGITS} --dta.root x", "--dta.root: no such option"),
     "fit-no-such-folder": (f"fit -c {DIGITS} --data.root nowhere", "data.root nowhere: there is no such folder"),

@@ -47,7 +47,7 @@ def unsupported(value: Tensor) -> str | None:
 def _refusal(device: torch.device) -> str | None:
     """Why these kernels cannot run on a device, or None if they can."""
     if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
-        return f"the tensors are on {device}, the Triton kernels run on CUDA devices"
+        return f"the Triton kernels run on CUDA devices, not on {device}"
     if device.type == "cuda" and _capability(device) < (7, 0):
         return f"{torch.cuda.get_device_name(device)} is too old: Triton needs compute capability 7.0"
     return None
