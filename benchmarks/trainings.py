@@ -147,7 +147,7 @@ STUDIES = {
     ),
     "modules": Study(
         "CamVid, 600 steps of 8 crops, the modules of the first paper in a dilated ResNet-18",
-        *("segmentation/camvid", "camvid", "val/miou", 3, (360, 480)),
+        *("segmentation/camvid", "camvid", "val/miou", 2, (360, 480)),
         {"model.model": "dilated_fcn", "model.backbone": "resnet18", **at_the_end(8)},
         {
             "plain FCN": {"model.model_args": "{channels: 64}"},
