@@ -1,6 +1,6 @@
 """The DGMN module for convolutional networks: messages of sampled nodes with predicted weights (paper, section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -261,9 +261,10 @@ class DGMN(nn.Module):
         check_flag("dynamic_affinity", dynamic_affinity)
         check_flag("dynamic_sampling", dynamic_sampling)
         check_finite("initial_beta", initial_beta)
-        if not isinstance(sampling_rates, Sequence) or not sampling_rates:
-            raise ValueError(f"sampling_rates must be whole numbers, at least one, got {sampling_rates!r}")
-        sampling_rates = tuple(sampling_rates)
+        given = sampling_rates
+        sampling_rates = tuple(given) if isinstance(given, Iterable) else ()
+        if not sampling_rates:
+            raise ValueError(f"sampling_rates must be whole numbers, at least one, got {given!r}")
         for rate in sampling_rates:
             check_number("sampling_rates", rate)
             if rate > MAX_DILATION:
