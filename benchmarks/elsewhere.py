@@ -279,7 +279,9 @@ def draw(path: Path, distance: int, steps: int) -> None:
             axis.set(xlim=(-0.5, SIDE - 0.5), ylim=(SIDE - 0.5, -0.5), xticks=[], yticks=[])
             if column == 0:
                 axis.set_ylabel(when)
-    figure.suptitle(f"Nodes of the arrow's centre, {name}, marker {distance} ± {distance // 4} pixels away")
+    figure.suptitle(
+        f"Nodes of the arrow's centre, {name}, marker {distance} ± {distance // 4} pixels away", x=0.02, ha="left"
+    )
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=2, facecolor="grey")
     figure.savefig(path, dpi=110)
 

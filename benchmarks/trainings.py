@@ -397,7 +397,7 @@ def main() -> None:
     if given.sizes:
         evaluate_sizes(given.data.resolve(), work)
         return
-    work.mkdir(parents=True, exist_ok=True)
+    (work / "runs").mkdir(parents=True, exist_ok=True)
     done = {(row["study"], row["contender"], int(row["seed"])) for row in rows_of(given.out)}
     wanted = [
         (of, name, seed)
