@@ -201,7 +201,8 @@ def test_a_continued_run_says_which_options_are_others(fit):
     changes = [line for line in said.splitlines() if line.startswith("continued with ")]
     assert len(changes) == 3, changes
     assert "training steps" in "".join(changes)
-    assert "continued" not in fit("run", "--ckpt_path", "last", "--data.crop_pct", "0.8", command="validate")
+    others = ["--data.crop_pct", "0.8", "--seed_everything", "3"]
+    assert "continued" not in fit("run", "--ckpt_path", "last", *others, command="validate")
     other = ["--model.model", "resnet18", "--model.optimizer.init_args.lr", "1"]
     said = fit("run", "--trainer.max_epochs", "3", "--ckpt_path", "last", *other, code=2)
     assert "the checkpoint was trained with model resnet10t, but here it is resnet18" in said

@@ -347,6 +347,11 @@ class EpochSeed(L.Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self._continues = False
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._continues = stage == "fit"
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -354,7 +359,7 @@ class EpochSeed(L.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["seed"] != self.seed:
+        if self._continues and state_dict["seed"] != self.seed:
             say(f"continued with the seed of its start, {state_dict['seed']}, instead of {self.seed}")
         self.seed = state_dict["seed"]
 
