@@ -26,4 +26,4 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     for name, there in OUTSIDE.items():
         markdown = markdown.replace(f"](../{name}", f"]({there}")
-    return markdown.replace("](docs/", "](")
+    return markdown.replace("](../docs/", "](").replace("](docs/", "](")
