@@ -67,7 +67,6 @@ GIVEN = {
 }
 PRETRAINED = "pretrained"  # stands for the file of the study "pretraining"
 ZERO_WALKS = "zero"  # stands for a file of random weights whose walks are zero
-OFFSETS = "stages.*.blocks.*.attn.offset"  # the layers that predict walks
 
 
 @dataclass(frozen=True)
@@ -134,11 +133,7 @@ STUDIES = {
     "cifar10": Study(
         "CIFAR-10, 5,000 images, 20 epochs at 64 x 64",
         *("classification/cifar10", "cifar10", "val/top1", 3, (64, 64), {}),
-        {
-            **networks("model.model", OURS, *PEERS),
-            **forms("model.model"),
-            "nodes on the grid": {"model.model": OURS, "model.checkpoint": ZERO_WALKS, "model.freeze": OFFSETS},
-        },
+        {**networks("model.model", OURS, *PEERS), **forms("model.model")},
     ),
     "camvid": Study(
         "CamVid, 600 steps of 8 crops, Semantic FPN",

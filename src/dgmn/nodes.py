@@ -215,13 +215,9 @@ def node_maps(model: nn.Module, images: Tensor | Sequence[Tensor]) -> list[Sampl
         for module, training in modes:
             module.training = training
     if not watch.found:
-        from dgmn.onnx_network import OnnxNetwork
-
-        if isinstance(model, OnnxNetwork):
-            raise InputError("model: an ONNX file gives results only; load the checkpoint to see the nodes")
         raise InputError(
             f"model: {type(model).__name__} has no layer that samples nodes, neither a DGMN module with dynamic "
-            "sampling, weights or affinity nor an attention of DGMN2"
+            "sampling, weights or affinity nor an attention of DGMN2 (a file that was exported shows none)"
         )
     return list(watch.found.values())
 

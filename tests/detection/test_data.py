@@ -419,7 +419,7 @@ def test_categories_of_the_parts_must_agree(root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, r"data.batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, r"data.batch_size must be a whole number of at least 1, got 0"),
         ({"hflip": 2}, r"data.hflip must be in 0..1, got 2"),
         ({"crop": -0.5}, r"data.crop must be in 0..1, got -0.5"),
         ({"train": "train2018"}, r"no part 'train2018' in .*: expected .*instances_train2018.json; there are "),

@@ -264,9 +264,9 @@ def test_names_of_masks(folder):
     ("options", "message"),
     [
         ({"labels": "fine"}, r'data.labels must be "gtFine" or "gtCoarse", got \'fine\''),
-        ({"batch_size": 0}, r"data.batch_size must be at least 1, got 0"),
-        ({"epoch_steps": 0}, r"data.epoch_steps must be at least 1, got 0"),
-        ({"num_workers": -1}, r"data.num_workers must be at least 0, got -1"),
+        ({"batch_size": 0}, r"data.batch_size must be a whole number of at least 1, got 0"),
+        ({"epoch_steps": 0}, r"data.epoch_steps must be a whole number of at least 1, got 0"),
+        ({"num_workers": -1}, r"data.num_workers must be a whole number of at least 0, got -1"),
     ],
 )
 def test_wrong_options_are_named(scenes, options, message):

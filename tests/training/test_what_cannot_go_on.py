@@ -77,7 +77,7 @@ def test_a_loss_that_is_nan_ends_the_run(fit, tmp_path, capsys):
     broken = (checkpoints / "last.ckpt").read_bytes()
     assert fit("--ckpt_path", "last", epochs=2) == 2
     told = error(capsys)
-    assert "no finite number (epoch 1" in told
+    assert "no finite number (epoch 2" in told
     assert "try a lower learning rate" in told
     assert (checkpoints / "last.ckpt").read_bytes() == broken
     assert (checkpoints / "best.ckpt").read_bytes() == before["best.ckpt"]

@@ -248,8 +248,7 @@ def load_checkpoint(
     Args:
         model: the network to fill: a classifier, or a backbone from `timm.create_model(..., features_only=True)`.
             Unchanged if an error is raised.
-        path: a `.safetensors` file or a PyTorch checkpoint (read with `weights_only=True`, never executed); a run's
-            folder, or one of [`dgmn.save`][dgmn.sharing.save]; or the
+        path: a `.safetensors` file or a PyTorch checkpoint (read with `weights_only=True`, never executed); or the
             result of [`read_checkpoint`][dgmn.weights.read_checkpoint].
         reset_head: leave the classifier as it is, to train it on other classes.
         allow_unknown: leave out the names that the network has no place for; the report lists them. The file must
@@ -268,9 +267,7 @@ def load_checkpoint(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(path, str | PathLike | Checkpoint):
         raise TypeError(f"path must be a path or the result of read_checkpoint, got {type(path).__name__}")
-    from dgmn.weights.shared import read_weights  # it builds on this module
-
-    checkpoint = path if isinstance(path, Checkpoint) else read_weights(Path(path))
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     check_weights(checkpoint.state_dict, f"checkpoint {checkpoint.path}")
     try:
         match = match_keys(checkpoint.state_dict, model, reset_head=reset_head, allow_unknown=allow_unknown)
