@@ -56,7 +56,8 @@ SIZES = RESULTS / "camvid_sizes_cpu.csv"
 CELLS = ROOT / "docs/images/bccd_predictions.jpg"
 STREETS = ROOT / "docs/images/camvid_modules.png"
 OURS = "dgmn2_nano"
-# Of about its size: MobileNetV3 (convolutions) and MobileViTv2 (attention). Of about its compute: ConvNeXt and PVTv2.
+# Of about its size: MobileNetV3 (convolutions) and MobileViTv2 (attention). Of about its compute: MobileViTv2 and
+# ConvNeXt. PVTv2 is larger.
 PEERS = ("mobilenetv3_small_100", "mobilevitv2_050", "convnext_zepto_rms", "pvt_v2_b0")
 WALKS = {"model.lr_multipliers": "{attn.offset: 10.0}"}
 # How the images of CamVid, 360 x 480, are given to a network that was trained on crops of smaller ones.
@@ -337,8 +338,8 @@ def tables(path: Path) -> str:
     made = {key: ", ".join(sorted({row[key] for row in rows})) for key in ("device", "torch", "timm", "commit", "date")}
     about = f"{made['device']}; {made['torch']}; timm {made['timm']}; commits {made['commit']}; {made['date']}."
     if STEPS.exists():
-        facts, _ = read_csv(STEPS)
-        about += f" Steps: {facts['processor']}, {facts['threads']}; {facts['torch']}; {facts['date']}."
+        timed, _ = read_csv(STEPS)
+        about += f" Steps: {timed['processor']}, {timed['threads']}; {timed['torch']}; {timed['date']}."
     parts = {of: table(of, rows) for of in STUDIES}
     parts["camvid"] += "\n" + sizes_table()
     return "\n".join([*filter(None, parts.values()), about + "\n"])

@@ -370,12 +370,10 @@ def _many(images: Any) -> Iterable[AnyImage] | None:
     """The given images; None if only one was given."""
     if isinstance(images, str | os.PathLike):
         path = Path(images)
-        if not os.fspath(images):
-            return None
         # Unlike Path's methods, these of os.path take what is no path, such as names that are too long.
         is_glob = not os.path.exists(path) and any(character in str(images) for character in "*?[")
         if path.suffix.lower() in VIDEOS and os.path.isfile(path):
             return frames(path)
-        return find_images([images]) if os.path.isdir(path) or is_glob else None
+        return find_images([images]) if os.path.isdir(images) or is_glob else None
     # An open file is an iterator, too, of lines.
     return images if isinstance(images, list | tuple | Iterator) and not hasattr(images, "read") else None

@@ -65,9 +65,13 @@ def alike(names: Iterable[str]) -> list[str]:
     return [f"the classes {each} differ in capitals or spaces only: are they one?" for each in several]
 
 
-def in_several(parts: Mapping[str, Set[Path]]) -> list[str]:
-    """A note for every two parts that share images: the same files, or copies."""
-    groups = equal_files({path for paths in parts.values() for path in paths})
+def in_several(parts: Mapping[str, Set[Path]], groups: Iterable[Sequence[Path]]) -> list[str]:
+    """A note for every two parts that share images: the same files, or copies.
+
+    Args:
+        parts: the images of every part.
+        groups: those that are equal, from `equal_files`.
+    """
     first = {path: group[0] for group in groups for path in group}
     notes = []
     for one, other in combinations(parts, 2):
@@ -80,9 +84,9 @@ def in_several(parts: Mapping[str, Set[Path]]) -> list[str]:
     return notes
 
 
-def equal_files(paths: Iterable[Path]) -> list[list[Path]]:
+def equal_files(*parts: Iterable[Path]) -> list[list[Path]]:
     """Groups of files that hold the same bytes. Only files of equal size and equal ends are read."""
-    groups = [sorted(paths)]
+    groups = [sorted(set().union(*parts))]
     for key in (_size, _end, _digest):
         flat = [(i, path) for i, group in enumerate(groups) for path in group]
         alike: dict[tuple[int, Any], list[Path]] = {}

@@ -10,7 +10,7 @@ from dgmn_base.errors import InputError
 # Far above any recipe. YAML's aliases make gigabytes of a few lines.
 _LARGEST = 2**20
 _DEEPEST = 50
-_SECTIONS = ("model", "data", "trainer", "seed_everything", "ckpt_path")
+_SECTIONS = {"model", "data", "trainer", "seed_everything", "ckpt_path"}
 _MOST_VALUES = 100_000
 
 
@@ -70,10 +70,12 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"-c {path}: {' '.join(str(error).split())}") from error
-    if not content or not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+    if (
+        not isinstance(content, dict)
+        or not all(isinstance(name, str) for name in content)
+        or not {name.partition(".")[0] for name in content} & _SECTIONS
+    ):
         raise InputError(f"-c {path}: a recipe has sections such as model and data, got {_shown(content)}")
-    if not any(name.partition(".")[0] in _SECTIONS for name in content):
-        raise InputError(f"-c {path}: a recipe has sections such as model and data, this file has {_shown([*content])}")
     if not isinstance(content.get("trainer"), dict | str | None):  # a text names a file that is included
         raise InputError(f"-c {path}: trainer must be a section with options, got {_shown(content['trainer'])}")
     return content

@@ -245,3 +245,8 @@ def test_a_data_module_of_ones_own_need_not_know_a_size(few_digits, tmp_path):
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     trainer.fit(task, Mine())
     assert trainer.global_step == 1
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="it has one")
+def test_a_gpu_that_is_not_there(fit):
+    assert "trainer.accelerator gpu: this machine has no GPU" in fit("run", "--trainer.accelerator", "gpu", code=2)

@@ -232,7 +232,7 @@ _BOMB = "\n".join(
         ("a: " + "x" * 2**21, "at most 1048576 characters"),
         ("- a\n- b", "a recipe has sections such as model and data"),
         ("1: a", "a recipe has sections such as model and data"),
-        ("info: {a: 1}", "sections such as model and data, this file has ['info']"),
+        ("info: {a: 1}", "a recipe has sections such as model and data, got {'info': {'a': 1}}"),
         ("text", "a recipe has sections such as model and data"),
         ("a: !!python/object/apply:os.system [touch trace]", "could not determine a constructor"),
         ("a: " + "1" * 5000, "digits"),

@@ -1,7 +1,7 @@
 """Images in folders of classes or a CSV file, any torchvision dataset, or one of timm's readers."""
 
 import math
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -291,8 +291,9 @@ class ClassificationData(ImageData):
                 counts.setdefault(name, dict.fromkeys(splits, 0))[split] += 1
                 if path in shown and len(report.samples) < 8:
                     report.samples.append(captioned(load_image(path), [name]))
-        report.problems += _in_two_classes(classes)
-        report.notes += [*in_several(paths), *alike(counts)]
+        copies = equal_files(classes)
+        report.problems += _in_two_classes(classes, copies)
+        report.notes += [*in_several(paths, copies), *alike(counts)]
         for name, of in counts.items():
             report.rows.append((name, *of.values()))
             for split in (split for split, n in of.items() if n == 0):
@@ -368,9 +369,9 @@ class ClassificationData(ImageData):
         return loader
 
 
-def _in_two_classes(classes: Mapping[Path, str]) -> list[str]:
+def _in_two_classes(classes: Mapping[Path, str], copies: Iterable[Sequence[Path]]) -> list[str]:
     """A problem for every image that is in several classes, under several names."""
-    groups = [{classes[path]: path for path in group} for group in equal_files(classes)]
+    groups = [{classes[path]: path for path in group} for group in copies]
     return [
         f"{', '.join(map(str, group.values()))}: the same image, but of the classes {', '.join(group)}"
         for group in groups

@@ -21,7 +21,7 @@ from dgmn.objects.coco import decode_mask, to_target
 from dgmn.objects.coco_set import CocoImage, CocoSet
 from dgmn.objects.layouts import LAYOUTS, Divided, Layout, Target, parts_of
 from dgmn.pictures import boxed, distinct_colors, legend
-from dgmn.report import DataReport, alike, in_several, read_all, say
+from dgmn.report import DataReport, alike, equal_files, in_several, read_all, say
 from dgmn.training.data import ImageData
 from dgmn_base.terminal import counted
 
@@ -304,7 +304,8 @@ class DetectionData(ImageData):
             classes = counted(len(some.names), "class")
             split = f"; {self.layout.parts[1]}" if isinstance(self.layout, Divided) else ""
             report.told = f"{self.layout.title} layout, {classes}, {counted(total, 'image')}{split}"
-        report.notes += in_several({split: {image.path for image in coco.images} for split, coco in sets.items()})
+        paths = {split: {image.path for image in coco.images} for split, coco in sets.items()}
+        report.notes += in_several(paths, equal_files(*paths.values()))
         if len(sets) == len(splits):
             # If no image can be read, there are problems enough.
             if sets["train"].images or not report.problems:

@@ -19,7 +19,7 @@ from typing_extensions import override
 from dgmn.errors import InputError
 from dgmn.layout import find_layout
 from dgmn.pictures import legend, overlay
-from dgmn.report import DataReport, alike, in_several, in_threads, read_all, say
+from dgmn.report import DataReport, alike, equal_files, in_several, in_threads, read_all, say
 from dgmn.segmentation.labels import Palettes, painted_colors
 from dgmn.segmentation.layouts import LAYOUTS, Layout
 from dgmn.segmentation.losses import IGNORED
@@ -236,7 +236,7 @@ class SegmentationData(ImageData):
             if problem is not None and pixels.sum():  # if no mask could be read, that is said already
                 report.problems.append(f"{split}: {problem}")
         report.told = f"{self.layout.title} layout, {counted(len(names), 'class')}, {counted(total, 'image')}"
-        report.notes += [*in_several(paths), *alike(names)]
+        report.notes += [*in_several(paths, equal_files(*paths.values())), *alike(names)]
         report.legend = partial(legend, names, colors)
         report.rows = list(zip([*names, "(no label)"], *columns, strict=True))
         return report
