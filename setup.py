@@ -12,7 +12,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = ["csrc/dispatch.cpp", "csrc/portable.cpp", "csrc/avx2.cpp", "csrc/avx512.cpp"]
-HEADERS = ["csrc/common.h", "csrc/dgmn.h", "csrc/kernels.h", "csrc/position.h"]
+HEADERS = ["csrc/common.h", "csrc/dgmn.h", "csrc/kernels.h", "csrc/position.h", "csrc/gelu.h"]
 # Operators of onnxruntime: one file that includes the kernels, and runs them on onnxruntime's threads.
 OPERATORS = "csrc/onnxruntime.cpp"
 FLAGS = [

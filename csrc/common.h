@@ -25,6 +25,7 @@ struct DgmnKernels {
     decltype(&dgmn_attention_backward) attention_backward;
     decltype(&dgmn_aggregate_backward) aggregate_backward;
     decltype(&dgmn_position_backward) position_backward;
+    decltype(&dgmn_gelu_backward) gelu_backward;
 #endif
 };
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <stdint.h>
 
-#define DGMN_ABI 2
+#define DGMN_ABI 3
 
 #if defined(DGMN_EXPORT)  // by who includes the kernels in a library of his own
 #elif defined(_WIN32)
@@ -62,3 +62,7 @@ DGMN_EXPORT int dgmn_position_forward(
 DGMN_EXPORT int dgmn_position_backward(
     const DgmnProblem*, int64_t mirrored, int64_t nodes, const float* grad_scores, const DgmnMap* query, const float* row_table,
     const float* column_table, void* grad_query, float* grad_row_table, float* grad_column_table);
+
+// Of `before`, a map of one image, row and head in float32: active = gelu(before), grad becomes grad * gelu'(before), and
+// `sum` grows by that of all positions.
+DGMN_EXPORT int dgmn_gelu_backward(const DgmnProblem*, const float* before, float* grad, float* active, float* sum);

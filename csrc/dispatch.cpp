@@ -82,4 +82,9 @@ DGMN_EXPORT int dgmn_position_backward(
     DGMN_CALL(position_backward, problem, mirrored, nodes, grad_scores, query, row_table, column_table, grad_query,
               grad_row_table, grad_column_table);
 }
+
+DGMN_EXPORT int dgmn_gelu_backward(
+    const DgmnProblem* problem, const float* before, float* grad, float* active, float* sum) {
+    DGMN_CALL(gelu_backward, problem, before, grad, active, sum);
+}
 #endif

@@ -709,6 +709,9 @@ static int aggregate_backward(
 }
 
 #include "position.h"
+#if !defined(DGMN_INFERENCE)
+#include "gelu.h"
+#endif
 
 // Picks the compiled case by storage type and number of vectors in a head.
 #define DGMN_PICK_CHANNELS(function, T, ...)                                                      \
@@ -773,6 +776,6 @@ static int pick_position_backward(
 
 static constexpr DgmnKernels kernels = {
     pick_attention_forward,  pick_aggregate_forward,  pick_position_forward,
-    pick_attention_backward, pick_aggregate_backward, pick_position_backward,
+    pick_attention_backward, pick_aggregate_backward, pick_position_backward, gelu_backward,
 };
 #endif

@@ -283,6 +283,29 @@ static void position(const Case& c, bool with_rows, bool with_columns) {
     check_finite(c, grad_columns, "grad_columns");
 }
 
+static void gelu(const Case& c) {
+    DgmnProblem problem = c.problem();
+    problem.width = c.positions();
+    const int64_t numbers = c.positions() * c.dim;
+    const bool hard = c.hardness == wild_everything;
+    Floats before(numbers), grad(numbers);
+    before.random(hard, 6.0f);
+    grad.random(hard);
+    const Floats active(numbers), sum(c.dim, 0.5f);
+    std::unique_ptr<double[]> sums(new double[c.dim]);
+    for (int64_t d = 0; d < c.dim; ++d) sums[d] = 0.5;
+    std::unique_ptr<float[]> given(new float[numbers]);
+    for (int64_t i = 0; i < numbers; ++i) given[i] = grad[i];
+    check(!dgmn_gelu_backward(&problem, before, grad, active, sum), c, "gelu_backward failed");
+    for (int64_t i = 0; i < numbers; ++i) {
+        const double x = before[i], share = 0.5 * erfc(-x * sqrt(0.5)), slope = share + x * exp(-x * x / 2) * 0.3989422804;
+        check_close(c, active[i], x * share, 0, "active");
+        check_close(c, grad[i], given[i] * slope, 0, "slope");
+        sums[i % c.dim] += given[i] * slope;
+    }
+    for (int64_t d = 0; d < c.dim; ++d) check_close(c, sum[d], sums[d], 0, "sum");
+}
+
 int main() {
     static const int64_t sizes[][2] = {{1, 1}, {1, 5}, {5, 1}, {4, 4}, {3, 19}};
     static const int64_t dims[] = {1, 3, 7, 16, 33, 64}, kernel_sizes[] = {1, 2, 3, 5};
@@ -303,6 +326,7 @@ int main() {
                             aggregate(c);
                             attention(c, below(2));
                             position(c, below(4), below(4));
+                            if (!bfloat16) gelu(c);
                         }
     }
     printf("%d cases\n", cases);

@@ -285,6 +285,43 @@ def test_any_number_of_threads_gives_the_same_bits(sizes):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("sizes", [(1, 1), (7, 5), (64, 16), (1000, 33)])
+def test_backward_pass_of_gelu(target, sizes):
+    """In relative terms, too: below -5, rounding leaves nothing of PyTorch's own in float32."""
+    before, grad, total = 3 * torch.randn(*sizes), torch.randn(*sizes), torch.randn(sizes[1])
+    before[0, 0] = -9.0
+    exact = before.double()
+    active, slope, sums = torch.empty(sizes), grad.clone(), total.clone()
+    native.gelu_backward(before, slope, active, sums)
+    share = torch.erfc(-exact / math.sqrt(2)) / 2
+    wanted = grad * (share + exact * torch.exp(-exact.square() / 2) / math.sqrt(2 * math.pi))
+    torch.testing.assert_close(active.double(), exact * share, rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(slope.double(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sums.double(), total + wanted.sum(0), rtol=1e-5, atol=2e-5)
+
+
+def test_gelu_of_what_is_not_finite(target):
+    before = torch.tensor([[math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0, 1e-40]])
+    active, slope, total = torch.empty_like(before), torch.ones_like(before), torch.zeros(7)
+    native.gelu_backward(before, slope, active, total)
+    torch.testing.assert_close(active, torch.nn.functional.gelu(before.double()).float(), equal_nan=True)
+    wanted = torch.ops.aten.gelu_backward(torch.ones_like(before), before)
+    torch.testing.assert_close(slope, wanted, equal_nan=True)
+    torch.testing.assert_close(total, wanted[0], equal_nan=True)
+
+
+@needs_library
+def test_gelu_gives_the_same_bits_with_any_number_of_threads(monkeypatch):
+    before, grad = torch.randn(333, 100), torch.randn(333, 100)
+    results = []
+    for threads in (1, 2, 3, 33):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        active, slope, total = torch.empty_like(before), grad.clone(), torch.zeros(100)
+        native.gelu_backward(before, slope, active, total)
+        results.append(torch.cat([active.flatten(), slope.flatten(), total]))
+    assert all(torch.equal(other, results[0]) for other in results)
+
+
 @needs_library
 def test_calls_from_many_python_threads():
     inputs = make_inputs(1, 20, 30, 2, 32)

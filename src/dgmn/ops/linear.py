@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgmn.ops import onednn
+from dgmn.ops import native, onednn
 from dgmn.ops.direct import learns
 from dgmn.ops.precision import has_autocast, without_autocast
 from dgmn.ops.tracing import is_batched, is_watched
@@ -281,7 +281,8 @@ def _backward(
     x, weight1, bias1, weight2, _ = inputs
     needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = needed
     grad_x = torch.empty_like(x) if needs_x else None
-    grad_weight1 = grad_bias1 = grad_weight2 = None
+    grad_weight1 = grad_weight2 = None
+    grad_bias1 = torch.zeros_like(bias1, memory_format=torch.contiguous_format)
     fast = _on_onednn(*inputs)
     step = len(kept[0]) if kept else _step(x, len(weight1), fast)
     room = x.new_empty(3, step, len(weight1))
@@ -293,25 +294,31 @@ def _backward(
             before = onednn.linear(x[part], weight1, bias1)
         else:
             torch.addmm(bias1, x[part], weight1.T, out=before)
+        if fast:
+            slope = onednn.linear(grad[part], weight2.T)
+        else:
+            torch.mm(grad[part], weight2, out=slope)
+        _differentiate(before, slope, active, grad_bias1)
         if needs_weight2:
-            _gelu(before, out=active)
             grad_weight2 = _add_product(grad_weight2, grad[part].T, active)
-        if any(needed[:3]):
-            if fast:
-                active = onednn.linear(grad[part], weight2.T)
-            else:
-                torch.mm(grad[part], weight2, out=active)
-            _gelu_backward(active, before, grad_input=slope)
         if needs_weight1:
             grad_weight1 = _add_product(grad_weight1, slope.T, x[part])
-        if needs_bias1:
-            of_part = slope.sum(0)
-            grad_bias1 = of_part if grad_bias1 is None else grad_bias1.add_(of_part)
         if grad_x is not None and fast:
             grad_x[part] = onednn.linear(slope, weight1.T)
         elif grad_x is not None:
             torch.mm(slope, weight1, out=grad_x[part])
-    return grad_x, grad_weight1, grad_bias1, grad_weight2, grad.sum(0) if needs_bias2 else None
+    of_bias1 = grad_bias1 if needs_bias1 else None
+    return grad_x, grad_weight1, of_bias1, grad_weight2, grad.sum(0) if needs_bias2 else None
+
+
+def _differentiate(before: Tensor, grad: Tensor, active: Tensor, total: Tensor) -> None:
+    """The backward pass of GELU, as in `native.gelu_backward`."""
+    if native.unsupported(before) is None and before.dtype == torch.float32:
+        native.gelu_backward(before, grad, active, total)
+        return
+    _gelu(before, out=active)
+    _gelu_backward(grad, before, grad_input=grad)
+    total += grad.sum(0)
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

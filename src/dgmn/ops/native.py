@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ABI = 2
+_ABI = 3
 _DTYPES = (torch.float32, torch.bfloat16)
 _MAX_POSITIONS = 2**30  # positions have 32 bits, and those of a node's corners reach a row beyond the map
 
@@ -202,6 +202,19 @@ def position_backward(
         for table, total in zip((rows, columns), sums, strict=True)
     )
     return grad_query, grad_rows, grad_columns
+
+
+def gelu_backward(before: Tensor, grad: Tensor, active: Tensor, total: Tensor) -> None:
+    """The backward pass of GELU in one pass over memory, for contiguous tensors (N, C) in float32.
+
+    Args:
+        before: what GELU took.
+        grad: the gradient of what it gave; becomes the gradient of `before`.
+        active: becomes what it gave.
+        total: (C,); the sum of the gradient of `before` over the rows is added.
+    """
+    problem = _problem(before[None, None, :, None])
+    _call("dgmn_gelu_backward", problem, *map(_pointer, (before, grad, active, total)))
 
 
 def _problem(value: Tensor, offset: Tensor | None = None, kernel_size: int = 0, dilation: int = 0) -> _Problem:
