@@ -29,13 +29,17 @@ static inline void store_part(T* row, int64_t n, Vector x) {
 // The channels of one head. NV > 0: NV whole vectors. MANY: a multiple of four vectors. 0: any number of channels.
 enum { MANY = -1 };
 
+// How many vectors of them are computed at a time: as many as fit into registers.
+static constexpr int chunk_of(int NV) { return NV == MANY ? 4 : NV == 0 ? 1 : NV; }
+
 template <int NV>
 struct Channels {
     int64_t dim;
-    int count;
 
-    explicit Channels(int64_t dim) : dim(dim), count(NV > 0 ? NV : (int)((dim + Simd::width - 1) / Simd::width)) {}
+    explicit Channels(int64_t dim) : dim(dim) {}
 
+    // A constant to the compiler where there is one, also within the functions that threads run.
+    inline int count() const { return NV > 0 ? NV : (int)((dim + Simd::width - 1) / Simd::width); }
     inline int64_t left(int v) const { return dim - (int64_t)v * Simd::width; }
 
     template <class T>
@@ -131,8 +135,14 @@ static inline Block block_of(const DgmnProblem* problem, int64_t index) {
     return Block{image, row, column, left < 0 ? 0 : left < size ? left : size, row * problem->width + column};
 }
 
-// The walks of one group of heads start at `offset` + position * step.
-static __attribute__((noinline)) void locate(const DgmnProblem* problem, const float* offset, int64_t step, Block block, Points points) {
+// Rows of the map, from the first to before the last.
+struct Span {
+    int64_t first, end;
+};
+
+// The walks of one group of heads start at `offset` + position * step. Corners outside of `rows` count as outside.
+static __attribute__((noinline)) void locate(
+    const DgmnProblem* problem, const float* offset, int64_t step, Block block, Span rows, Points points) {
     const int64_t side = problem->kernel_size, nodes = side * side, n = block.count * nodes;
     const int64_t pad = problem->dilation * (side - 1) / 2;
     float* DGMN_RESTRICT y = points.y;
@@ -145,8 +155,9 @@ static __attribute__((noinline)) void locate(const DgmnProblem* problem, const f
                 x[e] = (float)(block.column + p + j * problem->dilation - pad) + walk[1];
             }
     }
-    const uint32_t height = (uint32_t)problem->height, width = (uint32_t)problem->width;
-    const float last_y = (float)height, last_x = (float)width;
+    const uint32_t height = (uint32_t)(rows.end - rows.first), width = (uint32_t)problem->width;
+    const int32_t first_row = (int32_t)rows.first;
+    const float last_y = (float)problem->height, last_x = (float)width;
     float* DGMN_RESTRICT w0 = points.weight[0];
     float* DGMN_RESTRICT w1 = points.weight[1];
     float* DGMN_RESTRICT w2 = points.weight[2];
@@ -165,7 +176,8 @@ static __attribute__((noinline)) void locate(const DgmnProblem* problem, const f
         top -= py < (float)top;
         left -= px < (float)left;
         const float fy = py - (float)top, fx = px - (float)left;
-        const int32_t upper = -((uint32_t)top < height) & 3, lower = -((uint32_t)(top + 1) < height) & 12;
+        const int32_t above = top - first_row;
+        const int32_t upper = -((uint32_t)above < height) & 3, lower = -((uint32_t)(above + 1) < height) & 12;
         const int32_t before = -((uint32_t)left < width) & 5, after = -((uint32_t)(left + 1) < width) & 10;
         inside[e] = (upper | lower) & (before | after);
         corner[e] = top * (int32_t)width + left;
@@ -193,7 +205,7 @@ static inline Vector sampled_dot(
         const T *k1 = k0 + key.step, *k2 = k0 + width * key.step, *k3 = k2 + key.step;
         const Vector w0 = Simd::set(points.weight[0][e]), w1 = Simd::set(points.weight[1][e]);
         const Vector w2 = Simd::set(points.weight[2][e]), w3 = Simd::set(points.weight[3][e]);
-        for (int v = 0; v < channels.count; ++v) {
+        for (int v = 0; v < channels.count(); ++v) {
             Vector node = Simd::mul(w0, channels.load(k0, v));
             node = Simd::fma(w1, channels.load(k1, v), node);
             node = Simd::fma(w2, channels.load(k2, v), node);
@@ -206,11 +218,11 @@ static inline Vector sampled_dot(
         if (points.inside[e] >> c & 1) {
             const T* row = key.row(corner + corner_step(c, width));
             const Vector w = Simd::set(points.weight[c][e]);
-            for (int v = 0; v < channels.count; ++v)
+            for (int v = 0; v < channels.count(); ++v)
                 dot = Simd::fma(Simd::mul(w, channels.load(row, v)), query[v], dot);
         }
     if (!points.inside[e])  // the sampled key is 0, and 0 times what is not finite is NaN
-        for (int v = 0; v < channels.count; ++v) dot = Simd::fma(Simd::set(0.0f), query[v], dot);
+        for (int v = 0; v < channels.count(); ++v) dot = Simd::fma(Simd::set(0.0f), query[v], dot);
     return dot;
 }
 
@@ -224,7 +236,7 @@ static inline void corner_dots(
     if (points.inside[e] == all_inside) {
         const T* m0 = map.row(corner);
         const T *m1 = m0 + map.step, *m2 = m0 + width * map.step, *m3 = m2 + map.step;
-        for (int v = 0; v < channels.count; ++v) {
+        for (int v = 0; v < channels.count(); ++v) {
             dots[0] = Simd::fma(row[v], channels.load(m0, v), dots[0]);
             dots[1] = Simd::fma(row[v], channels.load(m1, v), dots[1]);
             dots[2] = Simd::fma(row[v], channels.load(m2, v), dots[2]);
@@ -235,11 +247,11 @@ static inline void corner_dots(
             if (points.inside[e] >> c & 1) {
                 const T* m = map.row(corner + corner_step(c, width));
                 Vector dot = dots[c];
-                for (int v = 0; v < channels.count; ++v) dot = Simd::fma(row[v], channels.load(m, v), dot);
+                for (int v = 0; v < channels.count(); ++v) dot = Simd::fma(row[v], channels.load(m, v), dot);
                 dots[c] = dot;
             }
         if (!points.inside[e])  // as in sampled_dot
-            for (int v = 0; v < channels.count; ++v) dots[0] = Simd::fma(Simd::set(0.0f), row[v], dots[0]);
+            for (int v = 0; v < channels.count(); ++v) dots[0] = Simd::fma(Simd::set(0.0f), row[v], dots[0]);
     }
     Simd::sums(dots[0], dots[1], dots[2], dots[3], out);
 }
@@ -249,9 +261,9 @@ template <class T, int NV>
 static inline void sampled_sum(
     const Channels<NV>& channels, const Rows<T>& map, const Points& points, int64_t e, int64_t nodes, int64_t width,
     T* out) {
-    enum { chunk = NV == MANY ? 4 : NV == 0 ? 1 : NV };  // as many sums as fit into registers
+    enum { chunk = chunk_of(NV) };
     const int64_t end = e + nodes;
-    for (int v = 0; v < channels.count; v += chunk) {
+    for (int v = 0; v < channels.count(); v += chunk) {
         Vector sum[chunk];
         for (int i = 0; i < chunk; ++i) sum[i] = Simd::set(0.0f);
         for (int64_t k = e; k < end; ++k) {
@@ -339,12 +351,17 @@ struct Group {
           heads(problem->heads / problem->offset_heads) {}
 };
 
-static inline Points points_of(const DgmnProblem* problem, const Group& group, const float* offset, float* memory) {
+static inline Points points_of(
+    const DgmnProblem* problem, const Group& group, const float* offset, Span rows, float* memory) {
     const int64_t nodes = problem->kernel_size * problem->kernel_size, step = problem->offset_heads * nodes * 2;
     const int64_t image = group.block.image * problem->height * problem->width * step;
     Points points(memory, nodes);
-    locate(problem, offset + image + group.index * nodes * 2, step, group.block, points);
+    locate(problem, offset + image + group.index * nodes * 2, step, group.block, rows, points);
     return points;
+}
+
+static inline Points points_of(const DgmnProblem* problem, const Group& group, const float* offset, float* memory) {
+    return points_of(problem, group, offset, Span{0, problem->height}, memory);
 }
 
 // Index of a position and head in a contiguous (B, H * W, heads) array.
@@ -537,12 +554,13 @@ struct Scattered {
     float* target;  // null: nothing
 };
 
-// One thread scatters N vectors of one head of one image, in the order of the blocks. So no two threads write to the
+// One thread scatters to some rows of one head of one image, in the order of the blocks. So no two threads write to the
 // same place, and the sums do not depend on the number of threads.
-template <class T, int NV, int N>
+template <class T, int NV>
 static void scatter(
-    const DgmnProblem* problem, int64_t image, int64_t head, int v, const float* offset, const Scattered* parts,
+    const DgmnProblem* problem, int64_t image, int64_t head, Span rows, const float* offset, const Scattered* parts,
     float* memory) {
+    enum { chunk = chunk_of(NV) };
     const Channels<NV> channels(problem->dim);
     const int64_t nodes = problem->kernel_size * problem->kernel_size, width = problem->width;
     const int64_t step = problem->heads * problem->dim, blocks = blocks_in_image(problem);
@@ -550,52 +568,46 @@ static void scatter(
     const int64_t base = image * problem->height * width * step + head * problem->dim;
     for (int64_t b = 0; b < blocks; ++b) {
         const Group group(problem, (image * blocks + b) * problem->offset_heads + head / shared);
-        const Points points = points_of(problem, group, offset, memory);
+        const Points points = points_of(problem, group, offset, rows, memory);
         const int64_t n = group.block.count * nodes;
-        for (int i = 0; i < 2 && parts[i].target; ++i) {
+        int32_t any = 0;
+        for (int64_t e = 0; e < n; ++e) any |= points.inside[e];
+        for (int i = 0; i < 2 && any && parts[i].target; ++i) {
             const Scattered part = parts[i];
-            const Rows<T> rows(part.map, image, head);
+            const Rows<T> map(part.map, image, head);
             float* DGMN_RESTRICT weight = points.room;
             for (int64_t p = 0; p < group.block.count; ++p) {
                 const float* own = numbers(problem, group.block, p, head, part.weight);
                 for (int64_t k = 0; k < nodes; ++k) weight[p * nodes + k] = part.factor * own[k];
             }
             points.scale(0, n, weight);
-            for (int64_t p = 0, e = 0; p < group.block.count; ++p) {
-                Vector row[N];
-                for (int j = 0; j < N; ++j) row[j] = channels.load(rows.row(group.block.first + p), v + j);
-                for (int64_t k = 0; k < nodes; ++k, ++e)
-                    scatter_node<NV, N>(channels, row, points, e, width, part.target + base, step, v);
-            }
+            for (int64_t p = 0; p < group.block.count; ++p)
+                for (int v = 0; v < channels.count(); v += chunk) {
+                    Vector row[chunk];
+                    for (int j = 0; j < chunk; ++j) row[j] = channels.load(map.row(group.block.first + p), v + j);
+                    for (int64_t e = p * nodes; e < (p + 1) * nodes; ++e)
+                        scatter_node<NV, chunk>(channels, row, points, e, width, part.target + base, step, v);
+                }
         }
     }
 }
 
-template <class T, bool WHOLE>
+template <class T, int NV>
 static int scatter_all(const DgmnProblem* problem, const float* offset, const Scattered* parts) {
-    const int64_t heads = problem->batch * problem->heads;
-    const int count = Channels<0>(problem->dim).count;
-    // Cut the channels, down to single vectors, until every thread has work.
-    int run = WHOLE && count % 4 == 0 ? 4 : WHOLE && count % 2 == 0 ? 2 : 1;
-    int64_t units = heads * (count / run);
-    while (run > 1 && (units < problem->threads || (units % problem->threads && units < 4 * problem->threads)))
-        run /= 2, units *= 2;
-    const int64_t cuts = count / run;
+    const int64_t heads = problem->batch * problem->heads, height = problem->height, wanted = problem->threads;
+    // Cut the map into as few spans of rows as give every thread work: each finds the points of the whole map anew.
+    int64_t cuts = 1;
+    while (cuts * 2 <= height && (heads * cuts < wanted || (heads * cuts % wanted && heads * cuts < 4 * wanted))) cuts *= 2;
+    const int64_t units = heads * cuts;
     const int threads = threads_of(problem, units), room = 1;
     float* memory = room_for(problem, threads, room);
     if (!memory) return 1;
     const int64_t nodes = problem->kernel_size * problem->kernel_size;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t unit = 0; unit < units; ++unit) {
         float* own = memory + omp_get_thread_num() * Points::floats(nodes, room);
-        const int64_t image = unit / cuts / problem->heads, head = unit / cuts % problem->heads;
-        const int v = (int)(unit % cuts) * run;
-        if (WHOLE && run == 4)
-            scatter<T, WHOLE ? MANY : 0, WHOLE ? 4 : 1>(problem, image, head, v, offset, parts, own);
-        else if (WHOLE && run == 2)
-            scatter<T, WHOLE ? MANY : 0, WHOLE ? 2 : 1>(problem, image, head, v, offset, parts, own);
-        else
-            scatter<T, WHOLE ? MANY : 0, 1>(problem, image, head, v, offset, parts, own);
+        const int64_t image = unit / cuts / problem->heads, head = unit / cuts % problem->heads, cut = unit % cuts;
+        scatter<T, NV>(problem, image, head, Span{height * cut / cuts, height * (cut + 1) / cuts}, offset, parts, own);
     }
     free(memory);
     return 0;
@@ -662,7 +674,7 @@ static int attention_backward(
     }
     free(memory);
     const Scattered parts[] = {{query, grad_bias, scale, grad_key}, {grad_out, affinity, 1.0f, grad_value}};
-    return scatter_all<T, NV != 0>(problem, offset, parts);
+    return scatter_all<T, NV>(problem, offset, parts);
 }
 
 template <class T, int NV>
@@ -705,7 +717,7 @@ static int aggregate_backward(
     }
     free(memory);
     const Scattered parts[] = {{grad_out, weight, 1.0f, grad_value}, {0, 0, 0.0f, 0}};
-    return scatter_all<T, NV != 0>(problem, offset, parts);
+    return scatter_all<T, NV>(problem, offset, parts);
 }
 
 #include "position.h"

@@ -3,7 +3,7 @@
 // Adds <query, row> for N neighbouring rows of a table, as vectors of partial sums. N sums fit into the registers.
 template <int N, class T, int NV>
 static inline void add_dots(const Channels<NV>& channels, const Row<T, NV>& query, const float* rows, Vector* dots) {
-    for (int v = 0; v < channels.count; ++v) {
+    for (int v = 0; v < channels.count(); ++v) {
         const Vector q = query[v];
         for (int k = 0; k < N; ++k) dots[k] = Simd::fma(q, channels.load(rows + k * channels.dim, v), dots[k]);
     }
@@ -60,48 +60,77 @@ static int position_forward(
     return 0;
 }
 
-// For each of K table rows: the sum of gradient * query over all positions of one row (or column) of the map.
-template <class T, int NV>
-static void table_window(
-    const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, int64_t index,
-    int along_rows, int across, float* window) {
-    const Channels<NV> channels(problem->dim);
-    const int64_t width = problem->width;
-    const int64_t others = along_rows ? width : problem->height, positions = problem->height * width;
-    for (int64_t image = 0; image < problem->batch; ++image)
-        for (int64_t other = 0; other < others; ++other) {
-            const int64_t position = along_rows ? index * width + other : other * width + index;
-            const int64_t scored = across ? other * width + index : position;
-            for (int64_t head = 0; head < problem->heads; ++head) {
-                const Row<T, NV> q(channels, Rows<T>(query, image, head).row(position));
-                const float* grad = grad_scores + ((image * positions + scored) * problem->heads + head) * nodes;
-                for (int64_t k = 0; k < nodes; ++k) {
-                    float* out = window + k * problem->dim;
-                    const Vector g = Simd::set(grad[k]);
-                    for (int v = 0; v < channels.count; ++v)
-                        channels.store(out, v, Simd::fma(g, q[v], channels.load(out, v)));
-                }
-            }
+// Adds gradient * query of some positions of a line, from `from` on, to N neighbouring rows of its window. Positions are
+// `step` apart in the query, and `graded` in the gradients.
+template <int N, class T, int NV>
+static inline void add_to_window(
+    const Channels<NV>& channels, const T* from, int64_t step, const float* grad, int64_t graded, int64_t count,
+    float* window) {
+    for (int v = 0; v < channels.count(); ++v) {
+        Vector sums[N];
+        for (int k = 0; k < N; ++k) sums[k] = channels.load(window + k * channels.dim, v);
+        for (int64_t i = 0; i < count; ++i) {
+            const Vector q = channels.load(from + i * step, v);
+            for (int k = 0; k < N; ++k) sums[k] = Simd::fma(Simd::set(grad[i * graded + k]), q, sums[k]);
         }
+        for (int k = 0; k < N; ++k) channels.store(window + k * channels.dim, v, sums[k]);
+    }
 }
 
-// One thread sums the window of each row (or column) of the map. Then the windows are added up in their order.
+// For each of K table rows: the sums of gradient * query over all positions of a row (or column) of the map, for rows
+// (or columns) that lie side by side. The sums of one are `size` numbers.
+template <class T, int NV>
+static void table_windows(
+    const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, Span lines,
+    int along_rows, int across, float* windows, int64_t size) {
+    enum { run = 16 };  // positions of a line that stay in the cache
+    const Channels<NV> channels(problem->dim);
+    const int64_t width = problem->width, heads = problem->heads, positions = problem->height * width;
+    const int64_t others = along_rows ? width : problem->height;
+    for (int64_t image = 0; image < problem->batch; ++image)
+        for (int64_t other = 0; other < others; other += run)
+            for (int64_t line = lines.first; line < lines.end; ++line)
+                for (int64_t head = 0; head < heads; ++head) {
+                    const int64_t position = along_rows ? line * width + other : other * width + line;
+                    const int64_t scored = across ? other * width + line : position;
+                    const int64_t count = others - other < run ? others - other : (int64_t)run;
+                    const Rows<T> queries(query, image, head);
+                    const T* from = queries.row(position);
+                    const float* grad = grad_scores + ((image * positions + scored) * heads + head) * nodes;
+                    const int64_t step = queries.step * (along_rows ? 1 : width);
+                    const int64_t graded = heads * nodes * (along_rows && !across ? 1 : width);
+                    float* window = windows + line * size;
+                    int64_t k = 0;
+                    for (; k + 9 <= nodes; k += 9)
+                        add_to_window<9>(channels, from, step, grad + k, graded, count, window + k * channels.dim);
+                    for (; k < nodes; ++k)
+                        add_to_window<1>(channels, from, step, grad + k, graded, count, window + k * channels.dim);
+                }
+}
+
+// One thread sums the windows of a few rows (or columns) of the map. Then all are added up in their order.
 template <class T, int NV>
 static int table_gradient(
     const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, int along_rows,
     int across, float* grad_table) {
-    const int64_t length = along_rows ? problem->height : problem->width;
-    const int64_t size = nodes * problem->dim;
-    const int threads = threads_of(problem, length);
+    // A few lines at a time use the memory that is fetched together; their windows fit into the cache.
+    enum { strip = 4, cache_line = 16 };
+    const int64_t length = along_rows ? problem->height : problem->width, strips = (length + strip - 1) / strip;
+    // Between the windows lies what keeps threads from writing to the same cache line.
+    const int64_t used = nodes * problem->dim, size = (used / cache_line + 2) * cache_line;
+    const int threads = threads_of(problem, strips);
     float* windows = (float*)calloc((size_t)length, (size_t)size * sizeof(float));
     if (!windows) return 1;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t i = 0; i < length; ++i)
-        table_window<T, NV>(problem, nodes, grad_scores, query, i, along_rows, across, windows + i * size);
+    for (int64_t i = 0; i < strips; ++i) {
+        const int64_t end = (i + 1) * strip;
+        table_windows<T, NV>(problem, nodes, grad_scores, query, Span{i * strip, end < length ? end : length},
+                             along_rows, across, windows, size);
+    }
     for (int64_t i = 0; i < length; ++i) {
         float* DGMN_RESTRICT out = grad_table + (length - 1 - i) * problem->dim;
         const float* DGMN_RESTRICT window = windows + i * size;
-        for (int64_t j = 0; j < size; ++j) out[j] += window[j];
+        for (int64_t j = 0; j < used; ++j) out[j] += window[j];
     }
     free(windows);
     return 0;
@@ -112,6 +141,7 @@ static int position_backward(
     const DgmnProblem* problem, int64_t mirrored, int64_t nodes, const float* grad_scores, const DgmnMap* query,
     const float* row_table, const float* column_table, void* grad_query, float* grad_row_table,
     float* grad_column_table) {
+    enum { chunk = chunk_of(NV) };
     const Channels<NV> channels(problem->dim);
     const int64_t dim = problem->dim;
     const int64_t height = problem->height, width = problem->width, lines = problem->batch * height;
@@ -127,13 +157,16 @@ static int position_backward(
                 const float* grad = grad_scores + (here * problem->heads + head) * nodes;
                 const float* grad_across = grad_scores + (there * problem->heads + head) * nodes;
                 T* out = (T*)grad_query + (here * problem->heads + head) * dim;
-                for (int v = 0; v < channels.count; ++v) {
-                    Vector sum = Simd::set(0.0f);
+                for (int v = 0; v < channels.count(); v += chunk) {
+                    Vector sum[chunk];
+                    for (int i = 0; i < chunk; ++i) sum[i] = Simd::set(0.0f);
                     for (int64_t k = 0; column && k < nodes; ++k)
-                        sum = Simd::fma(Simd::set(grad[k]), channels.load(column + k * dim, v), sum);
+                        for (int i = 0; i < chunk; ++i)
+                            sum[i] = Simd::fma(Simd::set(grad[k]), channels.load(column + k * dim, v + i), sum[i]);
                     for (int64_t k = 0; row && k < nodes; ++k)
-                        sum = Simd::fma(Simd::set(grad_across[k]), channels.load(row + k * dim, v), sum);
-                    channels.store(out, v, sum);
+                        for (int i = 0; i < chunk; ++i)
+                            sum[i] = Simd::fma(Simd::set(grad_across[k]), channels.load(row + k * dim, v + i), sum[i]);
+                    for (int i = 0; i < chunk; ++i) channels.store(out, v + i, sum[i]);
                 }
             }
     }

@@ -54,7 +54,8 @@ class DGMN2Stage(nn.Module):
         x = x.permute(0, 2, 3, 1)
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         if x.requires_grad and not is_watched((x,)):
-            x.register_hook(Tensor.contiguous)  # one gradient in another layout would slow down all sums of this stage
+            # One gradient in another layout would slow down all sums of gradients in this stage.
+            x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         return x.permute(0, 3, 1, 2)
 
 
