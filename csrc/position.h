@@ -26,6 +26,86 @@ static inline void position_dots(
     }
 }
 
+// <here, column> + <there, row> for all K rows of both tables.
+template <class T, int NV>
+static inline void all_position_dots(
+    const Channels<NV>& channels, int64_t nodes, const Row<T, NV>& here, const float* column, const Row<T, NV>& there,
+    const float* row, float* out) {
+    const int64_t dim = channels.dim;
+    int64_t k = 0;
+    for (; k + 9 <= nodes; k += 9)  // the nodes of a kernel size of 3
+        position_dots<9, T, NV>(channels, here, column ? column + k * dim : 0, there, row ? row + k * dim : 0, out + k);
+    for (; k < nodes; ++k)
+        position_dots<1, T, NV>(channels, here, column ? column + k * dim : 0, there, row ? row + k * dim : 0, out + k);
+}
+
+// Where an index of the output lies between two of the input, and how far from the first: bilinear resizing.
+struct Between {
+    int64_t first, second;
+    float part;
+
+    Between(int64_t index, int64_t size, int64_t input) {
+        const float place = ((float)index + 0.5f) * ((float)input / (float)size) - 0.5f;
+        const float inside = place > 0.0f ? place : 0.0f;
+        first = (int64_t)inside < input ? (int64_t)inside : input - 1;
+        second = first + 1 < input ? first + 1 : first;
+        part = inside - (float)first;
+    }
+};
+
+// For maps that are not square: the height terms, at their mirrored places (W, H), are stretched to the map (H, W).
+template <class T, int NV>
+static int stretched_forward(
+    const DgmnProblem* problem, int64_t nodes, const DgmnMap* query, const float* row_table, const float* column_table,
+    float* scores) {
+    enum { strip = 8 };  // rows whose terms lie side by side at the mirrored places
+    const Channels<NV> channels(problem->dim);
+    const int64_t dim = problem->dim, heads = problem->heads, numbers = heads * nodes;
+    const int64_t height = problem->height, width = problem->width, lines = problem->batch * height;
+    const int64_t in_image = (height + strip - 1) / strip, strips = problem->batch * in_image;
+    float* mirrored = (float*)malloc((size_t)(lines * width * numbers + 1) * sizeof(float));
+    if (!mirrored) return 1;
+    const int threads = threads_of(problem, strips);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < strips; ++i) {
+            const int64_t image = i / in_image, first = i % in_image * strip;
+            const int64_t end = first + strip < height ? first + strip : height;
+            for (int64_t x = 0; x < width; ++x)
+                for (int64_t y = first; y < end; ++y)
+                    for (int64_t head = 0; head < heads; ++head) {
+                        const Row<T, NV> q(channels, Rows<T>(query, image, head).row(y * width + x));
+                        const float* column = column_table ? column_table + (width - 1 - x) * dim : 0;
+                        float* out = scores + ((image * height + y) * width + x) * numbers + head * nodes;
+                        float* turned = mirrored + ((image * width + x) * height + y) * numbers + head * nodes;
+                        all_position_dots<T, NV>(channels, nodes, q, column, q, 0, out);
+                        all_position_dots<T, NV>(channels, nodes, q, 0, q, row_table + (height - 1 - y) * dim, turned);
+                    }
+        }
+#pragma omp for schedule(static)
+        for (int64_t line = 0; line < lines; ++line) {
+            const int64_t image = line / height;
+            const Between down(line % height, height, width);
+            const float* above = mirrored + (image * width + down.first) * height * numbers;
+            const float* below = mirrored + (image * width + down.second) * height * numbers;
+            for (int64_t x = 0; x < width; ++x) {
+                const Between across(x, width, height);
+                const int64_t left = across.first * numbers, right = across.second * numbers;
+                float* DGMN_RESTRICT out = scores + (line * width + x) * numbers;
+#pragma omp simd
+                for (int64_t i = 0; i < numbers; ++i) {
+                    const float upper = (1.0f - across.part) * above[left + i] + across.part * above[right + i];
+                    const float lower = (1.0f - across.part) * below[left + i] + across.part * below[right + i];
+                    out[i] += (1.0f - down.part) * upper + down.part * lower;
+                }
+            }
+        }
+    }
+    free(mirrored);
+    return 0;
+}
+
 // Position (y, x) takes K rows of the row table, from H - 1 - y on, and K of the column table, from W - 1 - x on.
 template <class T, int NV>
 static int position_forward(
@@ -34,6 +114,8 @@ static int position_forward(
     const Channels<NV> channels(problem->dim);
     const int64_t dim = problem->dim;
     const int64_t height = problem->height, width = problem->width, lines = problem->batch * height;
+    if (mirrored && row_table && height != width)
+        return stretched_forward<T, NV>(problem, nodes, query, row_table, column_table, scores);
     const int threads = threads_of(problem, lines);
     const Share share(problem, lines);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -46,14 +128,8 @@ static int position_forward(
             for (int64_t head = 0; head < problem->heads; ++head, out += nodes) {
                 const Rows<T> queries(query, image, head);
                 const Row<T, NV> here(channels, queries.row(y * width + x));
-                const Row<T, NV> there(channels, queries.row(mirrored ? x * width + y : y * width + x));
-                int64_t k = 0;
-                for (; k + 9 <= nodes; k += 9)  // the nodes of a kernel size of 3
-                    position_dots<9, T, NV>(
-                        channels, here, column ? column + k * dim : 0, there, row ? row + k * dim : 0, out + k);
-                for (; k < nodes; ++k)
-                    position_dots<1, T, NV>(
-                        channels, here, column ? column + k * dim : 0, there, row ? row + k * dim : 0, out + k);
+                const Row<T, NV> there(channels, queries.row(mirrored && row ? x * width + y : y * width + x));
+                all_position_dots<T, NV>(channels, nodes, here, column, there, row, out);
             }
         }
     }
@@ -153,7 +229,7 @@ static int position_backward(
             for (int64_t head = 0; head < problem->heads; ++head) {
                 const float* column = column_table ? column_table + (width - 1 - x) * dim : 0;
                 const float* row = row_table ? row_table + (height - 1 - y) * dim : 0;
-                const int64_t here = line * width + x, there = mirrored ? (image * height + x) * width + y : here;
+                const int64_t here = line * width + x, there = mirrored && row ? (image * height + x) * width + y : here;
                 const float* grad = grad_scores + (here * problem->heads + head) * nodes;
                 const float* grad_across = grad_scores + (there * problem->heads + head) * nodes;
                 T* out = (T*)grad_query + (here * problem->heads + head) * dim;

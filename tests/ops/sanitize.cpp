@@ -245,10 +245,24 @@ static void attention(const Case& c, bool with_bias) {
     check_finite(c, grad_bias, "grad_bias");
 }
 
+// Between which two indices of `input` ones an index of `size` lies.
+struct Place {
+    int64_t at[2];
+    double part;
+
+    Place(int64_t index, int64_t size, int64_t input) {
+        const double place = fmax((index + 0.5) * input / size - 0.5, 0.0);
+        at[0] = (int64_t)place;
+        at[1] = at[0] + 1 < input ? at[0] + 1 : at[0];
+        part = place - at[0];
+    }
+};
+
 static void position(const Case& c, bool with_rows, bool with_columns) {
     const DgmnProblem problem = c.problem();
     const Map query(c);
-    const int64_t nodes = c.nodes(), mirrored = c.height == c.width;
+    const bool square = c.height == c.width, stretched = !square && with_rows && below(2);
+    const int64_t nodes = c.nodes(), mirrored = square || stretched;
     const bool hard = c.hardness == wild_everything;
     Floats row_table((c.height + nodes - 1) * c.dim), column_table((c.width + nodes - 1) * c.dim);
     const float* rows = with_rows ? (float*)row_table.random(hard) : 0;
@@ -258,23 +272,35 @@ static void position(const Case& c, bool with_rows, bool with_columns) {
     const auto call = [&](const DgmnProblem* share) {
         return dgmn_position_forward(share, mirrored, nodes, &queries, rows, columns, scores);
     };
-    check(done(c, call), c, "position_forward failed");
+    check(stretched ? !call(&problem) : done(c, call), c, "position_forward failed");
+    // The height term of position (y, x), taken from itself.
+    const auto along_height = [&](int64_t b, int64_t y, int64_t x, int64_t h, int64_t k) {
+        double dot = 0;
+        for (int64_t d = 0; d < c.dim; ++d)
+            dot += query.at(b, y, x, h, d) * rows[(c.height - 1 - y + k) * c.dim + d];
+        return dot;
+    };
     int64_t i = 0;
     for (int64_t b = 0; b < c.batch; ++b)
         for (int64_t p = 0; p < c.height * c.width; ++p)
             for (int64_t h = 0; h < c.heads; ++h)
                 for (int64_t k = 0; k < nodes; ++k, ++i) {
-                    const int64_t y = p / c.width, x = p % c.width, from_y = mirrored ? x : y, from_x = mirrored ? y : x;
+                    const int64_t y = p / c.width, x = p % c.width;
                     double dot = 0;
-                    for (int64_t d = 0; rows && d < c.dim; ++d)
-                        dot += query.at(b, from_y, from_x, h, d) * rows[(c.height - 1 - from_y + k) * c.dim + d];
+                    if (rows && !stretched) dot = mirrored ? along_height(b, x, y, h, k) : along_height(b, y, x, h, k);
+                    if (stretched) {
+                        const Place down(y, c.height, c.width), across(x, c.width, c.height);
+                        for (int corner = 0; corner < 4; ++corner)
+                            dot += (corner & 1 ? down.part : 1 - down.part) * (corner & 2 ? across.part : 1 - across.part) *
+                                   along_height(b, across.at[corner >> 1], down.at[corner & 1], h, k);
+                    }
                     for (int64_t d = 0; columns && d < c.dim; ++d)
                         dot += query.at(b, y, x, h, d) * columns[(c.width - 1 - x + k) * c.dim + d];
                     check_close(c, scores[i], dot, 0, "position_forward");
                 }
     const Stored grad_query(c, c.positions() * c.heads * c.dim);
     const Floats grad_rows(row_table.size, 0.0f), grad_columns(column_table.size, 0.0f);
-    check(!dgmn_position_backward(&problem, mirrored, nodes, scores.random(hard), &queries, rows, columns,
+    check(!dgmn_position_backward(&problem, square, nodes, scores.random(hard), &queries, rows, columns,
                                   grad_query.data.get(), rows ? (float*)grad_rows : 0,
                                   columns ? (float*)grad_columns : 0),
           c, "position_backward failed");

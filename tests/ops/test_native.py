@@ -214,9 +214,9 @@ def test_empty_batch(target):
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("tables", ["both", "rows", "columns"])
-@pytest.mark.parametrize("dim", [3, 16, 64])
-def test_position_scores(target, mirrored, tables, dim):
-    height, width = (11, 11) if mirrored else (4, 19)
+@pytest.mark.parametrize(("size", "dim"), [((11, 11), 3), ((4, 19), 16), ((21, 6), 64), ((1, 5), 16), ((4, 1), 3)])
+def test_position_scores(target, mirrored, tables, size, dim):
+    height, width = size
     query = torch.randn(2, height, width, 3, 2, dim).unbind(3)[1]
     rows = torch.randn(height + 8, dim) if tables != "columns" else None
     columns = torch.randn(width + 8, dim) if tables != "rows" else None
@@ -244,7 +244,6 @@ def test_position_scores_by_hand():
         ({"columns": torch.zeros(13, 3)}, ValueError, "columns must have the shape (14, 4), got (13, 3)"),
         ({"rows": torch.zeros(13, 4).long()}, TypeError, "rows must be of floating point, got torch.int64"),
         ({"nodes": 0}, ValueError, "nodes must be a whole number of at least 1, got 0"),
-        ({"mirrored": True}, ValueError, "mirrored needs a square map, got 5 x 6"),
         ({"backend": "triton"}, RuntimeError, "the Triton kernels run on CUDA devices"),
         ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
     ],
@@ -575,7 +574,6 @@ class TestOperators:
             ("rows", lambda x: x[1:], "must be floating point of the shape (11, 5) on cpu, got torch.float32"),
             ("columns", lambda x: x.T, "must be floating point of the shape (12, 5)"),
             ("nodes", lambda x: 0, "must be from 1 to 1048576, got 0"),
-            ("mirrored", lambda x: True, "needs a square map, got a query of the shape (1, 3, 4, 2, 5)"),
             ("grad_scores", lambda x: x[0], "must be floating point of the shape (1, 3, 4, 2, 9)"),
             ("grad_scores", lambda x: x[..., :0], "must be from 1 to 1048576, got 0"),
         ],

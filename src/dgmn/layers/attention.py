@@ -78,18 +78,10 @@ class RelativePosition(nn.Module):
         return F.interpolate(table.to(compute_dtype(table)).T[None], size=rows, mode="linear", align_corners=False)[0].T
 
     def forward(self, query: Tensor, backend: str = "auto") -> Tensor:
-        batch, height, width, heads, _ = query.shape
+        _, height, width, _, _ = query.shape
         rows, columns = self._resized(self.rel_height, height), self._resized(self.rel_width, width)
         mirrored = self.rel_pos == "official"
-        # A graph of any size takes the general path, where resizing to the same size changes nothing.
-        if not mirrored or surely_equal(height, width):
-            return position_scores(query, rows, columns, nodes=self.nodes, mirrored=mirrored, backend=backend)
-        # Not square: the height term is mirrored, then stretched to the map's shape.
-        along_height = position_scores(query, rows, nodes=self.nodes, backend=backend).transpose(1, 2)
-        maps = along_height.flatten(3).permute(0, 3, 1, 2)  # (B, heads * K, W, H)
-        maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
-        along_height = maps.permute(0, 2, 3, 1).reshape(batch, height, width, heads, self.nodes)
-        return position_scores(query, columns=columns, nodes=self.nodes, backend=backend) + along_height
+        return position_scores(query, rows, columns, nodes=self.nodes, mirrored=mirrored, backend=backend)
 
     def extra_repr(self) -> str:
         rows = f"{self.rel_height.shape[0]}+{self.rel_width.shape[0]}"

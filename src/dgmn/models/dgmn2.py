@@ -19,7 +19,7 @@ from dgmn.about import About, about_timm
 from dgmn.errors import check_number, check_share
 from dgmn.layers import DGMN2Block
 from dgmn.models.official import official_dgmn2
-from dgmn.ops.tracing import channels_last, is_watched
+from dgmn.ops.tracing import channels_last, is_symbolic, is_watched
 from dgmn.weights import ZOO, fetch, match_keys, read_checkpoint
 
 __all__ = ["DGMN2"]
@@ -53,7 +53,7 @@ class DGMN2Stage(nn.Module):
         # Maps are kept in channels-last memory, so neither permutation copies.
         x = x.permute(0, 2, 3, 1)
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
-        if x.requires_grad and not is_watched((x,)):
+        if not is_symbolic(x) and x.requires_grad and not is_watched((x,)):
             # One gradient in another layout would slow down all sums of gradients in this stage.
             x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         return x.permute(0, 3, 1, 2)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from dgmn.ops import direct, exported, library, native, packaged, reference
 from dgmn.ops.direct import is_direct
 from dgmn.ops.precision import has_autocast
 from dgmn.ops.selfcheck import is_trusted
-from dgmn.ops.tracing import has_tangent, is_exporting, is_jit_tracing, is_recorded_as, is_transformed
+from dgmn.ops.tracing import has_tangent, is_exporting, is_jit_tracing, is_recorded_as, is_transformed, surely_equal
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
@@ -170,7 +171,8 @@ def position_scores(
         rows: table of the height, (H + nodes - 1, D), or None to leave the term out.
         columns: table of the width, (W + nodes - 1, D), or None to leave the term out.
         nodes: K, the number of scores per position.
-        mirrored: take the height term at (y, x) from position (x, y). This needs a square map.
+        mirrored: take the height term at (y, x) from position (x, y). If the map is not square, the mirrored term is
+            stretched to it: bilinear, without aligned corners.
         backend: one of [`BACKENDS`][dgmn.ops.BACKENDS].
 
     Returns:
@@ -190,8 +192,6 @@ def position_scores(
     for name, table, length in (("rows", rows, height), ("columns", columns, width)):
         if table is not None:
             _check_shape(name, table, (length + nodes - 1, dim), query)
-    if mirrored and height != width:
-        raise ValueError(f"mirrored needs a square map, got {height} x {width}")
     chosen = _chosen(backend, query, rows, columns)
     if chosen == "triton" and nodes > library.MAX_TRITON_NODES:
         if backend == "triton":
@@ -199,13 +199,18 @@ def position_scores(
                 f"backend 'triton' cannot run: it takes up to {library.MAX_TRITON_NODES} nodes, got {nodes}"
             )
         chosen = "reference"
+    # A graph of any size is recorded in the general form: to stretch to the same size changes nothing.
+    stretches = mirrored and rows is not None and not surely_equal(height, width)
+    if stretches and not (chosen == "native" and is_direct(query, rows, columns)):
+        options: dict[str, Any] = {"nodes": nodes, "backend": backend}
+        terms = reference.stretched(position_scores(query, rows, **options))
+        return terms if columns is None else position_scores(query, columns=columns, **options) + terms
     if chosen == "reference":
         products: Tensor = _plain().position_scores(query, rows, columns, mirrored, nodes)
         return products
-    tensors, options = (query, rows, columns), (mirrored, nodes, chosen)
-    if is_direct(*tensors):
-        return direct.run(direct.Position, tensors, *options)
-    scores: Tensor = library.position_scores(*tensors, *options)
+    if is_direct(query, rows, columns):
+        return direct.run(direct.Position, (query, rows, columns), mirrored, nodes, chosen)
+    scores: Tensor = library.position_scores(query, rows, columns, mirrored, nodes, chosen)
     return scores
 
 

@@ -99,8 +99,6 @@ def _position_kernels(
 ) -> ModuleType:
     kernels = _kernels(backend, "query", query)
     _, height, width, _, dim = query.shape
-    if mirrored and height != width:
-        raise RuntimeError(f"dgmn: mirrored needs a square map, got a query of the shape {tuple(query.shape)}")
     for name, table, length in (("rows", rows, height), ("columns", columns, width)):
         if table is not None:
             _check_tensor(name, table, (length + nodes - 1, dim), query)
@@ -109,6 +107,8 @@ def _position_kernels(
     from dgmn.ops import triton_position
 
     _check_number("nodes", nodes, MAX_TRITON_NODES)
+    if mirrored and height != width:
+        raise RuntimeError(f"dgmn: mirrored needs a square map, got a query of the shape {tuple(query.shape)}")
     return triton_position
 
 

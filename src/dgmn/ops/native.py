@@ -186,6 +186,14 @@ def position_forward(query: Tensor, rows: Tensor | None, columns: Tensor | None,
 def position_backward(
     grad_scores: Tensor, query: Tensor, rows: Tensor | None, columns: Tensor | None, mirrored: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if mirrored and rows is not None and query.shape[1] != query.shape[2]:
+        # The gradient of the stretched term, back at the mirrored positions.
+        turned = _unstretched(grad_scores)
+        of_rows, grad_rows, _ = position_backward(turned, query, rows, None, False)
+        if columns is None:
+            return of_rows, grad_rows, None
+        grad_query, _, grad_columns = position_backward(grad_scores, query, None, columns, False)
+        return grad_query.add_(of_rows), grad_rows, grad_columns
     problem = _problem(query)
     nodes = grad_scores.shape[-1]
     query, grad_scores = _rows(query), _floats(grad_scores)
@@ -202,6 +210,16 @@ def position_backward(
         for table, total in zip((rows, columns), sums, strict=True)
     )
     return grad_query, grad_rows, grad_columns
+
+
+def _unstretched(grad: Tensor) -> Tensor:
+    """The gradient of what `reference.stretched` takes, (B, H, W, heads, K)."""
+    batch, height, width, heads, nodes = grad.shape
+    maps = grad.flatten(3).permute(0, 3, 1, 2)
+    of_maps: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
+        maps, (height, width), (batch, heads * nodes, width, height), False
+    )
+    return of_maps.permute(0, 3, 2, 1).reshape(grad.shape)
 
 
 def gelu_backward(before: Tensor, grad: Tensor, active: Tensor, total: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgmn.ops.precision import compute_dtype, without_autocast
+from dgmn.ops.tracing import surely_equal
 
 
 def node_coordinates(offset: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
@@ -152,8 +153,19 @@ def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, 
             scores = scores + torch.einsum("byxhd,xkd->byxhk", query, windows(columns.to(dtype), nodes))
         if rows is not None:
             along_rows = torch.einsum("byxhd,ykd->byxhk", query, windows(rows.to(dtype), nodes))
-            scores = scores + (along_rows.transpose(1, 2) if mirrored else along_rows)
+            scores = scores + (stretched(along_rows) if mirrored else along_rows)
     return scores
+
+
+def stretched(along_height: Tensor) -> Tensor:
+    """The height terms (B, H, W, heads, K) of the mirrored positions, stretched to the map if it is not square."""
+    turned = along_height.transpose(1, 2)
+    batch, height, width, heads, nodes = along_height.shape
+    if surely_equal(height, width):
+        return turned
+    maps = turned.flatten(3).permute(0, 3, 1, 2)  # (B, heads * K, W, H)
+    maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+    return maps.permute(0, 2, 3, 1).reshape(batch, height, width, heads, nodes)
 
 
 def windows(table: Tensor, nodes: int) -> Tensor:
