@@ -39,6 +39,7 @@ static inline void all_position_dots(
         position_dots<1, T, NV>(channels, here, column ? column + k * dim : 0, there, row ? row + k * dim : 0, out + k);
 }
 
+#if !defined(DGMN_INFERENCE)
 // Where an index of the output lies between two of the input, and how far from the first: bilinear resizing.
 struct Between {
     int64_t first, second;
@@ -105,6 +106,7 @@ static int stretched_forward(
     free(mirrored);
     return 0;
 }
+#endif
 
 // Position (y, x) takes K rows of the row table, from H - 1 - y on, and K of the column table, from W - 1 - x on.
 template <class T, int NV>
@@ -114,8 +116,10 @@ static int position_forward(
     const Channels<NV> channels(problem->dim);
     const int64_t dim = problem->dim;
     const int64_t height = problem->height, width = problem->width, lines = problem->batch * height;
+#if !defined(DGMN_INFERENCE)
     if (mirrored && row_table && height != width)
         return stretched_forward<T, NV>(problem, nodes, query, row_table, column_table, scores);
+#endif
     const int threads = threads_of(problem, lines);
     const Share share(problem, lines);
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -12,7 +12,8 @@ from PIL import Image
 from torch._subclasses import FakeTensorMode
 
 from dgmn.errors import InputError
-from dgmn.ops import functional, native, position_scores, sampled_attention, selfcheck
+from dgmn.ops import direct, functional, native, position_scores, sampled_attention, selfcheck
+from dgmn.ops.linear import perceptron
 
 CPU = torch.device("cpu")
 
@@ -101,12 +102,14 @@ INPUTS = [torch.randn(1, 3, 4, 1, 8) for _ in range(3)] + [torch.zeros(1, 3, 4, 
 
 
 def test_a_backend_is_forced(monkeypatch):
-    monkeypatch.setattr(functional, "_FORCED", "reference")
+    monkeypatch.setattr(direct, "FORCED", "reference")
     chosen = []
     monkeypatch.setattr(functional.library, "sampled_attention", lambda *_: chosen.append("kernel"))
+    monkeypatch.setattr(native, "gelu_backward", lambda *_: chosen.append("kernel"))
     sampled_attention(*INPUTS)
+    perceptron(*(torch.randn(*size).requires_grad_() for size in ((3, 5), (9, 5), (9,), (2, 9), (2,)))).sum().backward()
     assert chosen == []
-    monkeypatch.setattr(functional, "_FORCED", "triton")
+    monkeypatch.setattr(direct, "FORCED", "triton")
     if functional.unsupported("triton", INPUTS[0]) is not None:
         for function in (lambda: sampled_attention(*INPUTS), lambda: position_scores(INPUTS[0], torch.randn(11, 8))):
             with pytest.raises(InputError, match="variable DGMN_BACKEND is 'triton', which cannot run: "):

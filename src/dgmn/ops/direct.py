@@ -3,6 +3,7 @@
 The operators in `library.py` compute the same. Whatever looks at operators (compilers, exporters, counters) gets those.
 """
 
+import os
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dgmn.ops import native
 from dgmn.ops.tracing import is_batched, is_watched
+
+# Forces one backend where the code says "auto": to look for the cause of a problem, without a change of the code.
+FORCED = os.environ.get("DGMN_BACKEND")
 
 
 def is_direct(*tensors: Tensor | None) -> bool:

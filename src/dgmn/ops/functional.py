@@ -1,7 +1,6 @@
 """The public functions: they check their arguments and choose a backend."""
 
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -20,9 +19,6 @@ from dgmn.ops.tracing import has_tangent, is_exporting, is_jit_tracing, is_recor
 
 BACKENDS = ("auto", "reference", "native", "triton")
 """Values of `backend`, in order: the fastest that can run, plain PyTorch, the CPU kernels, the CUDA kernels."""
-
-# Forces one backend where the code says "auto": to look for the cause of a problem, without a change of the code.
-_FORCED = os.environ.get("DGMN_BACKEND")
 
 _HAS_TRITON = find_spec("triton") is not None
 
@@ -263,15 +259,15 @@ def _chosen(backend: str, value: Tensor, *others: Tensor | None, dropout_p: floa
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if is_recorded_as("kernels") and is_jit_tracing():
         backend = "native"  # the node of the graph, whatever computes in PyTorch
-    elif backend == "auto" and _FORCED:
-        if _FORCED not in BACKENDS:
+    elif backend == "auto" and direct.FORCED:
+        if direct.FORCED not in BACKENDS:
             raise InputError(
-                f"the environment variable DGMN_BACKEND must be one of {', '.join(BACKENDS)}, got {_FORCED!r}"
+                f"the environment variable DGMN_BACKEND must be one of {', '.join(BACKENDS)}, got {direct.FORCED!r}"
             )
-        reason = unsupported(_FORCED, value, others, dropout_p) if _FORCED != "auto" else None
+        reason = unsupported(direct.FORCED, value, others, dropout_p) if direct.FORCED != "auto" else None
         if reason is not None:
-            raise InputError(f"the environment variable DGMN_BACKEND is {_FORCED!r}, which cannot run: {reason}")
-        backend = _FORCED
+            raise InputError(f"the environment variable DGMN_BACKEND is {direct.FORCED!r}, which cannot run: {reason}")
+        backend = direct.FORCED
     if backend != "auto":
         reason = unsupported(backend, value, others, dropout_p)
         if reason is not None:

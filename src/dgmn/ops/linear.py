@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgmn.ops import native, onednn
+from dgmn.ops import direct, native, onednn
 from dgmn.ops.direct import learns
 from dgmn.ops.precision import has_autocast, without_autocast
 from dgmn.ops.tracing import is_batched, is_watched
@@ -313,7 +313,7 @@ def _backward(
 
 def _differentiate(before: Tensor, grad: Tensor, active: Tensor, total: Tensor) -> None:
     """The backward pass of GELU, as in `native.gelu_backward`."""
-    if native.unsupported(before) is None and before.dtype == torch.float32:
+    if before.dtype == torch.float32 and native.unsupported(before) is None and direct.FORCED != "reference":
         native.gelu_backward(before, grad, active, total)
         return
     _gelu(before, out=active)

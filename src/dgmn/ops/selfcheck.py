@@ -9,10 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from dgmn.ops import library, reference
+from dgmn.ops.linear import perceptron
 
 # Largest error that rounding explains, relative to the largest number. Kernels sum in float32 and round once.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -69,9 +71,15 @@ def _cases(backend: str, device: torch.device, dtype: torch.dtype) -> Iterator[t
         )
         yield (
             [maps[0], numbers(height + 8, 64), numbers(width + 8, 64)],
-            lambda q, r, c: library.position_scores(q, r, c, False, 9, backend),
-            lambda q, r, c: reference.position_scores(q, r, c, False, 9),
+            lambda q, r, c: library.position_scores(q, r, c, backend == "native", 9, backend),
+            lambda q, r, c: reference.position_scores(q, r, c, backend == "native", 9),
         )
+        if backend == "native" and dtype == torch.float32:
+            yield (
+                [numbers(height, width, 5), numbers(12, 5), numbers(12), numbers(7, 12), numbers(7)],
+                perceptron,
+                lambda x, w1, b1, w2, b2: F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2),
+            )
 
 
 @contextmanager
