@@ -595,9 +595,9 @@ static void scatter(
 template <class T, int NV>
 static int scatter_all(const DgmnProblem* problem, const float* offset, const Scattered* parts) {
     const int64_t heads = problem->batch * problem->heads, height = problem->height, wanted = problem->threads;
-    // Cut the map into as few spans of rows as give every thread work: each finds the points of the whole map anew.
+    // Cut the map into as few spans of rows as give all threads the same work: each finds the points of the whole map anew.
     int64_t cuts = 1;
-    while (cuts * 2 <= height && (heads * cuts < wanted || (heads * cuts % wanted && heads * cuts < 4 * wanted))) cuts *= 2;
+    while (heads < 4 * wanted && cuts < height && heads * cuts % wanted) ++cuts;
     const int64_t units = heads * cuts;
     const int threads = threads_of(problem, units), room = 1;
     float* memory = room_for(problem, threads, room);

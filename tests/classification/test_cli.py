@@ -51,7 +51,8 @@ def test_predict_tables_json_pictures(
     checkpoint = str(trained / "checkpoints" / "last.ckpt")
     result, pictures = tmp_path / "out" / "result.json", tmp_path / "pictures"
     arguments = ["predict", *images, "--ckpt_path", checkpoint, "--top", "2", "--json", str(result)]
-    assert run([*arguments, "--pictures", str(pictures), "--batch_size", "4", "--device", "cpu"]) == 0
+    arguments += ["--batch_size", "4", "--device", "cpu"]  # other batches may round differently
+    assert run([*arguments, "--pictures", str(pictures)]) == 0
     out = capsys.readouterr().out
     found = json.loads(result.read_text())
     assert len(found) == 14 == len(list(pictures.rglob("*.jpg")))
