@@ -194,7 +194,7 @@ static int table_gradient(
     const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, int along_rows,
     int across, float* grad_table) {
     // A few lines at a time use the memory that is fetched together; their windows fit into the cache.
-    enum { strip = 4, cache_line = 16 };
+    enum { strip = 4, cache_line = 16 };  // a line of 64 bytes holds 16 numbers
     const int64_t length = along_rows ? problem->height : problem->width, strips = (length + strip - 1) / strip;
     // Between the windows lies what keeps threads from writing to the same cache line.
     const int64_t used = nodes * problem->dim, size = (used / cache_line + 2) * cache_line;
