@@ -54,7 +54,7 @@ DGMN_EXPORT int dgmn_aggregate_backward(
 
 // scores (B, H * W, heads, nodes) = query . row_table[H - 1 - y + s] + query . column_table[W - 1 - x + s];
 // either table may be null. mirrored: position (y, x) takes the first term of position (x, y). If the map is not square,
-// the forward pass stretches that term to it, in one share; the backward pass takes square maps only.
+// the forward pass stretches that term to it, in one share and not with DGMN_INFERENCE; the backward pass does not.
 DGMN_EXPORT int dgmn_position_forward(
     const DgmnProblem*, int64_t mirrored, int64_t nodes, const DgmnMap* query, const float* row_table, const float* column_table,
     float* scores);

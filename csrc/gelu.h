@@ -1,6 +1,6 @@
 // The backward pass of GELU: the activation again, the slope, and the gradient of the bias in one pass over memory.
 
-// The normal distribution below -|x|, to 4e-7 of its value; `bell` is e ** (-x * x / 2).
+// The normal distribution below -|x|, to 4e-7 of its value if `bell`, e ** (-x * x / 2), is exact.
 static inline float normal_below(float x, float bell) {
     // e ** (z * z) * erfc(z) at z = |x| / sqrt(2), as a polynomial in t; fitted to the least relative error.
     const float t = 1.0f / (1.0f + 0.35355339f * __builtin_fabsf(x));

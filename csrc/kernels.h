@@ -86,7 +86,7 @@ struct Points {
     float* weight[corners];  // bilinear
     float* scaled[corners];  // the same times a coefficient of the node
     int32_t* corner;  // index of the upper left corner; it may lie outside of the map
-    int32_t* inside;  // bit c: corner c lies in the map
+    int32_t* inside;  // bit c: corner c lies in the rows that were asked for
     float* room;
 
     static size_t floats(int64_t nodes, int room) { return (size_t)(nodes * block_size * (12 + room)); }
@@ -595,9 +595,14 @@ static void scatter(
 template <class T, int NV>
 static int scatter_all(const DgmnProblem* problem, const float* offset, const Scattered* parts) {
     const int64_t heads = problem->batch * problem->heads, height = problem->height, wanted = problem->threads;
-    // Cut the map into as few spans of rows as give all threads the same work: each finds the points of the whole map anew.
+    // Cut the map into spans of rows, for which each unit finds the points of the whole map anew: that takes about 0.06 of
+    // the time of scattering them all. Of all numbers of cuts, take the one with which the last thread ends first.
     int64_t cuts = 1;
-    while (heads < 4 * wanted && cuts < height && heads * cuts % wanted) ++cuts;
+    float least = 0.0f;
+    for (int64_t c = 1; c <= wanted && c <= height; ++c) {
+        const float time = (float)((heads * c + wanted - 1) / wanted) * (0.06f + 1.0f / (float)c);
+        if (c == 1 || time < least) least = time, cuts = c;
+    }
     const int64_t units = heads * cuts;
     const int threads = threads_of(problem, units), room = 1;
     float* memory = room_for(problem, threads, room);

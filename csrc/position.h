@@ -66,7 +66,7 @@ static int stretched_forward(
     const int64_t in_image = (height + strip - 1) / strip, strips = problem->batch * in_image;
     float* mirrored = (float*)malloc((size_t)(lines * width * numbers + 1) * sizeof(float));
     if (!mirrored) return 1;
-    const int threads = threads_of(problem, strips);
+    const int threads = threads_of(problem, lines);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -158,11 +158,11 @@ static inline void add_to_window(
 }
 
 // For each of K table rows: the sums of gradient * query over all positions of a row (or column) of the map, for rows
-// (or columns) that lie side by side. The sums of one are `size` numbers.
+// (or columns) that lie side by side. The windows with these sums are `apart` numbers from each other.
 template <class T, int NV>
 static void table_windows(
     const DgmnProblem* problem, int64_t nodes, const float* grad_scores, const DgmnMap* query, Span lines,
-    int along_rows, int across, float* windows, int64_t size) {
+    int along_rows, int across, float* windows, int64_t apart) {
     enum { run = 16 };  // positions of a line that stay in the cache
     const Channels<NV> channels(problem->dim);
     const int64_t width = problem->width, heads = problem->heads, positions = problem->height * width;
@@ -179,7 +179,7 @@ static void table_windows(
                     const float* grad = grad_scores + ((image * positions + scored) * heads + head) * nodes;
                     const int64_t step = queries.step * (along_rows ? 1 : width);
                     const int64_t graded = heads * nodes * (along_rows && !across ? 1 : width);
-                    float* window = windows + line * size;
+                    float* window = windows + line * apart;
                     int64_t k = 0;
                     for (; k + 9 <= nodes; k += 9)
                         add_to_window<9>(channels, from, step, grad + k, graded, count, window + k * channels.dim);
@@ -197,20 +197,20 @@ static int table_gradient(
     enum { strip = 4, cache_line = 16 };  // a line of 64 bytes holds 16 numbers
     const int64_t length = along_rows ? problem->height : problem->width, strips = (length + strip - 1) / strip;
     // Between the windows lies what keeps threads from writing to the same cache line.
-    const int64_t used = nodes * problem->dim, size = (used / cache_line + 2) * cache_line;
+    const int64_t size = nodes * problem->dim, apart = (size / cache_line + 2) * cache_line;
     const int threads = threads_of(problem, strips);
-    float* windows = (float*)calloc((size_t)length, (size_t)size * sizeof(float));
+    float* windows = (float*)calloc((size_t)length, (size_t)apart * sizeof(float));
     if (!windows) return 1;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < strips; ++i) {
         const int64_t end = (i + 1) * strip;
         table_windows<T, NV>(problem, nodes, grad_scores, query, Span{i * strip, end < length ? end : length},
-                             along_rows, across, windows, size);
+                             along_rows, across, windows, apart);
     }
     for (int64_t i = 0; i < length; ++i) {
         float* DGMN_RESTRICT out = grad_table + (length - 1 - i) * problem->dim;
-        const float* DGMN_RESTRICT window = windows + i * size;
-        for (int64_t j = 0; j < used; ++j) out[j] += window[j];
+        const float* DGMN_RESTRICT window = windows + i * apart;
+        for (int64_t j = 0; j < size; ++j) out[j] += window[j];
     }
     free(windows);
     return 0;

@@ -204,6 +204,34 @@ def test_model_in_bfloat16():
 # ---------------------------------------------------------------------------------------------------- pretrained
 
 
+class _Stop(torch.autograd.Function):
+    """Passes numbers on, and no gradient back."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(*_):
+        return None
+
+
+def test_gradients_of_a_map_in_any_layout_or_none():
+    model = timm.create_model("dgmn2_nano")
+    weight = model.stages[3].blocks[0].mlp.fc1.weight
+    features = model.forward_features(torch.randn(2, 3, 64, 96))
+    gradient = torch.randn(features.shape)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = gradient.contiguous(memory_format=layout)
+        found += torch.autograd.grad(features, weight, given, retain_graph=True)
+    many = torch.autograd.grad(features, weight, gradient[None], retain_graph=True, is_grads_batched=True)[0]
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], many[0])
+    (_Stop.apply(features).sum() + weight.sum()).backward()
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
 def test_pretrained_without_weights_is_an_error(cache_dir):
     with pytest.raises(RuntimeError, match=r"no weights of dgmn2_nano are published: .*pretrained_cfg_overlay"):
         timm.create_model("dgmn2_nano", pretrained=True)

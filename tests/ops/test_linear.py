@@ -90,6 +90,15 @@ def test_only_the_gradients_that_are_needed(parts):
                 torch.testing.assert_close(got.grad, want.grad)
 
 
+def test_saved_tensors_may_come_back_in_another_layout(parts):
+    inputs = numbers((64,), dtype=torch.float32)
+    expected = torch.autograd.grad(perceptron(*inputs).sum(), inputs)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.T.contiguous(), lambda x: x.T):
+        out = perceptron(*inputs)
+    for got, want in zip(torch.autograd.grad(out.sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 @given(
     shape=st.lists(st.integers(0, 9), min_size=1, max_size=3),
     sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),

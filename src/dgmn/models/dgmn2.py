@@ -54,9 +54,13 @@ class DGMN2Stage(nn.Module):
         x = x.permute(0, 2, 3, 1)
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         if not is_symbolic(x) and x.requires_grad and not is_watched((x,)):
-            # One gradient in another layout would slow down all sums of gradients in this stage.
-            x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+            x.register_hook(_dense)  # type: ignore[no-untyped-call]
         return x.permute(0, 3, 1, 2)
+
+
+def _dense(grad: Tensor | None) -> Tensor | None:
+    """One gradient in another layout would slow down all sums of gradients in a stage."""
+    return None if grad is None else grad.contiguous()  # PyTorch gives None where nothing depends on the map
 
 
 class DGMN2(nn.Module):

@@ -195,8 +195,9 @@ def position_scores(
                 f"backend 'triton' cannot run: it takes up to {library.MAX_TRITON_NODES} nodes, got {nodes}"
             )
         chosen = "reference"
+    mirrored = mirrored and rows is not None
     # A graph of any size is recorded in the general form: to stretch to the same size changes nothing.
-    stretches = mirrored and rows is not None and not surely_equal(height, width)
+    stretches = mirrored and not surely_equal(height, width)
     if stretches and not (chosen == "native" and is_direct(query, rows, columns)):
         options: dict[str, Any] = {"nodes": nodes, "backend": backend}
         terms = reference.stretched(position_scores(query, rows, **options))

@@ -107,7 +107,7 @@ def _position_kernels(
     from dgmn.ops import triton_position
 
     _check_number("nodes", nodes, MAX_TRITON_NODES)
-    if mirrored and height != width:
+    if mirrored and rows is not None and height != width:
         raise RuntimeError(f"dgmn: mirrored needs a square map, got a query of the shape {tuple(query.shape)}")
     return triton_position
 

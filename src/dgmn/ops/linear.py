@@ -278,26 +278,26 @@ def _backward(
     """The gradients of the inputs that need one."""
     if len(grad) == 0:
         return tuple(torch.zeros_like(x) if needs else None for x, needs in zip(inputs, needed, strict=True))
+    of_bias2 = grad.sum(0) if needed[4] else None
+    if not any(needed[:4]):
+        return None, None, None, None, of_bias2
     x, weight1, bias1, weight2, _ = inputs
-    needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = needed
+    needs_x, needs_weight1, needs_bias1, needs_weight2, _ = needed
     grad_x = torch.empty_like(x) if needs_x else None
     grad_weight1 = grad_weight2 = None
     grad_bias1 = torch.zeros_like(bias1, memory_format=torch.contiguous_format)
     fast = _on_onednn(*inputs)
     step = len(kept[0]) if kept else _step(x, len(weight1), fast)
-    room = x.new_empty(3, step, len(weight1))
+    room = x.new_empty(1 if fast else 3, step, len(weight1))
     for i, part in enumerate(_parts(len(x), step)):
-        before, active, slope = room[:, : part.stop - part.start]
+        active, *others = room[:, : part.stop - part.start]
         if kept:
-            before = kept[i]
+            before = kept[i].contiguous()  # what hooks of saved tensors give back may be turned
         elif fast:
             before = onednn.linear(x[part], weight1, bias1)
         else:
-            torch.addmm(bias1, x[part], weight1.T, out=before)
-        if fast:
-            slope = onednn.linear(grad[part], weight2.T)
-        else:
-            torch.mm(grad[part], weight2, out=slope)
+            before = torch.addmm(bias1, x[part], weight1.T, out=others[0])
+        slope = onednn.linear(grad[part], weight2.T) if fast else torch.mm(grad[part], weight2, out=others[1])
         _differentiate(before, slope, active, grad_bias1)
         if needs_weight2:
             grad_weight2 = _add_product(grad_weight2, grad[part].T, active)
@@ -307,13 +307,13 @@ def _backward(
             grad_x[part] = onednn.linear(slope, weight1.T)
         elif grad_x is not None:
             torch.mm(slope, weight1, out=grad_x[part])
-    of_bias1 = grad_bias1 if needs_bias1 else None
-    return grad_x, grad_weight1, of_bias1, grad_weight2, grad.sum(0) if needs_bias2 else None
+    return grad_x, grad_weight1, grad_bias1 if needs_bias1 else None, grad_weight2, of_bias2
 
 
 def _differentiate(before: Tensor, grad: Tensor, active: Tensor, total: Tensor) -> None:
     """The backward pass of GELU, as in `native.gelu_backward`."""
-    if before.dtype == torch.float32 and native.unsupported(before) is None and direct.FORCED != "reference":
+    usual = before.dtype == torch.float32 and not torch.compiler.is_compiling() and direct.FORCED != "reference"
+    if usual and native.unsupported(before) is None:
         native.gelu_backward(before, grad, active, total)
         return
     _gelu(before, out=active)

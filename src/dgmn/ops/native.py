@@ -215,7 +215,7 @@ def position_backward(
 def _unstretched(grad: Tensor) -> Tensor:
     """The gradient of what `reference.stretched` takes, (B, H, W, heads, K)."""
     batch, height, width, heads, nodes = grad.shape
-    maps = grad.flatten(3).permute(0, 3, 1, 2)
+    maps = _floats(grad).flatten(3).permute(0, 3, 1, 2)
     of_maps: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
         maps, (height, width), (batch, heads * nodes, width, height), False
     )

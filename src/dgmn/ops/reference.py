@@ -158,7 +158,7 @@ def position_scores(query: Tensor, rows: Tensor | None, columns: Tensor | None, 
 
 
 def stretched(along_height: Tensor) -> Tensor:
-    """The height terms (B, H, W, heads, K) of the mirrored positions, stretched to the map if it is not square."""
+    """The height terms (B, H, W, heads, K), mirrored, and then stretched to the map if it is not square."""
     turned = along_height.transpose(1, 2)
     batch, height, width, heads, nodes = along_height.shape
     if surely_equal(height, width):

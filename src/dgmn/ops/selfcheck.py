@@ -56,7 +56,7 @@ def _cases(backend: str, device: torch.device, dtype: torch.dtype) -> Iterator[t
     def numbers(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random, dtype=torch.float32, device="cpu").to(device)
 
-    for batch, height, width, heads, walks in ((1, 3, 5, 2, 2), (2, 2, 3, 1, 1)):
+    for batch, height, width, heads, walks in ((1, 3, 5, 2, 2), (2, 3, 3, 1, 1)):
         maps = [numbers(batch, height, width, heads, 64).to(dtype) for _ in range(3)]
         offset, weight = numbers(batch, height, width, walks, 9, 2), numbers(batch, height, width, heads, 9)
         yield (
@@ -69,14 +69,15 @@ def _cases(backend: str, device: torch.device, dtype: torch.dtype) -> Iterator[t
             lambda *x: library.sampled_aggregate(*x, 3, 2, backend),
             lambda v, o, w: reference.sampled_aggregate(v, o, w, 3, 2),
         )
-        yield (
-            [maps[0], numbers(height + 8, 64), numbers(width + 8, 64)],
-            lambda q, r, c: library.position_scores(q, r, c, backend == "native", 9, backend),
-            lambda q, r, c: reference.position_scores(q, r, c, backend == "native", 9),
-        )
+        for mirrored in (False, True) if height == width or backend == "native" else (False,):
+            yield (
+                [maps[0], numbers(height + 8, 64), numbers(width + 8, 64)],
+                lambda q, r, c, mirrored=mirrored: library.position_scores(q, r, c, mirrored, 9, backend),
+                lambda q, r, c, mirrored=mirrored: reference.position_scores(q, r, c, mirrored, 9),
+            )
         if backend == "native" and dtype == torch.float32:
             yield (
-                [numbers(height, width, 5), numbers(12, 5), numbers(12), numbers(7, 12), numbers(7)],
+                [numbers(height, width, 5), numbers(37, 5), numbers(37), numbers(7, 37), numbers(7)],
                 perceptron,
                 lambda x, w1, b1, w2, b2: F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2),
             )
