@@ -244,6 +244,7 @@ def test_position_scores_by_hand():
         ({"columns": torch.zeros(13, 3)}, ValueError, "columns must have the shape (14, 4), got (13, 3)"),
         ({"rows": torch.zeros(13, 4).long()}, TypeError, "rows must be of floating point, got torch.int64"),
         ({"nodes": 0}, ValueError, "nodes must be a whole number of at least 1, got 0"),
+        ({"mirrored": "false"}, ValueError, "mirrored must be True or False, got 'false'"),
         ({"backend": "triton"}, RuntimeError, "the Triton kernels run on CUDA devices"),
         ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
     ],

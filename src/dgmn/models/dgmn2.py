@@ -54,7 +54,7 @@ class DGMN2Stage(nn.Module):
         x = x.permute(0, 2, 3, 1)
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         if not is_symbolic(x) and x.requires_grad and not is_watched((x,)):
-            x.register_hook(_dense)  # type: ignore[no-untyped-call]
+            x.register_hook(_dense)  # type: ignore[no-untyped-call] # PyTorch does not type it
         return x.permute(0, 3, 1, 2)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmn.errors import InputError
+from dgmn.errors import InputError, check_flag
 from dgmn.ops import direct, exported, library, native, packaged, reference
 from dgmn.ops.direct import is_direct
 from dgmn.ops.precision import has_autocast
@@ -185,6 +185,7 @@ def position_scores(
     _check_map("query", query)
     _, height, width, _, dim = query.shape
     _check_number("nodes", nodes, library.MAX_KERNEL_SIZE**2)
+    check_flag("mirrored", mirrored)
     for name, table, length in (("rows", rows, height), ("columns", columns, width)):
         if table is not None:
             _check_shape(name, table, (length + nodes - 1, dim), query)
